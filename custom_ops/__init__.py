@@ -1,0 +1,1 @@
+"""The operator `trianglemix::TriangleAttention`: its contract, reference, function body and kernels."""

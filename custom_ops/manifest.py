@@ -1,0 +1,87 @@
+"""`manifest.json`: what an exported folder says about its model, written by the exporter, read by the runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.errors import TriangleMixError
+
+FILE_NAME: Final = "manifest.json"
+FORMAT_VERSION: Final = 1
+
+
+class ManifestError(TriangleMixError):
+    """The folder's manifest is missing, unreadable, or of another version."""
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Graph names and sizes of one layer's KV cache, `[B, G, P, D]` and `[B, G, P, Dv]`."""
+
+    layer: int
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+    kv_num_heads: int
+    head_size: int
+    value_head_size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Names, cache layout and capabilities of an exported model. Layers count from 0."""
+
+    target: str
+    model_file: str
+    cache_dtype: str  # "float32", "float16" or "bfloat16"
+    input_ids: str  # [B, S] int64
+    attention_mask: str  # [B, T] int64, 1 = a real token
+    position_ids: str | None  # [B, S] int64
+    prompt_length: str | None  # [B] int32, optional input: 0 or less = the end of the row's keys
+    logits: str  # [B, S, vocabulary], or [B, 1, vocabulary] with last_token_logits
+    last_token_logits: bool
+    num_layers: int
+    triangle_layers: tuple[int, ...]
+    pattern: TrianglePattern
+    cache: tuple[LayerCache, ...]
+    shared_cache: bool  # present may be bound to the past's preallocated buffer
+    left_padding: bool  # rows of a batch may be padded on the left, in every layer
+    context_length: int | None  # tokens, None where the source does not say
+
+    def save(self, folder: Path) -> None:
+        """Writes `manifest.json` into `folder`."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads the manifest of an exported folder.
+
+        Raises:
+            ManifestError: no manifest, not JSON, another format version, or fields missing.
+        """
+        path = folder / FILE_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ManifestError(
+                f"{path} cannot be read ({error}); give a folder written by trianglemix-export"
+            ) from error
+        version = content.pop("format_version", None) if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise ManifestError(
+                f"{path} has format version {version}, but this trianglemix reads "
+                f"{FORMAT_VERSION}; export the model again"
+            )
+        try:
+            content["pattern"] = TrianglePattern(**content["pattern"])
+            content["cache"] = tuple(LayerCache(**layer) for layer in content["cache"])
+            content["triangle_layers"] = tuple(content["triangle_layers"])
+            return cls(**content)
+        except (KeyError, TypeError) as error:
+            raise ManifestError(f"{path} lacks what this version needs: {error}") from error

@@ -1,0 +1,54 @@
+// One call of the operator as a kernel sees it: pointers, sizes and the pattern, nothing of ONNX Runtime.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trianglemix {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// keep(i, j) = j <= i and (j - first_valid < sink or i - j < window or i >= N - last);
+// window == kDenseWindow keeps everything.
+constexpr int64_t kDenseWindow = -1;
+
+struct Pattern {
+  int64_t sink;
+  int64_t window;
+  int64_t last;
+};
+
+// Row b's keys end at L_b = seqlens_k[b] + 1; its new tokens start at max(0, L_b - S).
+// All tensors are contiguous in the layouts given. Pointers live where the kernel runs, lengths
+// included (device memory on CUDA, where the host never reads them); `total` is known to the host.
+struct TriangleProblem {
+  DType dtype;
+  Pattern pattern;
+  float scale;    // already resolved: never 0
+  float softcap;  // 0 = off
+
+  int64_t batch;              // B
+  int64_t query_length;       // S, new tokens
+  int64_t num_heads;          // H
+  int64_t kv_num_heads;       // G, divides H
+  int64_t head_size;          // D,  multiple of 8, at most 256
+  int64_t value_head_size;    // Dv, multiple of 8, at most 256
+  int64_t past_capacity;      // P, slots of past_key / past_value (0 without a past)
+  int64_t present_capacity;   // T = max(P, total), slots of present_key / present_value
+  int64_t total;              // largest L_b, as the caller says
+
+  const void* query;       // [B, S, H*D]
+  const void* key;         // [B, S, G*D]
+  const void* value;       // [B, S, G*Dv]
+  const void* past_key;    // [B, G, P, D]   null without a past; may equal present_key
+  const void* past_value;  // [B, G, P, Dv]
+  void* output;            // [B, S, H*Dv]
+  void* present_key;       // [B, G, T, D]
+  void* present_value;     // [B, G, T, Dv]
+
+  const int32_t* seqlens_k;      // [B], L_b - 1
+  const int32_t* prompt_length;  // [B], N; null = L_b
+  const int32_t* first_valid;    // [B]; null = 0
+};
+
+}  // namespace trianglemix

@@ -1,0 +1,1 @@
+"""Runs an exported folder: sessions, the KV cache, generation."""
