@@ -1,1 +1,1 @@
-"""The operator `trianglemix::TriangleAttention`: its contract, reference, function body and kernels."""
+"""The operator `trianglemix::TriangleAttention`: contract, reference, function body, kernels."""

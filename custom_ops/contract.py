@@ -1,4 +1,4 @@
-"""The operator's contract: name, domain, inputs, outputs, attributes and their defaults, written once.
+"""The operator's contract, written once: name, domain, inputs, outputs, attributes, defaults.
 
 Everything that builds, reads or checks a `TriangleAttention` node takes its names from here; the
 native side mirrors them in `src/problem.h` and `src/op.cc`, and a test compares the two.

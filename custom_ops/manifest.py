@@ -1,4 +1,4 @@
-"""`manifest.json`: what an exported folder says about its model, written by the exporter, read by the runtime."""
+"""`manifest.json`: what an exported folder says about its model; exporter writes, runtime reads."""
 
 from __future__ import annotations
 

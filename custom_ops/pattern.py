@@ -1,4 +1,4 @@
-"""The predicate: which keys a row keeps. Reference, function body and kernels are tested against it."""
+"""The predicate: which keys a row keeps. Everything else is tested against it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def keep(
     sink = j - first_valid < pattern.num_sink_tokens
     window = (i - j < pattern.sliding_window_size) | np.bool_(pattern.is_dense)
     last = i >= prompt_length - pattern.num_last_tokens
-    kept: BoolArray = (first_valid <= j) & (j <= i) & (sink | window | last)
-    return kept
+    return np.asarray((first_valid <= j) & (j <= i) & (sink | window | last))
 
 
 def keep_mask(prompt_length: int, pattern: TrianglePattern, first_valid: int = 0) -> BoolArray:
@@ -51,7 +50,7 @@ def kept_pairs(prompt_length: int, pattern: TrianglePattern) -> int:
 def key_intervals(
     row: int, pattern: TrianglePattern, prompt_length: int, first_valid: int = 0
 ) -> list[tuple[int, int]]:
-    """Half-open key intervals, ascending and disjoint, that row `row` keeps: what a kernel visits."""
+    """Half-open, ascending, disjoint key intervals that row `row` keeps: what a kernel visits."""
     if row < first_valid:
         return []
     sink_end = first_valid + pattern.num_sink_tokens

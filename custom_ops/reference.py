@@ -93,7 +93,8 @@ def _row_mask(call: Call, attention: Attention, b: int) -> BoolArray:
     first_valid = 0 if call.first_valid is None else int(call.first_valid[b])
     rows = start_position(end, length) + np.arange(length)[:, None]
     kept = keep(rows, np.arange(end)[None, :], attention.pattern, prompt_length, first_valid)
-    return kept & (rows < end)
+    mask: BoolArray = kept & (rows < end)
+    return mask
 
 
 def _attend(

@@ -1,1 +1,1 @@
-../../../package/__init__.py
+../../../package/trianglemix/__init__.py
