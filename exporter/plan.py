@@ -1,0 +1,170 @@
+"""The layer plan file: which layers of which model may be triangle layers.
+
+`trianglemix-analyze` writes it, `trianglemix-export --plan` reads it, and `models/<family>/plan.json`
+ships it. As JSON::
+
+    {"format_version": 1,
+     "model": {"name": "SmolLM2-135M-Instruct",
+               "fingerprint": {"num_layers": 30, "num_heads": 9, "kv_num_heads": 3,
+                               "head_size": 64, "hidden_size": 576, "vocabulary_size": 49152}},
+     "pattern": {"num_sink_tokens": 8, "sliding_window_size": 512, "num_last_tokens": 128},
+     "layers_by_importance": [29, 25, 28],
+     "triangle_layers": [25, 28, 29],
+     "origin": "where the choice comes from, in words",
+     "figures": {"any": "numbers worth keeping"}}
+
+Layers count from 0. `layers_by_importance` names the least important layer (the best triangle layer)
+first; `triangle_layers` is the recommended set. At least one of the two is there; `pattern`,
+`figures` and the last two fields of the fingerprint may be left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.errors import PlanError
+
+FORMAT_VERSION: Final = 1
+FILE_NAME: Final = "plan.json"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The shape of a model. Sizes that a file does not tell are None and fit everything."""
+
+    num_layers: int
+    num_heads: int
+    kv_num_heads: int
+    head_size: int
+    hidden_size: int | None = None
+    vocabulary_size: int | None = None
+
+    def mismatches(self, other: Fingerprint) -> list[str]:
+        """`name a != b` for each size that both know and that differs."""
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            f"{name} {mine[name]} != {theirs[name]}"
+            for name in mine
+            if None not in (mine[name], theirs[name]) and mine[name] != theirs[name]
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file as read. Layers count from 0.
+
+    Raises:
+        PlanError: no layers, a layer twice, or a layer that the fingerprint's model has not.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    pattern: TrianglePattern | None = None
+    layers_by_importance: tuple[int, ...] = ()
+    triangle_layers: tuple[int, ...] = ()
+    origin: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers_by_importance and not self.triangle_layers:
+            raise PlanError(
+                f"plan for {self.name} names no layers; fill layers_by_importance or "
+                "triangle_layers"
+            )
+        for name in ("layers_by_importance", "triangle_layers"):
+            self._check_layers(name, getattr(self, name))
+
+    def _check_layers(self, name: str, layers: tuple[int, ...]) -> None:
+        count = self.fingerprint.num_layers
+        for layer in layers:
+            if not 0 <= layer < count:
+                raise PlanError(
+                    f"{name} of the plan for {self.name} has layer {layer}, but its model has "
+                    f"{count} layers (0-{count - 1}); correct the plan"
+                )
+        if len(set(layers)) != len(layers):
+            raise PlanError(f"{name} of the plan for {self.name} names a layer twice: {layers}")
+
+    def check_fits(self, model: Fingerprint) -> None:
+        """Raises PlanError when the plan was made for a model of another shape."""
+        differences = self.fingerprint.mismatches(model)
+        if differences:
+            raise PlanError(
+                f"the plan is for {self.name}, but this model has another shape "
+                f"({'; '.join(differences)}); pass a plan made for this model"
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as JSON."""
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "model": {"name": self.name, "fingerprint": asdict(self.fingerprint)},
+            "pattern": self.pattern.as_attributes() if self.pattern else None,
+            "layers_by_importance": list(self.layers_by_importance),
+            "triangle_layers": list(self.triangle_layers),
+            "origin": self.origin,
+            "figures": dict(self.figures),
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Reads a plan file.
+
+        Raises:
+            PlanError: unreadable, not JSON, another format version, or fields missing or wrong.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"plan {path} cannot be read: {error}") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise PlanError(
+                f"plan {path} has format version {version}, but this trianglemix reads "
+                f"{FORMAT_VERSION}; make the plan again with trianglemix-analyze"
+            )
+        try:
+            return cls._from_content(content)
+        except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+            raise PlanError(f"plan {path} is not understood: {error!r}") from error
+
+    @classmethod
+    def _from_content(cls, content: Mapping[str, Any]) -> Plan:
+        pattern = content.get("pattern")
+        return cls(
+            name=str(content["model"]["name"]),
+            fingerprint=Fingerprint(**content["model"]["fingerprint"]),
+            pattern=TrianglePattern(**pattern) if pattern else None,
+            layers_by_importance=tuple(int(x) for x in content.get("layers_by_importance") or ()),
+            triangle_layers=tuple(int(x) for x in content.get("triangle_layers") or ()),
+            origin=str(content.get("origin", "")),
+            figures=dict(content.get("figures") or {}),
+        )
+
+
+def shipped_plans() -> list[Plan]:
+    """Every plan under `models/`, sorted by folder name."""
+    try:
+        root = resources.files("trianglemix.models")
+    except ModuleNotFoundError:
+        return []
+    folders = sorted((entry for entry in root.iterdir() if entry.is_dir()), key=lambda e: e.name)
+    return [
+        Plan.load(Path(str(folder / FILE_NAME)))
+        for folder in folders
+        if (folder / FILE_NAME).is_file()
+    ]
+
+
+def find_shipped_plan(model: Fingerprint) -> Plan | None:
+    """The shipped plan whose fingerprint fits the model, if there is one."""
+    fitting = [plan for plan in shipped_plans() if not plan.fingerprint.mismatches(model)]
+    return fitting[0] if fitting else None
