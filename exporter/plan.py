@@ -1,6 +1,6 @@
 """The layer plan file: which layers of which model may be triangle layers.
 
-`trianglemix-analyze` writes it, `trianglemix-export --plan` reads it, and `models/<family>/plan.json`
+`trianglemix-analyze` writes it, `trianglemix-export --plan` reads it, `models/<family>/plan.json`
 ships it. As JSON::
 
     {"format_version": 1,
@@ -13,8 +13,8 @@ ships it. As JSON::
      "origin": "where the choice comes from, in words",
      "figures": {"any": "numbers worth keeping"}}
 
-Layers count from 0. `layers_by_importance` names the least important layer (the best triangle layer)
-first; `triangle_layers` is the recommended set. At least one of the two is there; `pattern`,
+Layers count from 0. `layers_by_importance` names the least important layer (the best triangle
+layer) first; `triangle_layers` is the recommended set. At least one of the two is there; `pattern`,
 `figures` and the last two fields of the fingerprint may be left out.
 """
 
