@@ -8,5 +8,3 @@ if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64
         f"trianglemix is built for Linux on x86-64 and aarch64, this is "
         f"{platform.system()} on {platform.machine()}"
     )
-if sys.version_info < (3, 11):
-    sys.exit(f"trianglemix needs Python 3.11 or newer, this is {platform.python_version()}")
