@@ -8,23 +8,19 @@ differs from every other: a mix-up of two axes cannot pass unnoticed.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.model_cache import BUILD, cached_folder, copy_companions
 from benchmarks.plain_onnx import PlainExport, export_plain
 from tests.tiny_gqa import build_gqa
 from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 
-CACHE: Final = Path(__file__).resolve().parent.parent / "build" / "tiny_models"
+CACHE: Final = BUILD / "tiny_models"
 SEED: Final = 20261122
-_RECIPE: Final = "1"  # raise it when what is made here changes
+_PACKAGES: Final = ("torch", "transformers")
+_RECIPE: Final = 1  # raise it when what is made here changes
 
 ONNX_FAMILIES: Final = ("llama", "qwen2", "qwen3")
 FOLDER_FAMILIES: Final = (*ONNX_FAMILIES, "mistral", "phi3", "gemma2", "gpt2")
@@ -92,27 +88,22 @@ def tiny_model(family: str = "llama", route: str = "dynamo-sdpa-20") -> TinyMode
             build_gqa(source, path)
         else:
             export_plain(source, path, PLAIN_ROUTES[route])
-        for name in _COMPANIONS:
-            if (source / name).is_file():
-                shutil.copy(source / name, target)
+        copy_companions(source, target)
 
-    folder = _cached(f"{family}-{route}", ("onnx-ir", "onnxscript"), make)
+    folder = cached_folder(
+        CACHE, f"{family}-{route}-r{_RECIPE}", (*_PACKAGES, "onnx-ir", "onnxscript"), make
+    )
     return TinyModel(family, route, folder / "model.onnx", source)
-
-
-_COMPANIONS: Final = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 
 
 def tiny_folder(family: str = "llama") -> Path:
     """The Hugging Face folder of one of `FOLDER_FAMILIES`: random weights, a byte tokenizer."""
-    return _cached(f"{family}-folder", (), lambda target: _save_folder(family, target))
+    return cached_folder(
+        CACHE,
+        f"{family}-folder-r{_RECIPE}",
+        _PACKAGES,
+        lambda target: _save_folder(family, target),
+    )
 
 
 def _save_folder(family: str, target: Path) -> None:
@@ -148,23 +139,3 @@ def _config(family: str) -> dict[str, Any]:
             final_logit_softcapping=6.0, initializer_range=0.1,
         )  # fmt: skip
     return sizes
-
-
-def _cached(name: str, packages: tuple[str, ...], make: Callable[[Path], None]) -> Path:
-    """Folder `CACHE/<name>-<versions>`, made whole in a temporary folder and renamed."""
-    versions = [version(package) for package in ("torch", "transformers", *packages)]
-    folder = CACHE / "-".join([name, f"r{_RECIPE}", *versions])
-    if folder.is_dir():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=CACHE))
-    try:
-        make(temporary)
-        (temporary / "made.json").write_text(json.dumps({"versions": versions}))
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # another process was quicker: its folder is as good
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder

