@@ -1,0 +1,1 @@
+"""Layer plans shipped with the package, one folder per model family."""
