@@ -1,1 +1,16 @@
 """Runs an exported folder: sessions, the KV cache, generation."""
+
+from trianglemix.runtime.generate import Generation, GenerationResult, Token
+from trianglemix.runtime.kv_cache import KVCache
+from trianglemix.runtime.sampling import GREEDY, Sampling
+from trianglemix.runtime.session import TriangleSession
+
+__all__ = [
+    "GREEDY",
+    "Generation",
+    "GenerationResult",
+    "KVCache",
+    "Sampling",
+    "Token",
+    "TriangleSession",
+]

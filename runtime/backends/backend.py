@@ -1,0 +1,56 @@
+"""The interface between generation and a device's runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kernel = Literal["native", "fallback"]
+Feeds = Mapping[str, NDArray[np.integer[Any]]]
+Logits = NDArray[np.float32]
+
+
+class DeviceCache(Protocol):
+    """The keys and values of one batch, in every layer, where the model runs."""
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for `slots` tokens in all; what the cache holds stays."""
+
+    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+        """Runs the model once; the new tokens' keys and values join the cache.
+
+        Args:
+            feeds: the graph's inputs by name, without the cache.
+            want_logits: False spares the copy of logits that nobody reads.
+
+        Returns:
+            `[B, vocabulary]` of each row's last position, or None if they were not wanted.
+
+        Raises:
+            ExecutionError: the runtime failed; the cache then counts as unchanged.
+        """
+
+
+class Backend(Protocol):
+    """A loaded model on one device."""
+
+    @property
+    def provider(self) -> str:
+        """The device in one word: "cpu", "cuda"."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """Whether the operator runs as a kernel or as its slow function body."""
+
+    def open_cache(self, batch: int, slots: int) -> DeviceCache:
+        """An empty cache for `batch` rows with room for `slots` tokens."""
+
+    def check_memory(self, batch: int, rows: int, keys: int) -> None:
+        """Refuses a step of `rows` new tokens over `keys` tokens that cannot fit in memory.
+
+        Raises:
+            FallbackError: the function body's scores would need more memory than there is.
+        """

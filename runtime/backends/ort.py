@@ -1,0 +1,200 @@
+"""The ONNX Runtime backend: opens a session with the native operator on the CPU or a CUDA GPU."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx
+import onnxruntime as ort
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.backends.backend import DeviceCache, Kernel
+from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache
+from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
+from trianglemix.runtime.errors import FallbackError, ProviderError
+from trianglemix.runtime.memory import available_cuda_bytes, available_host_bytes
+from trianglemix.runtime.model_folder import ModelFolder
+
+_LOG = logging.getLogger(__name__)
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDERS: Final = {"cpu": _CPU, "cuda": _CUDA}
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+FALLBACK_SCORE_BYTES: Final = 16
+"""Bytes per score (head, row, key) that the function body holds at its peak, as measured."""
+
+
+@dataclass(frozen=True)
+class OrtSettings:
+    """How a session is opened: `provider` "auto", "cpu" or "cuda"; `threads` None = all cores."""
+
+    provider: str = "auto"
+    allow_fallback: bool = False
+    threads: int | None = None
+    profile_prefix: Path | None = None
+
+
+class OrtBackend:
+    """A model in an ONNX Runtime session."""
+
+    def __init__(
+        self, session: ort.InferenceSession, folder: ModelFolder, provider: str, kernel: Kernel
+    ) -> None:
+        self._session = session
+        self._manifest: Manifest = folder.manifest
+        self._provider = provider
+        self._kernel: Kernel = kernel
+        self._num_heads = 0 if kernel == "native" else operator_heads(folder.model_path)
+
+    @property
+    def provider(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self._provider
+
+    @property
+    def kernel(self) -> Kernel:
+        """ "native", or "fallback" where the model runs on the operator's function body."""
+        return self._kernel
+
+    @property
+    def session(self) -> ort.InferenceSession:
+        """The session itself, for profiles and for what this class does not cover."""
+        return self._session
+
+    def open_cache(self, batch: int, slots: int) -> DeviceCache:
+        """See `Backend.open_cache`.
+
+        The function body reads its past after its present may have been written, so that it never
+        gets one buffer for both.
+        """
+        if self._manifest.shared_cache and self._kernel == "native":
+            return SharedCache(self._session, self._manifest, self._provider, batch, slots)
+        return GrowingCache(self._session, self._manifest, self._provider, batch)
+
+    def check_memory(self, batch: int, rows: int, keys: int) -> None:
+        """See `Backend.check_memory`."""
+        if self._kernel == "native":
+            return
+        on_gpu = self._provider == "cuda"
+        free = available_cuda_bytes() if on_gpu else available_host_bytes()
+        needed = batch * self._num_heads * rows * keys * FALLBACK_SCORE_BYTES
+        if free is not None and needed > free:
+            raise FallbackError(
+                f"the function body would need {needed / 2**30:.1f} GiB for the scores of {rows} "
+                f"new tokens over {keys}, but {free / 2**30:.1f} GiB are free; use the native "
+                "library, or a smaller prefill chunk"
+            )
+
+
+def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
+    """Loads the folder's model.
+
+    Raises:
+        ProviderError: the provider is unknown, not in this ONNX Runtime, or does not start.
+        FallbackError: the native library cannot be used and `allow_fallback` is False.
+        ExecutionError: ONNX Runtime cannot load the model.
+    """
+    provider = _choose_provider(settings.provider)
+    options = ort.SessionOptions()
+    options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+    if settings.threads is not None:
+        options.intra_op_num_threads = settings.threads
+    if settings.profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(settings.profile_prefix)
+    kernel = _register_library(options, folder, settings.allow_fallback)
+    session = _open_session(folder, options, provider)
+    if provider == "cuda" and _CUDA not in session.get_providers():
+        if settings.provider == "cuda":
+            raise ProviderError(
+                "ONNX Runtime could not start its CUDA provider (its log says why); install the "
+                "CUDA libraries it names, or use the provider cpu"
+            )
+        _LOG.warning("the CUDA provider did not start (see ONNX Runtime's log): running on the CPU")
+        provider = "cpu"
+    if provider == "cuda" and kernel == "native":
+        _warn_of_cpu_operator(session)
+    return OrtBackend(session, folder, provider, kernel)
+
+
+def operator_heads(model_path: Path) -> int:
+    """The largest `num_heads` of the model's TriangleAttention nodes; 0 where it has none."""
+    graph = onnx.load(model_path, load_external_data=False).graph
+    heads = [
+        attribute.i
+        for node in graph.node
+        if node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
+        for attribute in node.attribute
+        if attribute.name == contract.ATTR_NUM_HEADS
+    ]
+    return max(heads, default=0)
+
+
+def _choose_provider(wanted: str) -> str:
+    available = ort.get_available_providers()
+    if wanted == "auto":
+        return "cuda" if _CUDA in available else "cpu"
+    if wanted not in _PROVIDERS:
+        raise ProviderError(f"provider is {wanted!r}, but must be auto, cpu or cuda")
+    if _PROVIDERS[wanted] not in available:
+        raise ProviderError(
+            f"provider {wanted} is not in the installed ONNX Runtime ({', '.join(available)}); "
+            "pip install 'trianglemix[gpu]' in an environment without the package onnxruntime"
+        )
+    return wanted
+
+
+def _register_library(
+    options: ort.SessionOptions, folder: ModelFolder, allow_fallback: bool
+) -> Kernel:
+    """Registers the native operator, or says why the model may run without it."""
+    try:
+        options.register_custom_ops_library(str(library_path()))
+        return "native"
+    except LibraryNotFoundError as error:
+        reason = str(error)
+    except ORT_ERRORS as error:
+        reason = f"ONNX Runtime {ort.__version__} refuses the native library: {error}"
+    reason = " ".join(reason.split())
+    if operator_heads(folder.model_path) == 0:
+        return "native"  # a dense twin: every node of it is ONNX Runtime's own
+    if not allow_fallback:
+        raise FallbackError(
+            f"{reason}; to run on the operator's slow function body instead, allow the fallback"
+        )
+    _LOG.warning("%s: running on the operator's slow function body", reason)
+    return "fallback"
+
+
+def _open_session(
+    folder: ModelFolder, options: ort.SessionOptions, provider: str
+) -> ort.InferenceSession:
+    providers = [_CPU] if provider == "cpu" else [_CUDA, _CPU]
+    if provider == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA libraries from pip packages are not on the loader's path
+    try:
+        return ort.InferenceSession(str(folder.model_path), options, providers=providers)
+    except ORT_ERRORS as error:
+        raise execution_error(f"{folder.model_path} cannot be loaded", error) from error
+
+
+def _warn_of_cpu_operator(session: ort.InferenceSession) -> None:
+    """A CUDA session whose TriangleAttention nodes fell to the CPU copies every tensor twice."""
+    read = getattr(session, "get_provider_graph_assignment_info", None)
+    if read is None:  # an older ONNX Runtime cannot say
+        return
+    on_cpu = sum(
+        node.op_type == contract.OP_TYPE
+        for part in read()
+        if part.ep_name != _CUDA
+        for node in part.get_nodes()
+    )
+    if on_cpu:
+        _LOG.warning(
+            "%d TriangleAttention nodes run on the CPU of this CUDA session, which is slow: this "
+            "installation of trianglemix has no CUDA kernels",
+            on_cpu,
+        )

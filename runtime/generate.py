@@ -1,0 +1,213 @@
+"""The generation loop: a prompt into the cache, chunk by chunk, then one token after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from trianglemix.runtime.backends.backend import Kernel, Logits
+from trianglemix.runtime.errors import ExecutionError
+from trianglemix.runtime.kv_cache import IntArray, KVCache
+from trianglemix.runtime.memory import peak_resident_bytes
+from trianglemix.runtime.sampling import GREEDY, Sampler, Sampling
+from trianglemix.runtime.tokenizer import TextStream, Tokenizer
+
+FinishReason = Literal["stop", "length"]
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token: the prompt's index in its batch, the id, and the text it completes."""
+
+    row: int
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What one prompt gave.
+
+    `ids` are the new tokens, a stop token included; `text` leaves special tokens out and is empty
+    without a tokenizer. `ttft_s` (seconds) reaches from the call to the first token;
+    `tokens_per_s` counts the tokens after it, 0 where there are none. `peak_rss_mb` (MiB) is the
+    process's largest resident set so far. `kernel` says what ran the attention.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    ttft_s: float
+    tokens_per_s: float
+    peak_rss_mb: float
+    kernel: Kernel
+    provider: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a generation; lengths in tokens, `prefill_chunk` None = in one pass."""
+
+    max_new_tokens: int
+    prefill_chunk: int | None = None
+    sampling: Sampling = GREEDY
+    stop_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that go through the model together, and the cache they go into.
+
+    The cache is opened when the group's turn comes, and dropped after it unless the caller keeps
+    it.
+    """
+
+    rows: range
+    prompts: Sequence[IntArray]
+    open_cache: Callable[[], KVCache]
+
+
+@dataclass
+class _Row:
+    """What is known of one prompt while its tokens come in."""
+
+    prompt_tokens: int
+    stream: TextStream | None
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+    def add(self, token: int, request: Request) -> str:
+        """Takes a token in; returns the text it completes."""
+        self.last_at = time.perf_counter()
+        self.first_at = self.first_at or self.last_at
+        self.ids.append(token)
+        piece = ""
+        if token in request.stop_ids:
+            self.finish_reason = "stop"
+        elif self.stream is not None:
+            piece = self.stream.push(token)
+        if self.finish_reason is None and len(self.ids) >= request.max_new_tokens:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.stream is not None:
+            piece += self.stream.flush()
+        self.text += piece
+        return piece
+
+
+class Generation(Iterator[Token]):
+    """Tokens as they come. After the last one, or without waiting, `results()` has the figures."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        request: Request,
+        tokenizer: Tokenizer | None,
+        prepared_s: float,
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._prepared_s = prepared_s  # spent before the first step, a part of the first token's
+        self._results: list[GenerationResult] = []
+        self._tokens = self._run(groups)
+
+    def __next__(self) -> Token:
+        return next(self._tokens)
+
+    def results(self) -> list[GenerationResult]:
+        """One result per prompt, in their order; generates what is left first."""
+        for _ in self:
+            pass
+        return self._results
+
+    def result(self) -> GenerationResult:
+        """The first prompt's result."""
+        return self.results()[0]
+
+    def _run(self, groups: Sequence[Group]) -> Iterator[Token]:
+        for group in groups:
+            yield from self._run_group(group)
+
+    def _run_group(self, group: Group) -> Iterator[Token]:
+        started = time.perf_counter() - self._prepared_s
+        cache = group.open_cache()
+        rows = [
+            _Row(len(ids), TextStream(self._tokenizer) if self._tokenizer else None)
+            for ids in group.prompts
+        ]
+        sampler = Sampler(self._request.sampling, group.rows)
+        cache.reserve(cache.length + cache.pending.shape[1] + self._slots(group))
+        logits: Logits | None = _prefill(cache, group.prompts, self._request.prefill_chunk)
+        prompt_end = cache.length
+        while True:
+            tokens = sampler.choose(_checked(logits))
+            cache.pending = tokens[:, None]
+            for number, row, token in zip(group.rows, rows, tokens.tolist(), strict=True):
+                if row.finish_reason is None:
+                    yield Token(number, token, row.add(token, self._request))
+            if all(row.finish_reason for row in rows):
+                break
+            logits = cache.extend(cache.pending, None, prompt_end)
+        self._results += [self._result(row, started, cache) for row in rows]
+
+    def _slots(self, group: Group) -> int:
+        """Slots that prompts and answers need; a long answer's cache grows on the way."""
+        longest = max(len(ids) for ids in group.prompts)
+        return longest + min(self._request.max_new_tokens, 1024)
+
+    def _result(self, row: _Row, started: float, cache: KVCache) -> GenerationResult:
+        assert row.finish_reason is not None
+        decode_s = row.last_at - row.first_at
+        return GenerationResult(
+            text=row.text,
+            ids=tuple(row.ids),
+            finish_reason=row.finish_reason,
+            prompt_tokens=row.prompt_tokens,
+            ttft_s=row.first_at - started,
+            tokens_per_s=(len(row.ids) - 1) / decode_s if decode_s > 0 else 0.0,
+            peak_rss_mb=peak_resident_bytes() / _MIB,
+            kernel=cache.kernel,
+            provider=cache.provider,
+        )
+
+
+def _prefill(cache: KVCache, prompts: Sequence[IntArray], chunk: int | None) -> Logits:
+    """Puts the prompts into the cache, aligned on the right; returns their last tokens' logits.
+
+    Tokens of an earlier turn that the model has not seen go first.
+    """
+    earlier = cache.pending.shape[1]
+    longest = max(len(ids) for ids in prompts)
+    ids = np.zeros((len(prompts), earlier + longest), np.int64)
+    real = np.zeros(ids.shape, np.bool_)
+    ids[:, :earlier], real[:, :earlier] = cache.pending, True
+    for row, prompt in enumerate(prompts):
+        ids[row, earlier + longest - len(prompt) :] = prompt
+        real[row, earlier + longest - len(prompt) :] = True
+    total, prompt_end = ids.shape[1], cache.length + ids.shape[1]
+    step = chunk or total
+    for begin in range(0, total, step):
+        part = slice(begin, begin + step)
+        is_last = begin + step >= total
+        logits = cache.extend(ids[:, part], real[:, part], prompt_end, want_logits=is_last)
+        cache.pending = cache.pending[:, :0]
+    assert logits is not None
+    return logits
+
+
+def _checked(logits: Logits | None) -> Logits:
+    """The logits, unless one is NaN: then any choice would be noise."""
+    assert logits is not None
+    if np.isnan(logits.max()):
+        raise ExecutionError(
+            "the model's logits hold NaN; its numbers overflow in this type: export it in float32 "
+            "or bfloat16"
+        )
+    return logits

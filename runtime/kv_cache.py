@@ -1,0 +1,115 @@
+"""A batch of sequences in the model's cache: how long they are, and how they get longer."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.backends.backend import Backend, DeviceCache, Kernel, Logits
+from trianglemix.runtime.errors import PromptError
+
+IntArray = NDArray[np.int64]
+
+_GROWTH: Final = 1.5
+_SLOT_STEP: Final = 64
+
+
+class KVCache:
+    """The tokens that `B` sequences have in the model so far.
+
+    Rows are aligned on the right: a shorter row begins with pads. With `max_length` (tokens) the
+    room is taken once and never exceeded; without it the cache grows as needed.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        batch: int = 1,
+        max_length: int | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 1:
+            raise PromptError(f"max_length is {max_length}, but must be 1 or more")
+        self.batch = batch
+        self.length = 0
+        self.pending: IntArray = np.zeros((batch, 0), np.int64)
+        """Tokens `[B, n]` that were generated, but have not been through the model yet."""
+        self._backend = backend
+        self._manifest = manifest
+        self._max_length = max_length
+        self._device: DeviceCache | None = None
+        self._mask: IntArray = np.zeros((batch, 0), np.int64)
+        self._tokens: IntArray = np.zeros(batch, np.int64)  # [B], real ones
+
+    @property
+    def kernel(self) -> Kernel:
+        """What runs the operator; see `Backend.kernel`."""
+        return self._backend.kernel
+
+    @property
+    def provider(self) -> str:
+        """The device it lies on."""
+        return self._backend.provider
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens it may ever hold, None where neither model nor user set a limit."""
+        limits = (self._max_length, self._manifest.context_length)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for `slots` tokens; more than that when the cache has to grow anyway."""
+        if slots <= self._mask.shape[1]:
+            return
+        if self._max_length is not None:
+            room = self._max_length
+        else:
+            room = max(slots, int(self._mask.shape[1] * _GROWTH))
+            room = -(-room // _SLOT_STEP) * _SLOT_STEP
+        if self._device is None:
+            self._device = self._backend.open_cache(self.batch, room)
+        else:
+            self._device.reserve(room)
+        mask = np.zeros((self.batch, room), np.int64)
+        mask[:, : self.length] = self._mask[:, : self.length]
+        self._mask = mask
+
+    def extend(
+        self,
+        ids: IntArray,
+        real: NDArray[np.bool_] | None,
+        prompt_end: int,
+        want_logits: bool = True,
+    ) -> Logits | None:
+        """Runs the model over new tokens, whose keys and values join the cache.
+
+        Args:
+            ids: `[B, S]` tokens.
+            real: `[B, S]`, False for pads; None where all are real.
+            prompt_end: where the prompt ends, in slots of this cache (the formula's N).
+            want_logits: whether the logits are needed.
+
+        Returns:
+            Logits `[B, vocabulary]` of each row's last token, or None.
+        """
+        start, end = self.length, self.length + ids.shape[1]
+        self.reserve(end)
+        self._mask[:, start:end] = 1 if real is None else real
+        new = self._mask[:, start:end]
+        feeds: dict[str, NDArray[np.integer[Any]]] = {
+            self._manifest.input_ids: ids,
+            self._manifest.attention_mask: self._mask[:, :end],
+        }
+        if self._manifest.position_ids is not None:
+            positions = self._tokens[:, None] + np.cumsum(new, axis=1) - 1
+            feeds[self._manifest.position_ids] = np.maximum(positions, 0)
+        if self._manifest.prompt_length is not None:
+            ends = np.full(self.batch, prompt_end, np.int32)
+            feeds[self._manifest.prompt_length] = ends
+        assert self._device is not None  # reserve() opened it
+        logits = self._device.step(feeds, want_logits)
+        self.length = end
+        self._tokens += new.sum(axis=1)
+        return logits

@@ -1,0 +1,69 @@
+"""An exported folder on disk: its manifest, its model file and the tokens that end a generation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.errors import FolderError
+
+_STOP_FILES = ("generation_config.json", "config.json")  # the first that names stop tokens counts
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What `trianglemix-export` wrote. Without `stop_ids` only the length ends a text."""
+
+    path: Path
+    manifest: Manifest
+    stop_ids: frozenset[int]
+
+    @property
+    def model_path(self) -> Path:
+        """The model file that the manifest names."""
+        return self.path / self.manifest.model_file
+
+    @classmethod
+    def load(cls, path: Path) -> ModelFolder:
+        """Reads the folder's description; the model itself stays on disk.
+
+        Raises:
+            ManifestError: no manifest, or one of another version.
+            FolderError: the model file is missing, or a settings file is not JSON.
+        """
+        folder = cls(path, Manifest.load(path), _stop_ids(path))
+        if not folder.model_path.is_file():
+            raise FolderError(
+                f"{folder.model_path} is missing, although the manifest names it; export again"
+            )
+        return folder
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object from `path`; an empty one where there is no such file.
+
+    Raises:
+        FolderError: the file is there, but holds no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read ({error}); repair or remove it") from error
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} holds no JSON object; repair or remove it")
+    return content
+
+
+def _stop_ids(path: Path) -> frozenset[int]:
+    for name in _STOP_FILES:
+        found = read_settings(path / name).get("eos_token_id")
+        if isinstance(found, int):
+            return frozenset({found})
+        if isinstance(found, list) and found:
+            return frozenset(int(token) for token in found)
+    return frozenset()

@@ -1,0 +1,243 @@
+"""The user's entry: an exported folder, loaded, that answers prompts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.backends.backend import Backend, Kernel
+from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
+from trianglemix.runtime.generate import Generation, GenerationResult, Group, Request
+from trianglemix.runtime.kv_cache import IntArray, KVCache
+from trianglemix.runtime.model_folder import ModelFolder
+from trianglemix.runtime.sampling import GREEDY, Sampling
+from trianglemix.runtime.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
+Batch = list[str] | list[list[int]] | list[Sequence[int]] | list[NDArray[np.integer[Any]]]
+
+_LOG = logging.getLogger(__name__)
+
+
+class TriangleSession:
+    """A model ready to generate. `stop_ids` are the tokens that end an answer; they may be set."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        tokenizer: Tokenizer | None,
+        stop_ids: frozenset[int],
+    ) -> None:
+        self.backend = backend
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        provider: str = "auto",
+        allow_fallback: bool = False,
+        threads: int | None = None,
+    ) -> TriangleSession:
+        """Loads a folder that `trianglemix-export` wrote.
+
+        Args:
+            path: the folder.
+            provider: "cpu", "cuda", or "auto" for CUDA where this ONNX Runtime has it.
+            allow_fallback: run on the operator's slow function body if the library is missing.
+            threads: CPU threads; None leaves the choice to ONNX Runtime.
+
+        Raises:
+            TriangleMixError: the folder, the provider, the library or a package is not usable.
+        """
+        folder = ModelFolder.load(Path(path))
+        tokenizer = Tokenizer.from_folder(folder.path)
+        try:
+            from trianglemix.runtime.backends.ort import OrtSettings, open_backend
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("onnxruntime"):
+                raise
+            raise MissingPackageError(
+                "onnxruntime is not installed; pip install 'trianglemix[cpu]' for the CPU, or "
+                "'trianglemix[gpu]' for CUDA (one of the two, never both)"
+            ) from error
+        backend = open_backend(folder, OrtSettings(provider, allow_fallback, threads))
+        return cls(backend, folder.manifest, tokenizer, folder.stop_ids)
+
+    @property
+    def kernel(self) -> Kernel:
+        """ "native", or "fallback" where attention runs as the operator's slow function body."""
+        return self.backend.kernel
+
+    @property
+    def provider(self) -> str:
+        """The device that runs the model: "cpu" or "cuda"."""
+        return self.backend.provider
+
+    def new_cache(self, max_length: int | None = None) -> KVCache:
+        """A cache for a conversation: given to every `generate`, each prompt continues the last.
+
+        With `max_length` its memory is taken once; without, it grows.
+        """
+        return KVCache(self.backend, self.manifest, max_length=max_length)
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = ...,
+        *,
+        prefill_chunk: int | None = ...,
+        sampling: Sampling = ...,
+        cache: KVCache | None = ...,
+    ) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Batch,
+        max_new_tokens: int = ...,
+        *,
+        prefill_chunk: int | None = ...,
+        sampling: Sampling = ...,
+        cache: KVCache | None = ...,
+    ) -> list[GenerationResult]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Batch,
+        max_new_tokens: int = 128,
+        *,
+        prefill_chunk: int | None = None,
+        sampling: Sampling = GREEDY,
+        cache: KVCache | None = None,
+    ) -> GenerationResult | list[GenerationResult]:
+        """Answers a prompt, or a list of prompts; `stream` has the arguments."""
+        results = self.stream(
+            prompt,
+            max_new_tokens,
+            prefill_chunk=prefill_chunk,
+            sampling=sampling,
+            cache=cache,
+        ).results()
+        return results if _is_batch(prompt) else results[0]
+
+    def stream(
+        self,
+        prompt: Prompt | Batch,
+        max_new_tokens: int = 128,
+        *,
+        prefill_chunk: int | None = None,
+        sampling: Sampling = GREEDY,
+        cache: KVCache | None = None,
+    ) -> Generation:
+        """Yields tokens as they are chosen; its `result()` has text and figures at the end.
+
+        Args:
+            prompt: text, token ids, or a list of either. Rows of a batch give what they give
+                alone; a model without left padding runs rows of unequal length one by one.
+            max_new_tokens: the most tokens to generate.
+            prefill_chunk: tokens of the prompt per step, to bound memory; the answer stays that
+                of one pass. None reads the prompt in one step.
+            sampling: greedy unless told otherwise.
+            cache: from `new_cache`, for one prompt that continues what the cache holds.
+
+        Raises:
+            PromptError: an argument is out of its range, or the text exceeds the context.
+            FallbackError: a fallback that needs more memory than there is.
+        """
+        started = time.perf_counter()
+        request = Request(max_new_tokens, prefill_chunk, sampling, self.stop_ids)
+        prompts = [self._token_ids(entry) for entry in (prompt if _is_batch(prompt) else [prompt])]
+        self._check_request(request, prompts, cache)
+        groups = self._groups(prompts, request, cache)
+        for group in groups:
+            self._check_lengths(group, request, cache)
+        return Generation(groups, request, self.tokenizer, time.perf_counter() - started)
+
+    def _token_ids(self, prompt: object) -> IntArray:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise FolderError("the folder has no tokenizer.json; give token ids, not text")
+            prompt = self.tokenizer.encode(prompt)
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise PromptError(
+                f"a prompt of shape {list(ids.shape)} and type {ids.dtype} is not usable; give "
+                "text, or a non-empty row of integer token ids"
+            )
+        return ids.astype(np.int64)
+
+    def _check_request(
+        self, request: Request, prompts: Sequence[IntArray], cache: KVCache | None
+    ) -> None:
+        if not prompts:
+            raise PromptError("the batch has no prompts; give at least one")
+        if request.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or more")
+        if request.prefill_chunk is not None and request.prefill_chunk < 1:
+            raise PromptError(f"prefill_chunk is {request.prefill_chunk}, but must be 1 or more")
+        if cache is not None and len(prompts) > 1:
+            raise PromptError(
+                f"a cache continues one conversation, but {len(prompts)} prompts were given; "
+                "give each its own cache"
+            )
+        splits = request.prefill_chunk is not None and any(
+            len(ids) > request.prefill_chunk for ids in prompts
+        )
+        if splits and self.manifest.triangle_layers and self.manifest.prompt_length is None:
+            raise PromptError(
+                "this model has no prompt_length input, without which a chunked prompt gives "
+                "another answer than a whole one; leave out prefill_chunk, or export it again"
+            )
+
+    def _groups(
+        self, prompts: Sequence[IntArray], request: Request, cache: KVCache | None
+    ) -> list[Group]:
+        """Which prompts run together: all, unless the model cannot take them so."""
+        if cache is not None:
+            return [Group(range(1), prompts, lambda: cache)]
+        if len(prompts) == 1 or self._fits_one_batch(prompts, request):
+            rows = range(len(prompts))
+            return [Group(rows, prompts, lambda: KVCache(self.backend, self.manifest, len(rows)))]
+        _LOG.info("this model takes no left padding: running %d prompts in turn", len(prompts))
+        return [
+            Group(range(row, row + 1), [ids], self.new_cache) for row, ids in enumerate(prompts)
+        ]
+
+    def _fits_one_batch(self, prompts: Sequence[IntArray], request: Request) -> bool:
+        if self.manifest.left_padding:
+            return True
+        # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
+        lengths = {len(ids) for ids in prompts}
+        return len(lengths) == 1 and (request.prefill_chunk or max(lengths)) >= max(lengths)
+
+    def _check_lengths(self, group: Group, request: Request, cache: KVCache | None) -> None:
+        held = 0 if cache is None else cache.length + cache.pending.shape[1]
+        limit = self.manifest.context_length if cache is None else cache.limit
+        longest = max(len(ids) for ids in group.prompts)
+        end = held + longest + request.max_new_tokens
+        if limit is not None and end > limit:
+            before = f"{held} tokens before, " if held else ""
+            raise PromptError(
+                f"{before}{longest} prompt tokens and max_new_tokens {request.max_new_tokens} "
+                f"make {end}, but the context has {limit}; shorten the prompt or the answer"
+            )
+        rows = min(longest, request.prefill_chunk or longest)
+        self.backend.check_memory(len(group.prompts), rows, held + longest)
+
+
+def _is_batch(prompt: Prompt | Batch) -> bool:
+    """A list of anything but numbers is a batch."""
+    return isinstance(prompt, list) and not all(
+        isinstance(entry, int | np.integer) for entry in prompt
+    )

@@ -1,0 +1,146 @@
+"""Text to token ids and back, from an exported folder's tokenizer files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
+from trianglemix.runtime.model_folder import read_settings
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a cut UTF-8 sequence decodes to
+
+
+class Tokenizer:
+    """`tokenizer.json` through the `tokenizers` package, and the folder's chat template."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+        self._tokenizer = tokenizer
+        self._folder = folder
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer | None:
+        """The folder's tokenizer; None where it has no `tokenizer.json`.
+
+        Raises:
+            MissingPackageError: the `tokenizers` package is not installed.
+            FolderError: the file cannot be read.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            return None
+        try:
+            from tokenizers import Tokenizer as Reader
+        except ImportError as error:
+            raise MissingPackageError(
+                "the package tokenizers is not installed, which reads tokenizer.json; "
+                "pip install 'trianglemix[cpu]' (or [gpu]), or give token ids instead of text"
+            ) from error
+        try:
+            tokenizer = Reader.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            raise FolderError(f"{path} cannot be read ({error}); export again") from error
+        # Saved settings for training would cut or fill a prompt behind the user's back.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the special tokens that the tokenizer adds by itself."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation (`role`, `content`), ready for the assistant's answer.
+
+        Raises:
+            FolderError: the folder has no chat template.
+            PromptError: the template refuses these messages.
+        """
+        text = self._render(messages)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        try:
+            from jinja2 import TemplateError
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError as error:
+            raise MissingPackageError(
+                "the package jinja2 is not installed, which fills in a chat template; "
+                "pip install jinja2"
+            ) from error
+
+        def refuse(reason: str) -> NoReturn:
+            raise TemplateError(reason)
+
+        settings = read_settings(self._folder / "tokenizer_config.json")
+        source = self._template(settings)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        tokens = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
+        try:
+            template = environment.from_string(source)
+            return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
+        except TemplateError as error:
+            raise PromptError(f"the model's chat template refuses this prompt: {error}") from error
+
+    def _template(self, settings: Mapping[str, Any]) -> str:
+        path = self._folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        template = settings.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in template}
+            template = named.get("default")
+        if not isinstance(template, str):
+            raise FolderError(f"{self._folder} has no chat template; give the prompt as plain text")
+        return template
+
+
+class TextStream:
+    """Turns tokens that arrive one by one into pieces of text.
+
+    A piece is held back while its last character is incomplete. The text before it is decoded
+    again with every piece, because a token's text may depend on what stands before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._emitted = 0  # tokens whose text is out
+        self._context = 0  # where decoding starts: the previous piece
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, perhaps none."""
+        self._ids.append(token)
+        text = self._pending()
+        return "" if text.endswith(_INCOMPLETE) else self._emit(text)
+
+    def flush(self) -> str:
+        """Whatever is held back, complete or not."""
+        return self._emit(self._pending())
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._context : self._emitted])
+        return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
+
+    def _emit(self, text: str) -> str:
+        self._context, self._emitted = self._emitted, len(self._ids)
+        return text
+
+
+def _token_text(token: object) -> str:
+    """A special token of `tokenizer_config.json`, written as text or as an object."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""

@@ -1,0 +1,199 @@
+"""A hand-written decoder as an exported folder, so that the runtime's tests need no exporter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.manifest import LayerCache, Manifest
+
+from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
+
+PATTERN: Final = TrianglePattern(num_sink_tokens=2, sliding_window_size=6, num_last_tokens=4)
+HEADS, KV_HEADS, HEAD_SIZE, WIDTH = 4, 2, 8, 32
+CONTEXT: Final = 512
+
+
+@dataclass(frozen=True)
+class TinyFolder:
+    """What to build: layer 0 is dense, the others are triangle layers."""
+
+    layers: int = 3
+    shared_cache: bool = True
+    last_token_logits: bool = True
+    prompt_length: bool = True
+    position_ids: bool = True
+    group_query_attention: bool = False  # the dense twin: GroupQueryAttention in every layer
+    dtype: str = "float32"
+    context_length: int | None = CONTEXT
+    eos: int | None = None
+    seed: int = 0
+
+
+class _Graph:
+    """Collects nodes and initializers of the decoder."""
+
+    def __init__(self, spec: TinyFolder) -> None:
+        self.spec = spec
+        self.dtype = np.dtype(spec.dtype)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._random = np.random.default_rng(spec.seed)
+
+    def op(self, op_type: str, inputs: list[str], *outputs: str, **attributes: object) -> str:
+        outputs = outputs or (f"{op_type}_{len(self.nodes)}",)
+        domain = str(attributes.pop("domain", ""))
+        self.nodes.append(
+            helper.make_node(op_type, inputs, list(outputs), domain=domain, **attributes)
+        )
+        return outputs[0]
+
+    def const(self, array: np.ndarray) -> str:
+        name = f"constant_{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.const(np.array(values, np.int64))
+
+    def weight(self, *shape: int, gain: float = 1.0) -> str:
+        values = self._random.standard_normal(shape) * gain / np.sqrt(shape[0])
+        return self.const(values.astype(self.dtype))
+
+
+def build_folder(path: Path, spec: TinyFolder | None = None) -> Path:
+    """Writes model, manifest, tokenizer and generation settings into `path`; returns `path`."""
+    spec = spec or TinyFolder()
+    path.mkdir(parents=True, exist_ok=True)
+    onnx.save(_model(spec), path / "model.onnx")
+    _manifest(spec).save(path)
+    save_tokenizer(path)
+    settings = {} if spec.eos is None else {"eos_token_id": spec.eos}
+    (path / "generation_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def _model(spec: TinyFolder) -> onnx.ModelProto:
+    g = _Graph(spec)
+    lengths = _lengths(g)
+    hidden = g.op("Gather", [g.weight(VOCABULARY_SIZE, WIDTH, gain=16.0), "input_ids"])
+    if spec.position_ids:
+        place = g.op("Gather", [g.weight(CONTEXT, WIDTH, gain=16.0), "position_ids"])
+        hidden = g.op("Add", [hidden, place])
+    for layer in range(spec.layers):
+        hidden = _layer(g, layer, hidden, lengths)
+    if spec.last_token_logits:
+        end = g.ints(np.iinfo(np.int64).max)
+        hidden = g.op("Slice", [hidden, g.ints(-1), end, g.ints(1)])
+    g.op("MatMul", [hidden, g.weight(WIDTH, VOCABULARY_SIZE, gain=3.0)], "logits")
+    graph = helper.make_graph(g.nodes, "tiny", *_boundary(spec), initializer=g.initializers)
+    opsets = [helper.make_opsetid("", contract.FUNCTION_OPSET)]
+    if spec.group_query_attention:
+        opsets.append(helper.make_opsetid("com.microsoft", 1))
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    opsets.append(helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION))
+    function = ir.serde.serialize_function(build_function())
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=[function])
+
+
+def _lengths(g: _Graph) -> dict[str, str]:
+    """`seqlens_k`, `total_sequence_length`, `prompt_length` and `first_valid` from the mask."""
+    total = g.op("Shape", ["attention_mask"], start=1, end=2)
+    zero, one = g.const(np.array(0, np.int64)), g.const(np.array(1, np.int64))
+    count = g.op("Range", [one, g.op("Add", [g.op("Squeeze", [total]), one]), one])
+    end = g.op(
+        "ReduceMax", [g.op("Mul", ["attention_mask", count])], axes=[1], keepdims=0
+    )  # [B], end of the row's last real token
+    names = {"total": g.op("Cast", [total], to=TensorProto.INT32)}
+    names["seqlens"] = g.op("Cast", [g.op("Sub", [end, one])], to=TensorProto.INT32)
+    first = g.op("ArgMax", ["attention_mask"], axis=1, keepdims=0)
+    names["first"] = g.op("Cast", [first], to=TensorProto.INT32)
+    names["prompt"] = g.op("Cast", [end], to=TensorProto.INT32)
+    if g.spec.prompt_length:
+        given = g.op("Greater", ["prompt_length", g.op("Cast", [zero], to=TensorProto.INT32)])
+        names["prompt"] = g.op("Where", [given, "prompt_length", names["prompt"]])
+    return names
+
+
+def _layer(g: _Graph, layer: int, hidden: str, lengths: dict[str, str]) -> str:
+    """One attention with a residual: enough of a decoder for its cache to matter."""
+    query, key, value = (
+        g.op("MatMul", [hidden, g.weight(WIDTH, heads * HEAD_SIZE)])
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+    outputs = [f"attention_{layer}", f"present.{layer}.key", f"present.{layer}.value"]
+    heads = {contract.ATTR_NUM_HEADS: HEADS, contract.ATTR_KV_NUM_HEADS: KV_HEADS}
+    if g.spec.group_query_attention:
+        inputs = [query, key, value, *past, lengths["seqlens"], lengths["total"]]
+        g.op("GroupQueryAttention", inputs, *outputs, domain="com.microsoft", **heads)
+    else:
+        pattern = PATTERN if layer else DENSE_PATTERN
+        inputs = [query, key, value, *past]
+        inputs += [lengths[name] for name in ("seqlens", "total", "prompt", "first")]
+        attributes = {**heads, **pattern.as_attributes(), "scale": 0.0, "softcap": 0.0}
+        g.op(contract.OP_TYPE, inputs, *outputs, domain=contract.DOMAIN, **attributes)
+    projected = g.op("MatMul", [outputs[0], g.weight(HEADS * HEAD_SIZE, WIDTH, gain=2.0)])
+    return g.op("Tanh", [g.op("Add", [hidden, projected])])
+
+
+def _boundary(spec: TinyFolder) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    info, int64 = helper.make_tensor_value_info, TensorProto.INT64
+    real = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    inputs = [info("input_ids", int64, ["B", "S"]), info("attention_mask", int64, ["B", "T"])]
+    if spec.position_ids:
+        inputs.append(info("position_ids", int64, ["B", "S"]))
+    if spec.prompt_length:
+        inputs.append(info("prompt_length", TensorProto.INT32, ["B"]))
+    outputs = [info("logits", real, ["B", "L", VOCABULARY_SIZE])]
+    for layer in range(spec.layers):
+        for kind in ("key", "value"):
+            past, present = f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}"
+            inputs.append(info(past, real, ["B", KV_HEADS, "P", HEAD_SIZE]))
+            outputs.append(info(present, real, ["B", KV_HEADS, "U", HEAD_SIZE]))
+    return inputs, outputs
+
+
+def _manifest(spec: TinyFolder) -> Manifest:
+    triangle = () if spec.group_query_attention else tuple(range(1, spec.layers))
+    return Manifest(
+        target="onnxruntime-cpu",
+        model_file="model.onnx",
+        cache_dtype=spec.dtype,
+        input_ids="input_ids",
+        attention_mask="attention_mask",
+        position_ids="position_ids" if spec.position_ids else None,
+        prompt_length="prompt_length" if spec.prompt_length else None,
+        logits="logits",
+        last_token_logits=spec.last_token_logits,
+        num_layers=spec.layers,
+        triangle_layers=triangle,
+        pattern=PATTERN,
+        cache=tuple(_layer_cache(layer) for layer in range(spec.layers)),
+        shared_cache=spec.shared_cache,
+        left_padding=not spec.group_query_attention,
+        context_length=spec.context_length,
+    )
+
+
+def _layer_cache(layer: int) -> LayerCache:
+    past, present = f"past_key_values.{layer}", f"present.{layer}"
+    return LayerCache(
+        layer=layer,
+        past_key=f"{past}.key",
+        past_value=f"{past}.value",
+        present_key=f"{present}.key",
+        present_value=f"{present}.value",
+        kv_num_heads=KV_HEADS,
+        head_size=HEAD_SIZE,
+        value_head_size=HEAD_SIZE,
+    )
