@@ -1,4 +1,5 @@
-// One call of the operator as a kernel sees it: pointers, sizes and the pattern, nothing of ONNX Runtime.
+// One call of the operator as a kernel sees it: pointers, sizes and the pattern, nothing of ONNX
+// Runtime.
 #pragma once
 
 #include <cstddef>
@@ -27,15 +28,15 @@ struct TriangleProblem {
   float scale;    // already resolved: never 0
   float softcap;  // 0 = off
 
-  int64_t batch;              // B
-  int64_t query_length;       // S, new tokens
-  int64_t num_heads;          // H
-  int64_t kv_num_heads;       // G, divides H
-  int64_t head_size;          // D,  multiple of 8, at most 256
-  int64_t value_head_size;    // Dv, multiple of 8, at most 256
-  int64_t past_capacity;      // P, slots of past_key / past_value (0 without a past)
-  int64_t present_capacity;   // T = max(P, total), slots of present_key / present_value
-  int64_t total;              // largest L_b, as the caller says
+  int64_t batch;             // B
+  int64_t query_length;      // S, new tokens
+  int64_t num_heads;         // H
+  int64_t kv_num_heads;      // G, divides H
+  int64_t head_size;         // D,  multiple of 8, at most 256
+  int64_t value_head_size;   // Dv, multiple of 8, at most 256
+  int64_t past_capacity;     // P, slots of past_key / past_value (0 without a past)
+  int64_t present_capacity;  // T = max(P, total), slots of present_key / present_value
+  int64_t total;             // largest L_b, as the caller says
 
   const void* query;       // [B, S, H*D]
   const void* key;         // [B, S, G*D]
