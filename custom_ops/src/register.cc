@@ -1,7 +1,8 @@
 // Registers the operator with ONNX Runtime: one OrtCustomOp for each data type and device.
-#include <cstdlib>
+#include <cstdio>
 #include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cuda_loader.h"
@@ -19,8 +20,23 @@ using ort::MemoryType;
 constexpr const char* kDomain = "trianglemix";
 constexpr const char* kOpType = "TriangleAttention";
 
+struct Runtime {
+  const OrtApi* table;
+  bool infers_shapes;
+};
+
+// Up to 1.22 a shape inference function is called with null pointers for absent optional inputs,
+// before our code is reached: without one there is no shape inference, and no crash.
+constexpr int kFirstMinorWithSafeInference = 24;
+
+bool InfersShapes(const char* version) {
+  int major = 0, minor = 0;
+  if (std::sscanf(version, "%d.%d", &major, &minor) != 2) return false;
+  return major > 1 || minor >= kFirstMinorWithSafeInference;
+}
+
 struct Registration : CustomOp {
-  Registration(ort::Api api, DType dtype, Device device);
+  Registration(const Runtime& runtime, DType dtype, Device device);
 
   ElementType element_type() const {
     if (dtype == DType::kFloat32) return ElementType::kFloat32;
@@ -78,8 +94,8 @@ size_t MayInplace(int** inputs, int** outputs) {
   return 2;
 }
 
-Registration::Registration(ort::Api api_, DType dtype_, Device device_)
-    : CustomOp{}, api(api_), dtype(dtype_), device(device_) {
+Registration::Registration(const Runtime& runtime, DType dtype_, Device device_)
+    : CustomOp{}, api(runtime.table), dtype(dtype_), device(device_) {
   version = ort::kApiVersion;
   GetName = [](const CustomOp*) { return kOpType; };
   GetExecutionProviderType = Provider;
@@ -95,7 +111,7 @@ Registration::Registration(ort::Api api_, DType dtype_, Device device_)
   CreateKernelV2 = MakeKernel;
   KernelComputeV2 = RunKernel;
   KernelDestroy = [](void* kernel) { delete static_cast<OpKernel*>(kernel); };
-  InferOutputShapeFn = InferShapes;
+  InferOutputShapeFn = runtime.infers_shapes ? InferShapes : nullptr;
   GetStartVersion = [](const CustomOp*) { return 1; };
   GetEndVersion = [](const CustomOp*) { return 1; };
   GetMayInplace = MayInplace;
@@ -105,12 +121,13 @@ Registration::Registration(ort::Api api_, DType dtype_, Device device_)
 // What one ONNX Runtime of the process was given.
 class Domain {
  public:
-  explicit Domain(const ort::Api& api) {
+  explicit Domain(const Runtime& runtime) {
+    const ort::Api api(runtime.table);
     std::vector<Device> devices = {Device::kCpu};
     if (HasCudaLibrary()) devices.push_back(Device::kCuda);
     for (Device device : devices)
       for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
-        registrations_.emplace_back(api, dtype, device);
+        registrations_.emplace_back(runtime, dtype, device);
     api.Check(api.CreateCustomOpDomain(kDomain, &domain_));
     for (const Registration& op : registrations_) api.Check(api.CustomOpDomain_Add(domain_, &op));
   }
@@ -122,12 +139,12 @@ class Domain {
 };
 
 // Never freed: sessions keep the pointers, and nothing tells when the last one is gone.
-OrtCustomOpDomain* DomainOf(const OrtApi* table) {
+OrtCustomOpDomain* DomainOf(const Runtime& runtime) {
   static std::mutex mutex;
   static auto* domains = new std::map<const OrtApi*, const Domain*>();
   const std::lock_guard<std::mutex> lock(mutex);
-  const Domain*& domain = (*domains)[table];
-  if (domain == nullptr) domain = new Domain(ort::Api(table));
+  const Domain*& domain = (*domains)[runtime.table];
+  if (domain == nullptr) domain = new Domain(runtime);
   return domain->get();
 }
 
@@ -149,5 +166,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
   const OrtApi* table = base->GetApi(ort::kApiVersion);
   if (table == nullptr) return RefuseOldRuntime(base);
   const ort::Api api(table);
-  return api.Guard([&] { api.Check(api.AddCustomOpDomain(options, DomainOf(table))); });
+  const Runtime runtime{table, InfersShapes(base->GetVersionString())};
+  return api.Guard([&] { api.Check(api.AddCustomOpDomain(options, DomainOf(runtime))); });
 }
