@@ -9,6 +9,7 @@ from typing import Final
 
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
@@ -121,8 +122,15 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
 
 
 def operator_heads(model_path: Path) -> int:
-    """The largest `num_heads` of the model's TriangleAttention nodes; 0 where it has none."""
-    graph = onnx.load(model_path, load_external_data=False).graph
+    """The largest `num_heads` of the model's TriangleAttention nodes; 0 where it has none.
+
+    Raises:
+        ExecutionError: the file is no ONNX model.
+    """
+    try:
+        graph = onnx.load(model_path, load_external_data=False).graph
+    except (OSError, DecodeError) as error:
+        raise execution_error(f"{model_path} cannot be loaded", error) from error
     heads = [
         attribute.i
         for node in graph.node
@@ -163,7 +171,8 @@ def _register_library(
         return "native"  # a dense twin: every node of it is ONNX Runtime's own
     if not allow_fallback:
         raise FallbackError(
-            f"{reason}; to run on the operator's slow function body instead, allow the fallback"
+            f"{reason}; to run on the operator's slow function body instead, pass "
+            "allow_fallback=True or --allow-fallback"
         )
     _LOG.warning("%s: running on the operator's slow function body", reason)
     return "fallback"

@@ -176,8 +176,9 @@ def read_last_row(logits: ort.OrtValue) -> Logits:
     # NumPy has no bfloat16: it is the upper half of a float32.
     count = int(np.prod(shape))
     raw = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(logits.data_ptr()))
-    rows = raw.reshape(shape)[:, -1].astype(np.uint32)
-    return np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+    wide = np.zeros((shape[0], shape[2]), np.uint32)
+    wide[:] = raw.reshape(shape)[:, -1]
+    return (wide << np.uint32(16)).view(np.float32)
 
 
 def _join_session(session: ort.InferenceSession, cache_dtype: str) -> ort.InferenceSession:
