@@ -1,0 +1,105 @@
+"""Text survives the way through tokens, also when they come one by one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
+from trianglemix.runtime.tokenizer import TextStream, Tokenizer
+
+TEXT = "Grüße — 东京 😀, done"
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """The folder's tokenizer files, free to be changed."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(folder / name, tmp_path / name)
+    return tmp_path
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer is not None
+    return tokenizer
+
+
+def test_pieces_are_whole_characters_and_make_the_text(folder: Path) -> None:
+    tokenizer = _tokenizer(folder)
+    ids = tokenizer.encode(TEXT)
+    assert len(ids) == len(TEXT.encode())  # one token per byte: characters do get cut
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids] + [stream.flush()]
+    assert [piece for piece in pieces if piece] == list(TEXT)
+
+
+def test_what_is_cut_at_the_end_still_comes(folder: Path) -> None:
+    tokenizer = _tokenizer(folder)
+    stream = TextStream(tokenizer)
+    assert [stream.push(token) for token in tokenizer.encode("é")[:1]] == [""]
+    assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
+    assert stream.flush() == ""
+
+
+def test_special_tokens_are_no_text(folder: Path) -> None:
+    tokenizer = _tokenizer(folder)
+    ids = [*tokenizer.encode("a"), 257, *tokenizer.encode("b")]
+    assert tokenizer.decode(ids) == "ab"
+
+
+def test_settings_for_training_do_not_cut_the_prompt(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["truncation"] = {
+        "direction": "Right",
+        "max_length": 4,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    path.write_text(json.dumps(content))
+    assert len(_tokenizer(copy).encode("longer than four")) == 16
+
+
+def test_chat_template(folder: Path, copy: Path) -> None:
+    tokenizer = _tokenizer(folder)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert ids == tokenizer.encode("<|user|>hi<|end|><|assistant|>")
+    (copy / "chat_template.jinja").unlink()
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config["chat_template"] = [
+        {"name": "default", "template": "{{ bos_token }}{{ messages|length }}"}
+    ]
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    both = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert _tokenizer(copy).encode_chat(both) == tokenizer.encode("<s>2")
+
+
+def test_chat_template_may_refuse(copy: Path) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(PromptError, match="roles must alternate"):
+        _tokenizer(copy).encode_chat([{"role": "user", "content": "a"}])
+
+
+def test_missing_files(copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(FolderError, match="no chat template"):
+        _tokenizer(copy).encode_chat([])
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(FolderError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(copy)
+    (copy / "tokenizer.json").unlink()
+    assert Tokenizer.from_folder(copy) is None
+
+
+def test_missing_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = _tokenizer(folder)
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(MissingPackageError, match="pip install jinja2"):
+        tokenizer.encode_chat([])
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    with pytest.raises(MissingPackageError, match="tokenizers is not installed"):
+        Tokenizer.from_folder(folder)
