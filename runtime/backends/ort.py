@@ -24,8 +24,11 @@ _LOG = logging.getLogger(__name__)
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS: Final = {"cpu": _CPU, "cuda": _CUDA}
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
-FALLBACK_SCORE_BYTES: Final = 16
-"""Bytes per score (head, row, key) that the function body holds at its peak, as measured."""
+FALLBACK_SCORE_BYTES: Final = 28
+"""Bytes per score (head, row, key) that the function body holds at its peak.
+
+Measured on ONNX Runtime 1.31 with 2 to 16 heads at 2,000 to 6,000 tokens: 23 to 28.
+"""
 
 
 @dataclass(frozen=True)
