@@ -1,0 +1,346 @@
+"""The linter passes a clean graph and finds each planted fault, by rule and by place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from trianglemix.custom_ops.block_form import StaticCall
+from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.reference import Attention
+from trianglemix.exporter.ascend.finding import Severity
+from trianglemix.exporter.ascend.lint import RULES, has_errors, lint, lint_file
+from trianglemix.exporter.ascend.lint_model import LintModel
+from trianglemix.exporter.ascend.operators import versions_of
+from trianglemix.exporter.ascend.soc import find_soc
+from trianglemix.exporter.errors import ExportError
+
+from tests.custom_ops.block_form_case import Case, build
+
+SLOTS = 160
+Model = onnx.ModelProto
+
+
+def clean(dtype: type = np.float16, opset: int = 18) -> Model:
+    """A banded attention of 96 rows over a cache of 160 slots."""
+    case = Case(
+        StaticCall(96, SLOTS, 32, 32),
+        Attention(AttentionShape(4, 2, 16, 16), TrianglePattern(8, 40, 16)),
+        start=64,
+        banded=True,
+        dtype=dtype,
+    )
+    return ir.to_proto(build(case, opset))
+
+
+def findings_of(model: Model, soc: str = "Ascend910B3") -> list:
+    return lint(LintModel(model, find_soc(soc), long_axes=frozenset({SLOTS})))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("opset", [13, 17, 18])
+def test_the_block_form_is_clean(dtype: type, opset: int) -> None:
+    assert findings_of(clean(dtype, opset), "Ascend310P3") == []
+
+
+def _opset_19(m: Model) -> str:
+    m.opset_import[0].version = 19
+    return "block_form"
+
+
+def _opset_10(m: Model) -> str:
+    m.opset_import[0].version = 10
+    return "block_form"
+
+
+def _append(m: Model, op_type: str, name: str, domain: str = "", **attributes: object) -> None:
+    """A node that reads the graph's first output."""
+    m.graph.node.append(
+        helper.make_node(
+            op_type, [m.graph.output[0].name], [f"{name}_out"], name=name, domain=domain,
+            **attributes,
+        )
+    )  # fmt: skip
+
+
+def _loop(m: Model) -> str:
+    body = helper.make_graph([], "body", [], [])
+    _append(m, "Loop", "a_loop", body=body)
+    return "a_loop"
+
+
+def _attention(m: Model) -> str:
+    _append(m, "Attention", "fused")
+    return "fused"
+
+
+def _microsoft(m: Model) -> str:
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    _append(m, "GroupQueryAttention", "gqa", "com.microsoft", num_heads=4)
+    return "gqa"
+
+
+def _retired(m: Model) -> str:
+    _append(m, "ReduceL2", "norm", keepdims=1)
+    return "norm"
+
+
+def _triangle_version_2(m: Model) -> str:
+    m.opset_import.append(helper.make_opsetid("trianglemix", 2))
+    _append(m, "TriangleAttention", "triangle", "trianglemix")
+    return "triangle"
+
+
+def _not_imported(m: Model) -> str:
+    _append(m, "NPURmsNorm", "rms", "npu")
+    return "rms"
+
+
+def _unused_import(m: Model) -> str:
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return "block_form"
+
+
+def _function(m: Model) -> str:
+    m.functions.append(
+        helper.make_function(
+            "mine", "Twice", ["x"], ["y"], [helper.make_node("Add", ["x", "x"], ["y"])],
+            [helper.make_opsetid("", 18)],
+        )
+    )  # fmt: skip
+    return "mine::Twice"
+
+
+def _wrong_attribute(m: Model) -> str:
+    node = next(n for n in m.graph.node if n.op_type == "Softmax")
+    node.attribute.append(helper.make_attribute("temperature", 2.0))
+    return node.name
+
+
+def _axes_as_attribute(m: Model) -> str:
+    _append(m, "ReduceMean", "mean", axes=[1])  # an attribute until opset 17 only
+    return "mean"
+
+
+def _same_name(m: Model) -> str:
+    m.graph.node[3].name = m.graph.node[2].name
+    return m.graph.node[2].name
+
+
+def _node_like_input(m: Model) -> str:
+    m.graph.node[0].name = "start"
+    return "start"
+
+
+def _no_output(m: Model) -> str:
+    del m.graph.output[:]
+    return "block_form"
+
+
+def _int4(m: Model) -> str:
+    m.graph.initializer.append(helper.make_tensor("packed", TensorProto.INT4, [2], [1, 2]))
+    return "packed"
+
+
+def _colon(m: Model) -> str:
+    m.graph.input.append(helper.make_tensor_value_info("past:0", TensorProto.FLOAT16, [1]))
+    return "past:0"
+
+
+def _symbolic(m: Model) -> str:
+    m.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+    return "query"
+
+
+def _value_dependent(m: Model) -> str:
+    _append(m, "NonZero", "which")
+    return "which"
+
+
+def _empty_past(m: Model) -> str:
+    m.graph.input.append(helper.make_tensor_value_info("past", TensorProto.FLOAT16, [1, 2, 0, 16]))
+    return "past"
+
+
+def _bfloat16(m: Model) -> str:
+    m.graph.input.append(helper.make_tensor_value_info("wide", TensorProto.BFLOAT16, [1, 4]))
+    return "wide"
+
+
+def _int64_input(m: Model) -> str:
+    m.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 4]))
+    return "ids"
+
+
+def _external(m: Model, location: str, offset: int) -> str:
+    tensor = TensorProto(name="weight", data_type=TensorProto.FLOAT16, dims=[4])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset))):
+        tensor.external_data.append(onnx.StringStringEntryProto(key=key, value=value))
+    m.graph.initializer.append(tensor)
+    return "weight"
+
+
+def _outside(m: Model) -> str:
+    return _external(m, "../weights.bin", 0)
+
+
+def _offset(m: Model) -> str:
+    return _external(m, "weights.bin", 4096)
+
+
+def _square(m: Model) -> str:
+    m.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.BOOL, [1, SLOTS, SLOTS]))
+    return "mask"
+
+
+def _npu(m: Model, op_type: str, inputs: list[str]) -> str:
+    m.opset_import.append(helper.make_opsetid("npu", 1))
+    m.graph.node.append(helper.make_node(op_type, inputs, ["npu_out"], name="npu", domain="npu"))
+    return "npu"
+
+
+def _npu_flash(m: Model) -> str:
+    return _npu(m, "NPUFlashAttention", ["query"])
+
+
+def _npu_mask(m: Model) -> str:
+    return _npu(m, "NPUPromptFlashAttention", ["query", "key", "value", "", "keep"])
+
+
+def _reference_card(m: Model) -> str:
+    m.graph.initializer.append(numpy_helper.from_array(np.float32([-1e6]), "floor"))
+    return "floor"
+
+
+def _infinity(m: Model) -> str:
+    m.graph.initializer.append(numpy_helper.from_array(np.float16([-np.inf]), "floor"))
+    return "floor"
+
+
+def _added(m: Model) -> str:
+    softmax = next(n for n in m.graph.node if n.op_type == "Softmax")
+    m.graph.initializer.append(numpy_helper.from_array(np.float32([0, -65504]), "levels"))
+    m.graph.initializer.append(numpy_helper.from_array(np.int64([1]), "one"))
+    at = list(m.graph.node).index(softmax)
+    pick = helper.make_node("Gather", ["levels", "one"], ["mask_out"], name="pick")
+    add = helper.make_node("Add", [softmax.input[0], "mask_out"], ["masked"], name="add")
+    softmax.input[0] = "masked"
+    m.graph.node.insert(at, add)
+    m.graph.node.insert(at, pick)
+    return "add"
+
+
+def _half_softmax(m: Model) -> str:
+    m.graph.node.append(helper.make_node("Softmax", ["query"], ["p"], name="soft", axis=-1))
+    return "soft"
+
+
+@dataclass(frozen=True)
+class Fault:
+    rule: str
+    plant: Callable[[Model], str]
+    soc: str = "Ascend910B3"
+
+
+FAULTS = [
+    Fault("opset", _opset_19),
+    Fault("opset", _opset_10),
+    Fault("operator", _loop),
+    Fault("operator", _attention),
+    Fault("operator", _microsoft),
+    Fault("operator", _retired),
+    Fault("domain-version", _triangle_version_2),
+    Fault("domain-version", _not_imported),
+    Fault("mixed-domains", _unused_import),
+    Fault("local-function", _function),
+    Fault("schema", _wrong_attribute),
+    Fault("schema", _axes_as_attribute),
+    Fault("duplicate-name", _same_name),
+    Fault("duplicate-name", _node_like_input),
+    Fault("no-ends", _no_output),
+    Fault("parser-type", _int4),
+    Fault("input-name", _colon),
+    Fault("dynamic-shape", _symbolic),
+    Fault("dynamic-value", _value_dependent),
+    Fault("zero-size", _empty_past),
+    Fault("chip-type", _bfloat16, "Ascend310P1"),
+    Fault("int64-input", _int64_input),
+    Fault("external-data", _outside),
+    Fault("external-offset", _offset),
+    Fault("quadratic", _square),
+    Fault("flash-attention", _npu_flash),
+    Fault("prompt-flash-mask", _npu_mask),
+    Fault("half-overflow", _reference_card),
+    Fault("half-overflow", _infinity),
+    Fault("added-mask", _added),
+    Fault("half-softmax", _half_softmax),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.plant.__name__.strip("_"))
+def test_finds_the_planted_fault(fault: Fault) -> None:
+    model = clean()
+    place = fault.plant(model)
+    found = findings_of(model, fault.soc)
+    assert (fault.rule, place) in [(finding.rule, finding.place) for finding in found], found
+    assert all(finding.source and finding.message for finding in found)
+
+
+def test_every_rule_has_a_planted_fault() -> None:
+    elsewhere = {"protobuf-limit", "infinity"}
+    assert {rule.name for rule in RULES} == {fault.rule for fault in FAULTS} | elsewhere
+
+
+def test_an_infinite_mask_is_a_warning_in_float32() -> None:
+    model = clean(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([-np.inf]), "floor"))
+    found = findings_of(model)
+    assert [(f.rule, f.place, f.severity) for f in found] == [
+        ("infinity", "floor", Severity.WARNING)
+    ]
+    assert not has_errors(found)
+
+
+def test_two_gibibytes_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(clean(), path)
+    model = LintModel(clean(), path=path)
+    assert lint(model) == []
+    with path.open("ab") as file:  # a sparse file: only its size counts here
+        file.truncate(2**31)
+    assert [finding.rule for finding in lint(model)] == ["protobuf-limit"]
+
+
+def test_missing_data_file(tmp_path: Path) -> None:
+    model = clean()
+    _external(model, "weights.bin", 0)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    found = lint_file(tmp_path / "model.onnx")
+    assert [(f.rule, f.place) for f in found] == [("external-data", "weight")]
+    (tmp_path / "weights.bin").write_bytes(bytes(8))
+    assert lint_file(tmp_path / "model.onnx") == []
+
+
+def test_no_model_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\xff\xff no model")
+    with pytest.raises(ExportError, match="cannot be read"):
+        lint_file(tmp_path / "model.onnx")
+
+
+def test_versions_of_listed_operators() -> None:
+    assert versions_of("", "GreaterOrEqual") == {8, *range(12, 19)}
+    assert versions_of("ai.onnx", "MatMul") == frozenset(range(8, 19))
+    assert versions_of("npu", "NPURmsNorm") == {1}
+    assert versions_of("", "Loop") == frozenset()
+
+
+def test_unknown_chip_lists_the_known_ones() -> None:
+    with pytest.raises(ExportError, match=r"soc is Ascend999, but must be one of Ascend910B1"):
+        find_soc("Ascend999")
