@@ -1,0 +1,230 @@
+"""A Hugging Face folder becomes a graph of dense operator nodes with transformers' own logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
+
+from tests.tiny_models import FOLDER_FAMILIES, tiny_folder
+
+Array = np.ndarray[Any, Any]
+LENGTH = 40  # longer than gemma2's window of 24
+OWN_WINDOW = {"gemma2": 24}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder, its ONNX graph, and a session in which ONNX Runtime inlines the function."""
+
+    folder: Path
+    graph: ir.Graph
+    session: ort.InferenceSession
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    return {}
+
+
+def export(family: str, made: dict[str, Exported], work: Path) -> Exported:
+    if family not in made:
+        folder = tiny_folder(family)
+        made[family] = open_model(folder, export_huggingface(folder, work, HuggingFaceOptions()))
+    return made[family]
+
+
+def open_model(folder: Path, path: Path) -> Exported:
+    model = ir.load(path)
+    function = build_function()
+    model.functions[function.identifier()] = function
+    model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+    standalone = path.with_name("standalone.onnx")
+    ir.save(model, standalone, external_data="standalone.data")
+    session = ort.InferenceSession(standalone, providers=["CPUExecutionProvider"])
+    return Exported(folder, ir.load(path).graph, session)
+
+
+def run(session: ort.InferenceSession, ids: Array, mask: Array, splits: list[int]) -> Array:
+    """Logits `[B, S, V]` of one prompt, in chunks that end at `splits`, the cache handed on."""
+    positions = (mask.cumsum(1) - 1).clip(min=0)
+    cache = {
+        value.name: np.zeros((len(ids), value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values")
+    }
+    chunks, start = [], 0
+    for end in splits:
+        feeds = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
+        feeds["position_ids"] = positions[:, start:end]
+        logits, *present = session.run(None, feeds | cache)
+        cache = dict(zip(cache, present, strict=True))
+        chunks.append(logits)
+        start = end
+    return np.concatenate(chunks, 1)
+
+
+def source_logits(folder: Path, ids: Array, mask: Array) -> Array:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    positions = (mask.cumsum(1) - 1).clip(min=0)
+    with torch.no_grad():
+        logits: Array = model(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(positions),
+        ).logits.numpy()
+    return logits
+
+
+@pytest.mark.parametrize("splits", [[LENGTH], [29, LENGTH - 1, LENGTH]])
+@pytest.mark.parametrize("family", FOLDER_FAMILIES)
+def test_logits_equal_transformers_with_left_padding(
+    family: str, splits: list[int], exported: dict[str, Exported], tmp_path: Path
+) -> None:
+    model = export(family, exported, tmp_path)
+    ids = np.random.default_rng(3).integers(0, 256, (2, LENGTH))
+    mask = np.ones_like(ids)
+    mask[1, :7] = 0
+    expected = source_logits(model.folder, ids, mask)
+    logits = run(model.session, ids, mask, splits)
+    error = np.abs(logits - expected).max(-1) * mask
+    assert np.abs(expected).max() > 0.5, "flat logits would hide errors"
+    assert error.max() <= 2e-4 * np.abs(expected).max(), np.unravel_index(
+        error.argmax(), error.shape
+    )
+
+
+@pytest.mark.parametrize("family", FOLDER_FAMILIES)
+def test_every_attention_is_one_dense_node_and_nothing_grows_with_the_mask(
+    family: str, exported: dict[str, Exported], tmp_path: Path
+) -> None:
+    graph = export(family, exported, tmp_path).graph
+    nodes = [node for node in graph if node.op_type == contract.OP_TYPE]
+    config = AutoConfig.from_pretrained(tiny_folder(family))
+    assert len(nodes) == config.num_hidden_layers
+    for layer, node in enumerate(nodes):
+        assert len([x for x in node.inputs if x is not None]) == len(contract.INPUTS)
+        own = family in OWN_WINDOW and config.layer_types[layer] == "sliding_attention"
+        window = OWN_WINDOW[family] if own else contract.DENSE_WINDOW
+        assert node.attributes[contract.ATTR_WINDOW].as_int() == window
+        assert node.attributes[contract.ATTR_SINK].as_int() == 0
+        assert node.inputs[3].name == f"past_key_values.{layer}.key"
+        assert node.outputs[2].name == f"present.{layer}.value"
+    operations = {node.op_type for node in graph}
+    assert not operations & {"Softmax", "Expand", "Where", "Trilu", "Range", "IsNaN"}
+    assert [value.name for value in graph.inputs[:3]] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+    ]
+
+
+def test_weights_lie_beside_the_graph_once(tmp_path: Path) -> None:
+    path = export_huggingface(tiny_folder("llama"), tmp_path, HuggingFaceOptions())
+    weights = (tiny_folder("llama") / "model.safetensors").stat().st_size
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert path.stat().st_size < weights
+    assert (tmp_path / "model.onnx.data").stat().st_size < 1.1 * weights
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype_option_converts_the_whole_graph(dtype: str, tmp_path: Path) -> None:
+    options = HuggingFaceOptions(dtype=dtype)  # type: ignore[arg-type]
+    graph = ir.load(export_huggingface(tiny_folder("qwen3"), tmp_path, options)).graph
+    expected = ir.DataType[dtype.upper()]
+    caches = [value for value in graph.inputs if value.name.startswith("past")]
+    assert {value.dtype for value in caches} == {expected}
+    assert graph.outputs[0].dtype == expected
+    assert {x.dtype for x in graph.initializers.values() if x.name.endswith("weight")} <= {expected}
+
+
+def test_float16_gives_the_source_logits(tmp_path: Path) -> None:
+    folder = tiny_folder("llama")
+    model = open_model(
+        folder, export_huggingface(folder, tmp_path, HuggingFaceOptions(dtype="float16"))
+    )
+    ids = np.arange(12)[None] * 5
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(12)[None],
+    }
+    for value in model.session.get_inputs()[3:]:
+        feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float16)
+    logits = model.session.run(["logits"], feeds)[0].astype(np.float32)
+    expected = source_logits(folder, ids, np.ones_like(ids))
+    assert np.abs(logits - expected).max() <= 2e-2 * np.abs(expected).max()
+
+
+def edited_folder(tmp_path: Path, family: str, **changes: Any) -> Path:
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_folder(family), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized .gptq."),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope'"),
+        ({"num_hidden_layers": 4}, "lacks 9 weights"),
+        ({"model_type": "no_such_model"}, "no_such_model"),
+    ],
+)
+def test_folders_that_cannot_be_exported_say_why(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = edited_folder(tmp_path, "llama", **changes)
+    with pytest.raises(ExportError, match=message) as caught:
+        export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_no_configuration_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"config\.json cannot be read"):
+        export_huggingface(tmp_path, tmp_path, HuggingFaceOptions())
+
+
+def save_random(family: str, folder: Path, **config: Any) -> Path:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=2)
+    sizes |= dict(num_attention_heads=4, num_key_value_heads=2)
+    made = AutoConfig.for_model(family, **(sizes | config))
+    AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        ("llama", {"head_dim": 12}, "head_size is 12"),
+        ("gpt_oss", {"head_dim": 16, "num_local_experts": 2}, "s_aux"),
+        ("bloom", {"n_head": 4}, "."),
+        ("mamba", {"state_size": 8}, "."),
+    ],
+)
+def test_models_with_other_attention_are_refused(
+    family: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = save_random(family, tmp_path / "folder", **config)
+    with pytest.raises((RefusedError, ExportError, ValueError), match=message) as caught:
+        export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
+    assert "\n" not in str(caught.value)
