@@ -92,7 +92,15 @@ class SharedCache(_BoundCache):
         """See `DeviceCache.step`."""
         self._bind_outputs(want_logits)
         self._run(feeds)
-        return read_last_row(self._binding.get_outputs()[-1]) if want_logits else None
+        return read_last_row(self._last_output()) if want_logits else None
+
+    def _last_output(self) -> ort.OrtValue:
+        """The logits alone: wrapping every present costs more than all else around a step."""
+        outputs = getattr(self._binding, "get_outputs_as_ortvaluevector", None)
+        if outputs is None:  # an older ONNX Runtime
+            return self._binding.get_outputs()[-1]
+        vector = outputs()
+        return ort.OrtValue(vector[len(vector) - 1])
 
     def _bind_inputs(self) -> None:
         for name, buffer in self.buffers.items():
