@@ -15,7 +15,8 @@ from typing import Final, TextIO
 import click
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime.errors import FolderError
-from trianglemix.runtime.generate import Generation, GenerationResult
+from trianglemix.runtime.generate import Generation
+from trianglemix.runtime.result import GenerationResult
 from trianglemix.runtime.sampling import Sampling
 from trianglemix.runtime.session import TriangleSession
 

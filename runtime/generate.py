@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
-from trianglemix.runtime.backends.backend import Kernel, Logits
+from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.kv_cache import IntArray, KVCache
 from trianglemix.runtime.memory import peak_resident_bytes
-from trianglemix.runtime.sampling import GREEDY, Sampler, Sampling
+from trianglemix.runtime.request import Group, Request
+from trianglemix.runtime.result import FinishReason, GenerationResult, Token
+from trianglemix.runtime.sampling import Sampler
 from trianglemix.runtime.tokenizer import TextStream, Tokenizer
 
-FinishReason = Literal["stop", "length"]
 _MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token: the prompt's index in its batch, the id, and the text it completes."""
-
-    row: int
-    id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """What one prompt gave.
-
-    `ids` are the new tokens, a stop token included; `text` leaves special tokens out and is empty
-    without a tokenizer. `ttft_s` (seconds) reaches from the call to the first token;
-    `tokens_per_s` counts the tokens after it, 0 where there are none. `peak_rss_mb` (MiB) is the
-    process's largest resident set so far. `kernel` says what ran the attention.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    ttft_s: float
-    tokens_per_s: float
-    peak_rss_mb: float
-    kernel: Kernel
-    provider: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted of a generation; lengths in tokens, `prefill_chunk` None = in one pass."""
-
-    max_new_tokens: int
-    prefill_chunk: int | None = None
-    sampling: Sampling = GREEDY
-    stop_ids: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Prompts that go through the model together, and the cache they go into.
-
-    The cache is opened when the group's turn comes, and dropped after it unless the caller keeps
-    it.
-    """
-
-    rows: range
-    prompts: Sequence[IntArray]
-    open_cache: Callable[[], KVCache]
 
 
 @dataclass

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend, DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
 
@@ -23,13 +22,7 @@ class KVCache:
     room is taken once and never exceeded; without it the cache grows as needed.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        manifest: Manifest,
-        batch: int = 1,
-        max_length: int | None = None,
-    ) -> None:
+    def __init__(self, backend: Backend, batch: int = 1, max_length: int | None = None) -> None:
         if max_length is not None and max_length < 1:
             raise PromptError(f"max_length is {max_length}, but must be 1 or more")
         self.batch = batch
@@ -37,7 +30,7 @@ class KVCache:
         self.pending: IntArray = np.zeros((batch, 0), np.int64)
         """Tokens `[B, n]` that were generated, but have not been through the model yet."""
         self._backend = backend
-        self._manifest = manifest
+        self._manifest = backend.manifest
         self._max_length = max_length
         self._device: DeviceCache | None = None
         self._mask: IntArray = np.zeros((batch, 0), np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +12,25 @@ from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend, Kernel
 from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
-from trianglemix.runtime.generate import Generation, GenerationResult, Group, Request
+from trianglemix.runtime.generate import Generation
 from trianglemix.runtime.kv_cache import IntArray, KVCache
 from trianglemix.runtime.model_folder import ModelFolder
+from trianglemix.runtime.request import Request, plan_groups
+from trianglemix.runtime.result import GenerationResult
 from trianglemix.runtime.sampling import GREEDY, Sampling
 from trianglemix.runtime.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 Batch = list[str] | list[list[int]] | list[Sequence[int]] | list[NDArray[np.integer[Any]]]
 
-_LOG = logging.getLogger(__name__)
-
 
 class TriangleSession:
     """A model ready to generate. `stop_ids` are the tokens that end an answer; they may be set."""
 
     def __init__(
-        self,
-        backend: Backend,
-        manifest: Manifest,
-        tokenizer: Tokenizer | None,
-        stop_ids: frozenset[int],
+        self, backend: Backend, tokenizer: Tokenizer | None, stop_ids: frozenset[int]
     ) -> None:
         self.backend = backend
-        self.manifest = manifest
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
 
@@ -71,7 +65,12 @@ class TriangleSession:
                 "'trianglemix[gpu]' for CUDA (one of the two, never both)"
             ) from error
         backend = open_backend(folder, OrtSettings(provider, allow_fallback, threads))
-        return cls(backend, folder.manifest, tokenizer, folder.stop_ids)
+        return cls(backend, tokenizer, folder.stop_ids)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the folder says about its model: layers, pattern, context length."""
+        return self.backend.manifest
 
     @property
     def kernel(self) -> Kernel:
@@ -88,7 +87,7 @@ class TriangleSession:
 
         With `max_length` its memory is taken once; without, it grows.
         """
-        return KVCache(self.backend, self.manifest, max_length=max_length)
+        return KVCache(self.backend, max_length=max_length)
 
     @overload
     def generate(
@@ -156,12 +155,15 @@ class TriangleSession:
             FallbackError: a fallback that needs more memory than there is.
         """
         started = time.perf_counter()
-        request = Request(max_new_tokens, prefill_chunk, sampling, self.stop_ids)
-        prompts = [self._token_ids(entry) for entry in (prompt if _is_batch(prompt) else [prompt])]
-        self._check_request(request, prompts, cache)
-        groups = self._groups(prompts, request, cache)
-        for group in groups:
-            self._check_lengths(group, request, cache)
+        entries = prompt if _is_batch(prompt) else [prompt]
+        request = Request(
+            [self._token_ids(entry) for entry in entries],
+            max_new_tokens,
+            prefill_chunk,
+            sampling,
+            self.stop_ids,
+        )
+        groups = plan_groups(request, self.backend, cache)
         return Generation(groups, request, self.tokenizer, time.perf_counter() - started)
 
     def _token_ids(self, prompt: object) -> IntArray:
@@ -176,64 +178,6 @@ class TriangleSession:
                 "text, or a non-empty row of integer token ids"
             )
         return ids.astype(np.int64)
-
-    def _check_request(
-        self, request: Request, prompts: Sequence[IntArray], cache: KVCache | None
-    ) -> None:
-        if not prompts:
-            raise PromptError("the batch has no prompts; give at least one")
-        if request.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or more")
-        if request.prefill_chunk is not None and request.prefill_chunk < 1:
-            raise PromptError(f"prefill_chunk is {request.prefill_chunk}, but must be 1 or more")
-        if cache is not None and len(prompts) > 1:
-            raise PromptError(
-                f"a cache continues one conversation, but {len(prompts)} prompts were given; "
-                "give each its own cache"
-            )
-        splits = request.prefill_chunk is not None and any(
-            len(ids) > request.prefill_chunk for ids in prompts
-        )
-        if splits and self.manifest.triangle_layers and self.manifest.prompt_length is None:
-            raise PromptError(
-                "this model has no prompt_length input, without which a chunked prompt gives "
-                "another answer than a whole one; leave out prefill_chunk, or export it again"
-            )
-
-    def _groups(
-        self, prompts: Sequence[IntArray], request: Request, cache: KVCache | None
-    ) -> list[Group]:
-        """Which prompts run together: all, unless the model cannot take them so."""
-        if cache is not None:
-            return [Group(range(1), prompts, lambda: cache)]
-        if len(prompts) == 1 or self._fits_one_batch(prompts, request):
-            rows = range(len(prompts))
-            return [Group(rows, prompts, lambda: KVCache(self.backend, self.manifest, len(rows)))]
-        _LOG.info("this model takes no left padding: running %d prompts in turn", len(prompts))
-        return [
-            Group(range(row, row + 1), [ids], self.new_cache) for row, ids in enumerate(prompts)
-        ]
-
-    def _fits_one_batch(self, prompts: Sequence[IntArray], request: Request) -> bool:
-        if self.manifest.left_padding:
-            return True
-        # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
-        lengths = {len(ids) for ids in prompts}
-        return len(lengths) == 1 and (request.prefill_chunk or max(lengths)) >= max(lengths)
-
-    def _check_lengths(self, group: Group, request: Request, cache: KVCache | None) -> None:
-        held = 0 if cache is None else cache.length + cache.pending.shape[1]
-        limit = self.manifest.context_length if cache is None else cache.limit
-        longest = max(len(ids) for ids in group.prompts)
-        end = held + longest + request.max_new_tokens
-        if limit is not None and end > limit:
-            before = f"{held} tokens before, " if held else ""
-            raise PromptError(
-                f"{before}{longest} prompt tokens and max_new_tokens {request.max_new_tokens} "
-                f"make {end}, but the context has {limit}; shorten the prompt or the answer"
-            )
-        rows = min(longest, request.prefill_chunk or longest)
-        self.backend.check_memory(len(group.prompts), rows, held + longest)
 
 
 def _is_batch(prompt: Prompt | Batch) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
 
 Kernel = Literal["native", "fallback"]
 Feeds = Mapping[str, NDArray[np.integer[Any]]]
@@ -36,6 +37,10 @@ class DeviceCache(Protocol):
 
 class Backend(Protocol):
     """A loaded model on one device."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model's folder says about it."""
 
     @property
     def provider(self) -> str:

@@ -54,6 +54,11 @@ class OrtBackend:
         self._num_heads = 0 if kernel == "native" else operator_heads(folder.model_path)
 
     @property
+    def manifest(self) -> Manifest:
+        """See `Backend.manifest`."""
+        return self._manifest
+
+    @property
     def provider(self) -> str:
         """ "cpu" or "cuda"."""
         return self._provider

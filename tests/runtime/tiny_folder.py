@@ -106,21 +106,25 @@ def _model(spec: TinyFolder) -> onnx.ModelProto:
 
 
 def _lengths(g: _Graph) -> dict[str, str]:
-    """`seqlens_k`, `total_sequence_length`, `prompt_length` and `first_valid` from the mask."""
-    total = g.op("Shape", ["attention_mask"], start=1, end=2)
-    zero, one = g.const(np.array(0, np.int64)), g.const(np.array(1, np.int64))
-    count = g.op("Range", [one, g.op("Add", [g.op("Squeeze", [total]), one]), one])
-    end = g.op(
-        "ReduceMax", [g.op("Mul", ["attention_mask", count])], axes=[1], keepdims=0
-    )  # [B], end of the row's last real token
-    names = {"total": g.op("Cast", [total], to=TensorProto.INT32)}
-    names["seqlens"] = g.op("Cast", [g.op("Sub", [end, one])], to=TensorProto.INT32)
-    first = g.op("ArgMax", ["attention_mask"], axis=1, keepdims=0)
-    names["first"] = g.op("Cast", [first], to=TensorProto.INT32)
-    names["prompt"] = g.op("Cast", [end], to=TensorProto.INT32)
+    """`seqlens_k`, `total_sequence_length`, `prompt_length` and `first_valid` from the mask.
+
+    A row's keys end with the mask, whatever its pads; a row of pads alone has its first key after.
+    """
+    zero, one = g.const(np.array(0, np.int32)), g.const(np.array(1, np.int32))
+    mask = g.op("Cast", ["attention_mask"], to=TensorProto.BOOL)
+    total = g.op("Cast", [g.op("Shape", ["attention_mask"], start=1, end=2)], to=TensorProto.INT32)
+    index = g.op("Range", [zero, g.op("Squeeze", [total]), one])
+    first = g.op("Where", [mask, index, total])
+    after = g.op("Where", [mask, g.op("Add", [index, one]), zero])
+    first, end = (
+        g.op(kind, [value], axes=[1], keepdims=0)
+        for kind, value in (("ReduceMin", first), ("ReduceMax", after))
+    )
+    names = {"total": total, "first": first, "prompt": end}
+    names["seqlens"] = g.op("Sub", [g.op("Max", [total, end]), one])  # Max: one per row
     if g.spec.prompt_length:
-        given = g.op("Greater", ["prompt_length", g.op("Cast", [zero], to=TensorProto.INT32)])
-        names["prompt"] = g.op("Where", [given, "prompt_length", names["prompt"]])
+        given = g.op("Greater", ["prompt_length", zero])
+        names["prompt"] = g.op("Where", [given, "prompt_length", end])
     return names
 
 

@@ -1,0 +1,111 @@
+"""A request for a generation: its settings, whether it can be met, what runs together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.backends.backend import Backend
+from trianglemix.runtime.errors import PromptError
+from trianglemix.runtime.kv_cache import IntArray, KVCache
+from trianglemix.runtime.sampling import Sampling
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted. Lengths in tokens; `prefill_chunk` None reads a prompt in one pass."""
+
+    prompts: Sequence[IntArray]
+    max_new_tokens: int
+    prefill_chunk: int | None
+    sampling: Sampling
+    stop_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts, with their places in the batch, that go through the model together.
+
+    The cache is opened when the group's turn comes.
+    """
+
+    rows: range
+    prompts: Sequence[IntArray]
+    open_cache: Callable[[], KVCache]
+
+
+def plan_groups(request: Request, backend: Backend, cache: KVCache | None) -> list[Group]:
+    """The prompts in groups: all in one, unless the model cannot take them so.
+
+    Raises:
+        PromptError: a setting is out of its range, or the text exceeds the context.
+        FallbackError: a fallback that needs more memory than there is.
+    """
+    _check_settings(request, backend.manifest, cache)
+    groups = _groups(request, backend, cache)
+    for group in groups:
+        _check_length(group, request, backend, cache)
+    return groups
+
+
+def _check_settings(request: Request, manifest: Manifest, cache: KVCache | None) -> None:
+    prompts, chunk = request.prompts, request.prefill_chunk
+    if not prompts:
+        raise PromptError("the batch has no prompts; give at least one")
+    if request.max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens is {request.max_new_tokens}, but must be 1 or more")
+    if chunk is not None and chunk < 1:
+        raise PromptError(f"prefill_chunk is {chunk}, but must be 1 or more")
+    if cache is not None and len(prompts) > 1:
+        raise PromptError(
+            f"a cache continues one conversation, but {len(prompts)} prompts were given; "
+            "give each its own cache"
+        )
+    splits = chunk is not None and any(len(ids) > chunk for ids in prompts)
+    if splits and manifest.triangle_layers and manifest.prompt_length is None:
+        raise PromptError(
+            "this model has no prompt_length input, without which a chunked prompt gives another "
+            "answer than a whole one; leave out prefill_chunk, or export it again"
+        )
+
+
+def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[Group]:
+    prompts = request.prompts
+    if cache is not None:
+        return [Group(range(1), prompts, lambda: cache)]
+    if len(prompts) == 1 or _fits_one_batch(request, backend.manifest):
+        rows = range(len(prompts))
+        return [Group(rows, prompts, lambda: KVCache(backend, len(rows)))]
+    _LOG.info("this model takes no left padding: running %d prompts in turn", len(prompts))
+    return [
+        Group(range(row, row + 1), [ids], lambda: KVCache(backend))
+        for row, ids in enumerate(prompts)
+    ]
+
+
+def _fits_one_batch(request: Request, manifest: Manifest) -> bool:
+    if manifest.left_padding:
+        return True
+    # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
+    lengths = {len(ids) for ids in request.prompts}
+    longest = max(lengths)
+    return len(lengths) == 1 and (request.prefill_chunk or longest) >= longest
+
+
+def _check_length(group: Group, request: Request, backend: Backend, cache: KVCache | None) -> None:
+    held = 0 if cache is None else cache.length + cache.pending.shape[1]
+    limit = backend.manifest.context_length if cache is None else cache.limit
+    longest = max(len(ids) for ids in group.prompts)
+    end = held + longest + request.max_new_tokens
+    if limit is not None and end > limit:
+        before = f"{held} tokens before, " if held else ""
+        raise PromptError(
+            f"{before}{longest} prompt tokens and max_new_tokens {request.max_new_tokens} "
+            f"make {end}, but the context has {limit}; shorten the prompt or the answer"
+        )
+    rows = min(longest, request.prefill_chunk or longest)
+    backend.check_memory(len(group.prompts), rows, held + longest)
