@@ -1,0 +1,130 @@
+"""The operator on CUDA: compiled flex_attention over a block mask computed by arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.pytorch.blocks import Attention
+from trianglemix.pytorch.layout import Rows
+from trianglemix.pytorch.masks import keep
+
+TILE: Final = 128
+"""Rows and keys of a block of the block mask."""
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Rows `[start, start + length)` against `keys` key slots."""
+
+    rows: Rows
+    length: int
+    keys: int
+
+
+def flex_triangle(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, attention: Attention
+) -> Tensor:
+    """`query [B, H, S, D]`, `key [B, G, T, D]`, `value [B, G, T, Dv]` -> `[B, H, S, Dv]`.
+
+    Rows before their row's first real token are zero.
+    """
+    grid = TileGrid(rows, query.shape[2], key.shape[2])
+    run = _compiled() if query.is_cuda else _eager()
+    result: Tensor = run(
+        query,
+        key,
+        value,
+        score_mod=_softcap(attention.softcap) if attention.softcap else None,
+        block_mask=triangle_block_mask(grid, attention.pattern, query.device),
+        scale=attention.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return result
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    return compiled
+
+
+def _eager() -> Callable[..., Any]:
+    eager: Any = flex_attention
+    function: Callable[..., Any] = eager
+    return function
+
+
+def _softcap(cap: float) -> Callable[..., Tensor]:
+    def apply(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return apply
+
+
+@lru_cache(maxsize=4)
+def triangle_block_mask(
+    grid: TileGrid, pattern: TrianglePattern, device: torch.device
+) -> BlockMask:
+    """The block mask, without ever forming an `S x T` tensor: tiles are classed by their corners.
+
+    All layers of one call share it, and so do calls with the same lengths.
+    """
+    start = grid.rows.start
+    first = torch.tensor(grid.rows.first_valid, device=device)
+    prompt = torch.tensor(grid.rows.prompt_length, device=device)
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return keep(q + start, k, pattern, prompt[b], first[b])
+
+    some, whole = _classify(grid, pattern, first, prompt)
+    partial_count, partial_index = _listed(some & ~whole)
+    whole_count, whole_index = _listed(whole)
+    return BlockMask.from_kv_blocks(
+        partial_count,
+        partial_index,
+        whole_count,
+        whole_index,
+        BLOCK_SIZE=TILE,
+        mask_mod=mask_mod,
+        seq_lengths=(grid.length, grid.keys),
+    )
+
+
+def _classify(
+    grid: TileGrid, pattern: TrianglePattern, first: Tensor, prompt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`[B, row tiles, key tiles]`: which tiles may keep a pair, and which keep all their pairs.
+
+    With the last clause, rows of a tile keep more the further down they are, and the other clauses
+    depend on `i - j` or on `j` alone, so that the corners of a tile tell.
+    """
+    device = first.device
+    q0 = torch.arange(0, grid.length, TILE, device=device)[None, :, None] + grid.rows.start
+    q1 = (q0 + TILE - 1).clamp(max=grid.rows.start + grid.length - 1)
+    k0 = torch.arange(0, grid.keys, TILE, device=device)[None, None, :]
+    k1 = (k0 + TILE - 1).clamp(max=grid.keys - 1)
+    first, prompt = first[:, None, None], prompt[:, None, None]
+    sink_end = first + pattern.num_sink_tokens
+    last_row = prompt - pattern.num_last_tokens
+    window = grid.length + grid.keys if pattern.is_dense else pattern.sliding_window_size
+    some = (k0 <= q1) & (k1 >= first) & (q1 >= first)
+    some &= (k0 < sink_end) | (q0 - k1 < window) | (q1 >= last_row)
+    whole = (k1 <= q0) & (k0 >= first)
+    whole &= (k1 < sink_end) | (q1 - k0 < window) | (q0 >= last_row)
+    # A tile that hangs over the end is never whole: its rows and keys beyond the end do not exist.
+    whole &= (q0 + TILE <= grid.rows.start + grid.length) & (k0 + TILE <= grid.keys)
+    return some, whole
+
+
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Count `[B, 1, rows]` and indices `[B, 1, rows, columns]` of the tiles that are set."""
+    count = tiles.sum(-1, dtype=torch.int32)
+    index = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
+    return count[:, None], index[:, None].to(torch.int32)
