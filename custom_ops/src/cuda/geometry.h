@@ -1,0 +1,159 @@
+// Which rows and keys each work item of the attention kernels covers (integer arithmetic only).
+//
+// The host knows sizes, not lengths: it makes a Plan with an upper bound on the items. A kernel
+// turns an item's number into rows and keys with the lengths it finds on the device, and passes
+// over the numbers that fall outside them.
+//
+// A tile holds `positions` query positions times `pack` query heads that share one key/value head;
+// tile row r is position r / pack, head r % pack. The new rows of one batch row are cut into
+//   [0, dense)        streaming rows: sinks and a window
+//   [dense, split)    dense rows, one work item per tile (dense mode, stale prompt lengths)
+//   [split, rows)     dense rows, `splits` work items per tile, each with its share of the keys
+// so that tiles start anew at each boundary and no tile mixes two kinds.
+#pragma once
+
+#include "../problem.h"
+
+#ifdef __CUDACC__
+#define TM_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define TM_HOST_DEVICE inline
+#endif
+
+namespace trianglemix {
+
+constexpr int kNoWindow = 1 << 30;  // wider than any buffer: lengths are below 2^30
+constexpr int kMaxTokens = 1 << 29;
+
+TM_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+TM_HOST_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+TM_HOST_DEVICE int max_of(int a, int b) { return a > b ? a : b; }
+TM_HOST_DEVICE int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
+  return x < low ? low : (x > high ? high : x);
+}
+
+// What the host decides, from sizes alone.
+struct Plan {
+  int batch, length, capacity;         // B, S, T
+  int heads, kv_heads;                 // H, G
+  int head_size, value_head_size;      // D, Dv
+  int tile_rows, pack, positions;      // pack * positions <= tile_rows
+  int groups;                          // H / pack; group g reads key head g * pack / (H / G)
+  int sink, window, last;              // window == kNoWindow: dense mode
+  int split_rows, split_tiles, splits; // at most split_rows rows of a batch row are split
+  int row_tiles;                       // upper bound of unsplit tiles per batch row and group
+  int split_items, items;              // work items: the split ones come first
+  float scale, softcap;
+};
+
+// One batch row, from the lengths on the device. An impossible length gives no rows at all.
+struct RowRange {
+  int start, rows, end;    // position of new row 0, rows that attend, L_b
+  int dense, split;        // first dense row, first split row
+  int first_valid;
+  bool writes;             // whether the new tokens go to the cache
+};
+
+struct Lengths {
+  const int32_t* seqlens_k;
+  const int32_t* prompt_length;  // may be null
+  const int32_t* first_valid;    // may be null
+};
+
+TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int b) {
+  RowRange r;
+  const int64_t end = static_cast<int64_t>(lengths.seqlens_k[b]) + 1;
+  r.writes = end >= 0 && end <= plan.capacity;
+  r.end = r.writes ? static_cast<int>(end) : 0;
+  r.start = max_of(0, r.end - plan.length);
+  r.rows = min_of(plan.length, r.end - r.start);
+  const int64_t prompt = lengths.prompt_length ? lengths.prompt_length[b] : r.end;
+  const int64_t dense = plan.window == kNoWindow ? 0 : prompt - plan.last - r.start;
+  r.dense = static_cast<int>(clamp_to(dense, 0, r.rows));
+  r.split = max_of(r.dense, r.rows - plan.split_rows);
+  const int64_t first = lengths.first_valid ? lengths.first_valid[b] : 0;
+  r.first_valid = static_cast<int>(clamp_to(first, 0, plan.capacity));
+  return r;
+}
+
+// Keys of one tile: the sinks first_valid .. first_valid + sinks (all below `low`), and the range
+// low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
+struct Item {
+  int b, group, kv_head;
+  int row, rows;        // first new row, number of positions
+  int position;         // position of the first row
+  int low, high, sinks;
+  int sink_end, window;
+  int first_valid, end;
+  int slot, split, splits;  // splits > 1: partial result number `slot + split` of `splits`
+};
+
+TM_HOST_DEVICE void set_rows(Item& item, const RowRange& range, const Plan& plan, int row, int stop) {
+  item.row = row;
+  item.rows = min_of(plan.positions, stop - row);
+  item.position = range.start + row;
+  item.first_valid = range.first_valid;
+  item.end = range.end;
+  item.low = range.first_valid;
+  item.high = item.position + item.rows;
+  item.sinks = 0;
+  item.sink_end = static_cast<int>(
+      clamp_to(static_cast<int64_t>(range.first_valid) + plan.sink, 0, kMaxTokens));
+  item.window = kNoWindow;
+  item.slot = item.split = 0;
+  item.splits = 1;
+}
+
+TM_HOST_DEVICE void set_window(Item& item, const Plan& plan) {
+  item.window = plan.window;
+  item.low = max_of(item.first_valid, item.position - plan.window + 1);
+  item.sinks = max_of(0, min_of(plan.sink, item.low - item.first_valid));
+}
+
+// `key_tile * k + remainder` keys per share, so that a share is whole key tiles of its kernel.
+TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile, int key_tile, int remainder) {
+  const int keys = max_of(0, item.high - item.low);
+  const int share = max_of(1, ceil_div(ceil_div(keys, plan.splits) - remainder, key_tile)) *
+                        key_tile + remainder;
+  item.splits = max_of(1, ceil_div(keys, share));
+  if (item.split >= item.splits) return false;
+  item.slot = ((item.b * plan.groups + item.group) * plan.split_tiles + tile) * plan.splits;
+  item.high -= item.split * share;
+  item.low = max_of(item.low, item.high - share);
+  return true;
+}
+
+// Fills `item` for work item `number`; false if these lengths leave it empty.
+TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengths, int number,
+                              int key_tile, int remainder) {
+  const bool is_split = number < plan.split_items;
+  int rest = is_split ? number : number - plan.split_items;
+  item.group = rest % plan.groups;
+  rest /= plan.groups;
+  const int split = is_split ? rest % plan.splits : 0;
+  if (is_split) rest /= plan.splits;
+  item.b = rest % plan.batch;
+  int tile = rest / plan.batch;
+  item.kv_head = item.group * plan.pack / (plan.heads / plan.kv_heads);
+  const RowRange range = row_range(plan, lengths, item.b);
+  if (is_split) {
+    const int row = range.split + tile * plan.positions;
+    if (row >= range.rows) return false;
+    set_rows(item, range, plan, row, range.rows);
+    item.split = split;
+    return set_split(item, plan, tile, key_tile, remainder);
+  }
+  tile = plan.row_tiles - 1 - tile;  // the longest dense rows first
+  const int streaming_tiles = ceil_div(range.dense, plan.positions);
+  if (tile < streaming_tiles) {
+    set_rows(item, range, plan, tile * plan.positions, range.dense);
+    set_window(item, plan);
+    return true;
+  }
+  const int row = range.dense + (tile - streaming_tiles) * plan.positions;
+  if (row >= range.split) return false;
+  set_rows(item, range, plan, row, range.split);
+  return true;
+}
+
+}  // namespace trianglemix

@@ -1,0 +1,43 @@
+// What the kernels' launchers share: device facts, the scratch layout, their entry points.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "geometry.h"
+
+namespace trianglemix {
+
+struct Scratch;
+
+struct Device {
+  int multiprocessors;
+  int architecture;  // 10 * major + minor
+};
+
+// Facts of the current device; null on success, else an error text.
+const char* query_device(Device* device);
+
+enum class Kernel { kSm90, kSm80, kFloat32 };
+
+// The kernel that runs this problem, and its tiles. Sizes only: a captured graph stays right.
+Kernel choose_kernel(const TriangleProblem& problem, const Device& device);
+Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& device);
+
+size_t scratch_bytes(const Plan& plan);
+Scratch scratch_at(const Plan& plan, void* workspace);
+
+// Each enqueues one launch and returns its error.
+cudaError_t launch_append(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+                          cudaStream_t stream);
+cudaError_t launch_sm90(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+                        const Device& device, cudaStream_t stream);
+cudaError_t launch_sm80(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+                        cudaStream_t stream);
+cudaError_t launch_float32(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+                           cudaStream_t stream);
+
+inline Lengths lengths_of(const TriangleProblem& problem) {
+  return {problem.seqlens_k, problem.prompt_length, problem.first_valid};
+}
+
+}  // namespace trianglemix

@@ -1,0 +1,56 @@
+// The library's one symbol: plans a call and enqueues its kernels (append, then attention).
+#include "cuda_library.h"
+#include "launch.h"
+#include "partial.cuh"
+
+namespace trianglemix {
+namespace {
+
+const char* check(const TriangleProblem& p) {
+  if (p.present_capacity >= kMaxTokens || p.query_length >= kMaxTokens) {
+    return "the CUDA kernels take caches and prompts of fewer than 2^29 tokens";
+  }
+  if (p.batch > 65535) return "the CUDA kernels take at most 65535 batch rows";
+  return nullptr;
+}
+
+size_t workspace_bytes(const TriangleProblem* problem) {
+  Device device;
+  if (query_device(&device) || check(*problem) || problem->batch * problem->query_length == 0) {
+    return 0;
+  }
+  return scratch_bytes(make_plan(*problem, choose_kernel(*problem, device), device));
+}
+
+cudaError_t launch_attention(Kernel kernel, const TriangleProblem& problem, const Plan& plan,
+                             const Scratch& scratch, const Device& device, cudaStream_t stream) {
+  switch (kernel) {
+    case Kernel::kSm90: return launch_sm90(problem, plan, scratch, device, stream);
+    case Kernel::kSm80: return launch_sm80(problem, plan, scratch, stream);
+    default: return launch_float32(problem, plan, scratch, stream);
+  }
+}
+
+const char* run(const TriangleProblem* problem, void* workspace, void* stream_pointer) {
+  Device device;
+  if (const char* error = query_device(&device)) return error;
+  if (const char* error = check(*problem)) return error;
+  if (problem->batch * problem->query_length == 0) return nullptr;
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  const Kernel kernel = choose_kernel(*problem, device);
+  const Plan plan = make_plan(*problem, kernel, device);
+  const Scratch scratch = scratch_at(plan, workspace);
+  cudaError_t e = launch_append(*problem, plan, scratch, stream);
+  if (e == cudaSuccess) e = launch_attention(kernel, *problem, plan, scratch, device, stream);
+  return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
+
+const CudaLibrary kLibrary{TRIANGLEMIX_CUDA_ABI, sizeof(TriangleProblem), workspace_bytes, run};
+
+}  // namespace
+}  // namespace trianglemix
+
+extern "C" __attribute__((visibility("default"))) const trianglemix::CudaLibrary*
+trianglemix_cuda_library() {
+  return &trianglemix::kLibrary;
+}

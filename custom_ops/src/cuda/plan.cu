@@ -1,0 +1,126 @@
+// Chooses kernel, tiles, split and scratch layout of a call, from sizes alone.
+#include <algorithm>
+#include <mutex>
+
+#include "launch.h"
+#include "partial.cuh"
+
+namespace trianglemix {
+namespace {
+
+constexpr int kMaxSplits = 16;
+constexpr int kMinShare = 1024;   // keys of a share: below that merging costs more than it hides
+constexpr int kItemsPerMultiprocessor = 4;
+
+int clamp_int(int64_t x, int64_t low, int64_t high) {
+  return static_cast<int>(clamp_to(x, low, high));
+}
+
+// Query heads of a tile: as many of those that share a key head as fit, in equal parts.
+int heads_of_tile(int heads_per_key_head, int tile_rows) {
+  for (int pack = std::min(heads_per_key_head, tile_rows); pack > 1; --pack) {
+    if (heads_per_key_head % pack == 0) return pack;
+  }
+  return 1;
+}
+
+// How many rows are split over keys, and into how many shares. A dense tail always is; all rows are
+// where whole tiles would leave multiprocessors idle (decode, short chunks on a long cache).
+void plan_split(Plan& plan, const Device& device) {
+  const int groups = plan.batch * plan.groups;
+  const int wanted = kItemsPerMultiprocessor * device.multiprocessors;
+  const int tiles = groups * ceil_div(plan.length, plan.positions);
+  const bool few = tiles < (plan.window == kNoWindow ? wanted : device.multiprocessors);
+  plan.split_rows = few ? plan.length : std::min(plan.length, plan.last);
+  if (plan.window == kNoWindow && !few) plan.split_rows = 0;
+  plan.split_tiles = ceil_div(plan.split_rows, plan.positions);
+  const int split_tiles = std::max(1, groups * plan.split_tiles);
+  // One wave where a tile is all there is to a group (decode), else several shares per block.
+  const int items = plan.split_tiles <= 1 ? device.multiprocessors : wanted;
+  plan.splits = clamp_int(std::min(items / split_tiles, plan.capacity / kMinShare), 1, kMaxSplits);
+  const bool all_split = few && plan.window == kNoWindow;
+  plan.row_tiles = all_split ? 0 : ceil_div(plan.length, plan.positions) + 1;
+  plan.split_items = groups * plan.split_tiles * plan.splits;
+  plan.items = plan.split_items + groups * plan.row_tiles;
+}
+
+constexpr size_t kAlign = 256;
+size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+struct ScratchLayout {
+  size_t counters, weights, sums;
+};
+
+ScratchLayout layout_of(const Plan& plan) {
+  const size_t tiles = static_cast<size_t>(plan.batch) * plan.groups * plan.split_tiles;
+  const size_t rows = plan.splits > 1 ? tiles * plan.splits * plan.tile_rows : 0;
+  return {aligned((1 + tiles * kTileParts) * sizeof(int)), aligned(rows * sizeof(float2)),
+          aligned(rows * plan.value_head_size * sizeof(float))};
+}
+
+}  // namespace
+
+const char* query_device(Device* device) {
+  constexpr int kDevices = 64;
+  static Device known[kDevices];
+  static std::mutex mutex;
+  int id = 0;
+  if (cudaError_t e = cudaGetDevice(&id); e != cudaSuccess) return cudaGetErrorString(e);
+  if (id >= kDevices) return "the CUDA device's index is 64 or more";
+  std::lock_guard<std::mutex> lock(mutex);
+  if (known[id].multiprocessors == 0) {
+    int major = 0, minor = 0, count = 0;
+    cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, id);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, id);
+    if (e != cudaSuccess) return cudaGetErrorString(e);
+    known[id] = {count, 10 * major + minor};
+  }
+  *device = known[id];
+  return nullptr;
+}
+
+Kernel choose_kernel(const TriangleProblem& problem, const Device& device) {
+  if (problem.dtype == DType::kFloat32) return Kernel::kFloat32;
+  const int64_t d = problem.head_size;
+  const bool fits = d == problem.value_head_size && (d == 64 || d == 96 || d == 128 || d == 256);
+  return device.architecture == 90 && fits && problem.scale > 0 ? Kernel::kSm90 : Kernel::kSm80;
+}
+
+Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& device) {
+  Plan plan{};
+  plan.batch = static_cast<int>(problem.batch);
+  plan.length = static_cast<int>(problem.query_length);
+  plan.capacity = static_cast<int>(problem.present_capacity);
+  plan.heads = static_cast<int>(problem.num_heads);
+  plan.kv_heads = static_cast<int>(problem.kv_num_heads);
+  plan.head_size = static_cast<int>(problem.head_size);
+  plan.value_head_size = static_cast<int>(problem.value_head_size);
+  plan.tile_rows = kernel == Kernel::kSm90 ? 128 : (kernel == Kernel::kSm80 ? 64 : 32);
+  plan.pack = heads_of_tile(plan.heads / plan.kv_heads, plan.tile_rows);
+  plan.positions = plan.tile_rows / plan.pack;
+  plan.groups = plan.heads / plan.pack;
+  plan.sink = clamp_int(problem.pattern.sink, 0, kMaxTokens);
+  plan.window = problem.pattern.window == kDenseWindow || problem.pattern.window >= kMaxTokens
+                    ? kNoWindow : static_cast<int>(problem.pattern.window);
+  plan.last = clamp_int(problem.pattern.last, 1, kMaxTokens);
+  plan.scale = problem.scale;
+  plan.softcap = problem.softcap;
+  plan_split(plan, device);
+  return plan;
+}
+
+size_t scratch_bytes(const Plan& plan) {
+  const ScratchLayout layout = layout_of(plan);
+  return layout.counters + layout.weights + layout.sums;
+}
+
+Scratch scratch_at(const Plan& plan, void* workspace) {
+  const ScratchLayout layout = layout_of(plan);
+  char* base = static_cast<char*>(workspace);
+  int* counters = reinterpret_cast<int*>(base);
+  return {counters, counters + 1, reinterpret_cast<float2*>(base + layout.counters),
+          reinterpret_cast<float*>(base + layout.counters + layout.weights)};
+}
+
+}  // namespace trianglemix

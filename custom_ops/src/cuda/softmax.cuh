@@ -1,0 +1,119 @@
+// Online softmax over score fragments of the tensor cores, and the masks of the boundary tiles.
+//
+// Fragment layout (the same for mma.sync and wgmma): of a 16-row strip, a lane holds rows lane / 4
+// and lane / 4 + 8; element 4 * j + 2 * r + e is row r of the two, column 8 * j + 2 * (lane % 4) + e.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace trianglemix {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kNoMax = -1.0e30f;  // finite: a row without a key must not make inf - inf
+
+// Columns kept by a lane's two rows, relative to the tile and to the lane's first column:
+// c >= low and c <= causal[r] and (c > window[r] or c < sink).
+struct ColumnMask {
+  int low, sink;
+  int causal[2], window[2];
+};
+
+template <int kFrom, int kTo, int kCount>
+__device__ __forceinline__ void mask_causal(float (&s)[kCount], const int (&causal)[2]) {
+#pragma unroll
+  for (int i = kFrom; i < kTo; ++i) {
+    const int column = 8 * (i / 4 - kFrom / 4) + i % 2;
+    if (column > causal[(i / 2) % 2]) s[i] = -INFINITY;
+  }
+}
+
+template <int kFrom, int kTo, int kCount>
+__device__ __forceinline__ void mask_columns(float (&s)[kCount], const ColumnMask& mask) {
+#pragma unroll
+  for (int i = kFrom; i < kTo; ++i) {
+    const int column = 8 * (i / 4 - kFrom / 4) + i % 2, r = (i / 2) % 2;
+    const bool near = column > mask.window[r] || column < mask.sink;
+    if (!near || column < mask.low || column > mask.causal[r]) s[i] = -INFINITY;
+  }
+}
+
+// Scores to softcap * tanh(scale * score / softcap); the caller then scales by log2(e) alone.
+template <int kCount>
+__device__ __forceinline__ void cap_scores(float (&s)[kCount], float scale, float softcap) {
+  const float to_exponent = 2.0f * kLog2E * scale / softcap;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float e = exp2_approx(s[i] * to_exponent);
+    s[i] = softcap - __fdividef(2.0f * softcap, 1.0f + e);
+  }
+}
+
+// Running maximum (of unscaled scores) and sum of a lane's two rows. The maximum is let lag by up
+// to 2^kLag: weights stay exact, and most tiles then need no rescaling of the sums so far.
+struct OnlineSoftmax {
+  static constexpr float kLag = 8.0f;
+  float peak[2], sum[2], factor[2];
+
+  __device__ __forceinline__ void reset() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) peak[r] = kNoMax, sum[r] = 0.0f, factor[r] = 1.0f;
+  }
+
+  // Scores to weights 2^((s - peak) * scale), in place. True if some row of the warp has a new
+  // peak: then whatever was summed before is to be multiplied by `factor`.
+  template <int kCount>
+  __device__ __forceinline__ bool weigh(float (&s)[kCount], float scale) {
+    bool moved = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float high = fmaxf(s[2 * r], s[2 * r + 1]);
+#pragma unroll
+      for (int i = 4; i < kCount; i += 4) high = fmaxf(high, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+      high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 1));
+      high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 2));
+      factor[r] = 1.0f;
+      if ((high - peak[r]) * scale > kLag) {
+        factor[r] = exp2_approx((peak[r] - high) * scale);
+        peak[r] = high;
+        moved = true;
+      }
+      const float shift = -peak[r] * scale;
+      float part[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[i + 2 * r + e];
+          x = exp2_approx(fmaf(x, scale, shift));
+          part[e] += x;
+        }
+      }
+      sum[r] = sum[r] * factor[r] + (part[0] + part[1]);
+    }
+    return __any_sync(0xffffffff, moved);
+  }
+
+  // Sums of whole rows, over the four lanes that share them.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += __shfl_xor_sync(0xffffffff, sum[r], 1);
+      sum[r] += __shfl_xor_sync(0xffffffff, sum[r], 2);
+    }
+  }
+};
+
+template <int kCount>
+__device__ __forceinline__ void rescale(float (&o)[kCount], const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) o[i] *= factor[(i / 2) % 2];
+}
+
+// Weights as operand A of the next product: registers 4 * k .. 4 * k + 3 hold keys 16 * k ...
+template <typename T, int kCount>
+__device__ __forceinline__ void pack_weights(uint32_t (&p)[kCount / 2], const float (&s)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) p[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
+}
+
+}  // namespace trianglemix
