@@ -115,7 +115,7 @@ def _classify(
     last_row = prompt - pattern.num_last_tokens
     window = grid.length + grid.keys if pattern.is_dense else pattern.sliding_window_size
     some = (k0 <= q1) & (k1 >= first) & (q1 >= first)
-    some &= (k0 < sink_end) | (q0 - k1 < window) | (q1 >= last_row)
+    some &= (k0 < sink_end) & (first < sink_end) | (q0 - k1 < window) | (q1 >= last_row)
     whole = (k1 <= q0) & (k0 >= first)
     whole &= (k1 < sink_end) | (q1 - k0 < window) | (q0 >= last_row)
     # A tile that hangs over the end is never whole: its rows and keys beyond the end do not exist.
