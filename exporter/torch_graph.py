@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def _trace(flat: FlatModel, arguments: tuple[Any, ...], layers: int, path: Path)
 @contextlib.contextmanager
 def _frozen_values_refused() -> Iterator[None]:
     """A trace that turns a tensor into a Python value would be wrong for every other input."""
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     torch_code = str(Path(torch.__file__).parent)  # its own argument checks, not data flow

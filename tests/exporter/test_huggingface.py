@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.torch_attention import classify_mask
+from trianglemix.exporter.torch_worker import export_model
 
 from tests.tiny_models import FOLDER_FAMILIES, tiny_folder
 
@@ -40,10 +44,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     return {}
 
 
+def export_here(folder: Path, work: Path, dtype: str = "auto") -> Path:
+    """What `export_huggingface` does in its worker, without a process of its own."""
+    path = work / "model.onnx"
+    export_model(folder, path, dtype, lambda name: None)
+    return path
+
+
 def export(family: str, made: dict[str, Exported], work: Path) -> Exported:
     if family not in made:
         folder = tiny_folder(family)
-        made[family] = open_model(folder, export_huggingface(folder, work, HuggingFaceOptions()))
+        made[family] = open_model(folder, export_here(folder, work))
     return made[family]
 
 
@@ -135,7 +146,10 @@ def test_every_attention_is_one_dense_node_and_nothing_grows_with_the_mask(
 
 
 def test_weights_lie_beside_the_graph_once(tmp_path: Path) -> None:
-    path = export_huggingface(tiny_folder("llama"), tmp_path, HuggingFaceOptions())
+    stages: list[str] = []
+    options = HuggingFaceOptions(stage=stages.append)
+    path = export_huggingface(tiny_folder("llama"), tmp_path, options)
+    assert len(stages) == 3
     weights = (tiny_folder("llama") / "model.safetensors").stat().st_size
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert path.stat().st_size < weights
@@ -144,8 +158,7 @@ def test_weights_lie_beside_the_graph_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtype_option_converts_the_whole_graph(dtype: str, tmp_path: Path) -> None:
-    options = HuggingFaceOptions(dtype=dtype)  # type: ignore[arg-type]
-    graph = ir.load(export_huggingface(tiny_folder("qwen3"), tmp_path, options)).graph
+    graph = ir.load(export_here(tiny_folder("qwen3"), tmp_path, dtype)).graph
     expected = ir.DataType[dtype.upper()]
     caches = [value for value in graph.inputs if value.name.startswith("past")]
     assert {value.dtype for value in caches} == {expected}
@@ -155,9 +168,7 @@ def test_dtype_option_converts_the_whole_graph(dtype: str, tmp_path: Path) -> No
 
 def test_float16_gives_the_source_logits(tmp_path: Path) -> None:
     folder = tiny_folder("llama")
-    model = open_model(
-        folder, export_huggingface(folder, tmp_path, HuggingFaceOptions(dtype="float16"))
-    )
+    model = open_model(folder, export_here(folder, tmp_path, "float16"))
     ids = np.arange(12)[None] * 5
     feeds = {
         "input_ids": ids,
@@ -185,16 +196,30 @@ def edited_folder(tmp_path: Path, family: str, **changes: Any) -> Path:
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized .gptq."),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"rope_scaling": {"type": "longrope"}}, "'longrope'"),
-        ({"num_hidden_layers": 4}, "lacks 9 weights"),
-        ({"model_type": "no_such_model"}, "no_such_model"),
     ],
 )
-def test_folders_that_cannot_be_exported_say_why(
+def test_configurations_that_cannot_be_exported_say_why(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = edited_folder(tmp_path, "llama", **changes)
     with pytest.raises(ExportError, match=message) as caught:
         export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 4}, "lacks 9 weights"),
+        ({"model_type": "no_such_model"}, "no_such_model"),
+    ],
+)
+def test_folders_that_cannot_be_loaded_say_why(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = edited_folder(tmp_path, "llama", **changes)
+    with pytest.raises(ExportError, match=message) as caught:
+        export_here(folder, tmp_path / "work")
     assert "\n" not in str(caught.value)
 
 
@@ -216,15 +241,56 @@ def save_random(family: str, folder: Path, **config: Any) -> Path:
     ("family", "config", "message"),
     [
         ("llama", {"head_dim": 12}, "head_size is 12"),
-        ("gpt_oss", {"head_dim": 16, "num_local_experts": 2}, "s_aux"),
-        ("bloom", {"n_head": 4}, "."),
-        ("mamba", {"state_size": 8}, "."),
+        ("gpt_oss", {"head_dim": 16, "num_local_experts": 4}, "s_aux"),
+        ("bloom", {"n_head": 4}, r"layers \[0, 1\] do not call"),
+        ("mamba", {"state_size": 8}, "logits are off"),
+        ("mixtral", {"num_local_experts": 4}, "not supported"),
     ],
 )
 def test_models_with_other_attention_are_refused(
     family: str, config: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = save_random(family, tmp_path / "folder", **config)
-    with pytest.raises((RefusedError, ExportError, ValueError), match=message) as caught:
-        export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
+    with pytest.raises(TriangleMixError, match=message) as caught:
+        export_here(folder, tmp_path / "work")
     assert "\n" not in str(caught.value)
+
+
+def test_refusals_of_the_worker_reach_the_caller(tmp_path: Path) -> None:
+    folder = save_random("bloom", tmp_path / "folder", n_head=4)
+    with pytest.raises(RefusedError, match="do not call transformers' attention interface"):
+        export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("kill -SEGV $$", "SIGSEGV while starting"), ("echo some reason >&2; exit 3", "some reason")],
+)
+def test_a_worker_that_dies_is_an_error(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    with pytest.raises(ExportError, match=message):
+        export_huggingface(tiny_folder("llama"), tmp_path / "work", HuggingFaceOptions())
+
+
+def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ExportError, match=r"needs torch, .*trianglemix\[hf\]"):
+        export_huggingface(tiny_folder("llama"), tmp_path, HuggingFaceOptions())
+
+
+def test_masks_of_another_class_are_refused() -> None:
+    def blockwise(_b: Any, _h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (j <= i) & (i // 2 == j // 2)
+
+    with pytest.raises(RefusedError, match="neither causal nor a sliding window"):
+        classify_mask(mask_function=blockwise, local_size=None)
+    with pytest.raises(RefusedError, match="window 4"):
+        classify_mask(mask_function=blockwise, local_size=4)
