@@ -44,7 +44,7 @@ class StaticTape:
 
     def constant(self, array: NDArray[Any]) -> ir.Value:
         """An initializer with the array's shape and dtype."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"{self._prefix}/constant_{len(self._constants)}"

@@ -1,0 +1,272 @@
+"""Turns the canonical graph of TriangleAttention nodes into one static graph over a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
+from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.static_tape import StaticTape
+from trianglemix.exporter.ascend import static_plan
+from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph_roles import GraphRoles, find_roles
+from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.last_token import find_head
+from trianglemix.exporter.lengths import NEVER_LAST_NAME, PROMPT_LENGTH
+from trianglemix.exporter.shared_cache import FreeCacheLengthPass
+from trianglemix.exporter.walk import is_op, needed_input
+
+_INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
+_SCOPE: Final = "trianglemix/static"
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What one TriangleAttention node of the canonical graph says, and its type."""
+
+    attention: Attention
+    dtype: ir.DataType
+    is_sliding: bool  # the source model's own window: in the tail and in decoding too
+
+    @property
+    def is_banded(self) -> bool:
+        """Whether stream rows drop keys."""
+        return not self.attention.pattern.is_dense
+
+
+def read_layers(model: ir.Model) -> list[LayerGeometry]:
+    """The attentions of a canonical graph, layer 0 first.
+
+    Raises:
+        RefusedError: the source has no KV cache, so that head sizes and types are not known.
+    """
+    return [_geometry(node) for node in model.graph if is_triangle_attention(node)]
+
+
+class MakeStaticPass(ir.passes.InPlacePass):
+    """Afterwards the graph takes `input_ids [1, S]`, `start [1]`, the cache (a tail also
+    `length [1]`) and gives new keys and values, and logits `[1, 1, vocabulary]` but for a stream.
+
+    Positions count from `start`. What served the source's own cache and masks is gone.
+
+    Raises:
+        RefusedError: something else than attention reads the mask or the cache's length.
+    """
+
+    def __init__(self, kind: GraphKind, plan: StaticPlan) -> None:
+        super().__init__()
+        self._kind, self._plan = kind, plan
+        self._call = plan.call(kind)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, roles = model.graph, find_roles(model.graph)
+        FreeCacheLengthPass(roles)(model)  # the length of a past, wherever read, is the mask's now
+        start = ir.val(static_plan.START, dtype=_INT32, shape=(1,))
+        head = StaticTape(f"{_SCOPE}/positions")
+        self._replace_lengths(graph, head, start)
+        if roles.position_ids is not None:
+            roles.position_ids.replace_all_uses_with(self._positions(head, start))
+        inputs, new_rows = self._replace_attentions(graph, start)
+        length = ir.val(static_plan.LENGTH, dtype=_INT32, shape=(1,))
+        logits = self._logits(graph, roles, length)
+        _prepend(graph, head)
+        roles.input_ids.name = static_plan.INPUT_IDS
+        old_inputs = list(graph.inputs)
+        graph.outputs[:] = [*logits, *new_rows]
+        lengths = [length] if self._kind is GraphKind.TAIL else []
+        graph.inputs[:] = [roles.input_ids, start, *lengths, *inputs]
+        _forget_default(graph)
+        model.functions.clear()
+        graph.opset_imports.pop(contract.DOMAIN, None)
+        common.RemoveUnusedNodesPass()(model)
+        _check_free(value for value in old_inputs if value is not roles.input_ids)
+        graph.sort()
+        return ir.passes.PassResult(model, True)
+
+    def input_sizes(self, layers: list[LayerGeometry]) -> dict[str, tuple[int, ...]]:
+        """Sizes of every input that this graph may have."""
+        sizes: dict[str, tuple[int, ...]] = {
+            static_plan.INPUT_IDS: (1, self._call.rows),
+            static_plan.START: (1,),
+            static_plan.LENGTH: (1,),
+        }
+        for layer, geometry in enumerate(layers):
+            shape = geometry.attention.shape
+            for name, size in zip(
+                static_plan.cache_names(layer),
+                (shape.head_size, shape.value_head_size),
+                strict=True,
+            ):
+                sizes[name] = (1, shape.kv_num_heads, self._call.slots, size)
+        return sizes
+
+    def _replace_lengths(self, graph: ir.Graph, tape: StaticTape, start: ir.Value) -> None:
+        """Whatever counts positions from the operator's lengths counts from `start` now."""
+        rows = self._call.rows
+        end = tape.op("Add", [start, tape.int32([rows])])
+        for node in [node for node in graph if is_triangle_attention(node)]:
+            seqlens, total = needed_input(node, 5), needed_input(node, 6)
+            if seqlens.producer() not in tape.nodes:
+                seqlens.replace_all_uses_with(tape.op("Sub", [end, tape.int32([1])]))
+            if total.producer() not in tape.nodes:
+                total.replace_all_uses_with(end)
+
+    def _positions(self, tape: StaticTape, start: ir.Value) -> ir.Value:
+        """`[1, S]` int64; pads that would lie behind the cache stay on its last slot."""
+        rows = tape.int32(np.arange(self._call.rows).reshape(1, -1))
+        position = tape.op("Min", [tape.op("Add", [rows, start]), tape.int32(self._call.slots - 1)])
+        return tape.cast(position, _INT64)
+
+    def _replace_attentions(
+        self, graph: ir.Graph, start: ir.Value
+    ) -> tuple[list[ir.Value], list[ir.Value]]:
+        """The cache inputs and the outputs of new rows, in the order of the layers."""
+        nodes = [node for node in graph if is_triangle_attention(node)]
+        tape = StaticTape(f"{_SCOPE}/attention")
+        forms: dict[ir.DataType, BlockForm] = {}
+        inputs: list[ir.Value] = []
+        outputs: list[ir.Value] = []
+        for layer, node in enumerate(nodes):
+            geometry = _geometry(node)
+            if geometry.dtype not in forms:
+                forms[geometry.dtype] = BlockForm(tape, start, self._call, geometry.dtype)
+            past = _cache_values(layer, geometry, self._call.slots)
+            for old, new in zip(node.inputs[3:5], past, strict=True):
+                assert old is not None
+                old.replace_all_uses_with(new)  # others read its other sizes
+            done = len(tape.nodes)
+            made = self._attend(forms[geometry.dtype], node, geometry, past)
+            graph.insert_before(node, tape.nodes[done:])
+            made.output.type = node.outputs[0].type
+            node.outputs[0].replace_all_uses_with(made.output)
+            inputs += past
+            outputs += _named(layer, geometry, made)
+        for constant in tape.initializers:
+            graph.register_initializer(constant)
+        return inputs, outputs
+
+    def _attend(
+        self,
+        form: BlockForm,
+        node: ir.Node,
+        geometry: LayerGeometry,
+        past: tuple[ir.Value, ir.Value],
+    ) -> StaticOutputs:
+        query, key, value = (needed_input(node, index) for index in range(3))
+        rows = StaticInputs(query, key, value, *past)
+        stream = self._kind is GraphKind.STREAM
+        if geometry.is_banded and (stream or geometry.is_sliding):
+            return form.banded(rows, geometry.attention)
+        return form.dense(rows, geometry.attention)
+
+    def _logits(self, graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> list[ir.Value]:
+        """None for a stream; a tail's are those of row `length - 1` only."""
+        if self._kind is GraphKind.STREAM:
+            return []
+        logits = roles.logits
+        if self._kind is GraphKind.TAIL:
+            logits = _keep_row(graph, roles, length)
+        logits.name = static_plan.LOGITS
+        return [logits]
+
+
+def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:
+    """Logits of row `length - 1`, picked before the head where the head is known."""
+    tape = StaticTape(f"{_SCOPE}/last_row")
+    row = tape.op("Sub", [length, tape.int32([1])])
+    head = find_head(roles)
+    logits = roles.logits
+    if head is None or not is_op(head.node, "MatMul"):
+        picked = tape.op("Gather", [logits, row], {"axis": 1})
+        producer = logits.producer()
+        assert producer is not None
+        graph.insert_after(producer, tape.nodes)
+        logits.name, logits = "logits/all", picked
+    else:
+        picked = tape.op("Gather", [head.hidden, row], {"axis": 1})
+        graph.insert_before(head.node, tape.nodes)
+        head.node.replace_input_with(0, picked)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+    return logits
+
+
+def _geometry(node: ir.Node) -> LayerGeometry:
+    attributes = node.attributes
+    past = [needed_input(node, index) for index in (3, 4)]
+    sizes = [value.shape[3] if value.shape is not None else None for value in past]
+    dtype = past[0].dtype
+    if dtype is None or not all(isinstance(size, int) for size in sizes):
+        raise RefusedError(
+            f"node {node.name} has a past of unknown type or head size; export the model with a "
+            "KV cache (past and present as inputs and outputs)"
+        )
+    shape = AttentionShape(
+        attributes.get_int(contract.ATTR_NUM_HEADS, 0),
+        attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0),
+        *(int(size) for size in sizes),  # type: ignore[arg-type]
+    )
+    pattern = TrianglePattern(
+        *(
+            attributes.get_int(name, 0)
+            for name in (contract.ATTR_SINK, contract.ATTR_WINDOW, contract.ATTR_LAST)
+        )
+    )
+    attention = Attention(
+        shape,
+        pattern,
+        attributes.get_float(contract.ATTR_SCALE, 0.0),
+        attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
+    )
+    return LayerGeometry(attention, dtype, needed_input(node, 7).name == NEVER_LAST_NAME)
+
+
+def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:
+    shape = geometry.attention.shape
+    key, value = (
+        ir.val(name, dtype=geometry.dtype, shape=(1, shape.kv_num_heads, slots, size))
+        for name, size in zip(
+            static_plan.cache_names(layer), (shape.head_size, shape.value_head_size), strict=True
+        )
+    )
+    return key, value
+
+
+def _named(layer: int, geometry: LayerGeometry, made: StaticOutputs) -> list[ir.Value]:
+    outputs = [made.new_key, made.new_value]
+    for name, value in zip(static_plan.new_names(layer), outputs, strict=True):
+        value.name = name
+        value.type = ir.TensorType(geometry.dtype)
+    return outputs
+
+
+def _prepend(graph: ir.Graph, tape: StaticTape) -> None:
+    first = next(iter(graph))
+    graph.insert_before(first, tape.nodes)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+
+
+def _forget_default(graph: ir.Graph) -> None:
+    """The optional input `prompt_length` was an initializer too."""
+    graph.initializers.pop(PROMPT_LENGTH, None)
+
+
+def _check_free(values: Iterable[ir.Value]) -> None:
+    for value in values:
+        consumers = list(value.consumers())
+        if consumers:
+            node = consumers[0]
+            raise RefusedError(
+                f"node {node.name} ({node.op_type}) reads {value.name} outside of attention; a "
+                "static graph over one cache cannot give it that. Export the model with the input "
+                "position_ids"
+            )
