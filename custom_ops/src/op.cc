@@ -19,8 +19,6 @@ using ort::ElementType;
 using ort::Error;
 using ort::ErrorCode;
 
-constexpr int64_t kHeadSizeStep = 8;
-constexpr int64_t kMaxHeadSize = 256;
 constexpr int64_t kMaxRank = 4;
 // Positions are below 2^31, so a larger sink, window or last means the same and cannot overflow.
 constexpr int64_t kUnbounded = int64_t{1} << 32;

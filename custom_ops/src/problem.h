@@ -13,6 +13,10 @@ enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 // window == kDenseWindow keeps everything.
 constexpr int64_t kDenseWindow = -1;
 
+// Head sizes are multiples of the one, up to the other.
+constexpr int64_t kHeadSizeStep = 8;
+constexpr int64_t kMaxHeadSize = 256;
+
 struct Pattern {
   int64_t sink;
   int64_t window;

@@ -1,0 +1,105 @@
+#include "plan.h"
+
+namespace trianglemix::cpu {
+namespace {
+
+// A tile is cut where it would be more than this share of all work, or of fewer keys than this:
+// both bound the memory of the partial results.
+constexpr int64_t kLeastParts = 64;
+constexpr int64_t kLeastKeys = 512;
+
+struct TokenRange {
+  int64_t begin;
+  int64_t end;
+  bool dense;
+};
+
+int64_t GroupSize(const TriangleProblem& p) { return p.num_heads / p.kv_num_heads; }
+
+KeyRanges KeysOfTile(const TriangleProblem& p, const BatchRow& row, const Tile& tile) {
+  const int64_t group = GroupSize(p);
+  const int64_t first = row.start + tile.first_row / group;
+  const int64_t last = row.start + (tile.first_row + tile.rows - 1) / group;
+  return KeysOfRows(p.pattern, tile.dense, first, last, row.first_valid);
+}
+
+int64_t CountKeys(const KeyRanges& keys) {
+  return keys.sink.end - keys.sink.begin + keys.window.end - keys.window.begin;
+}
+
+// Appends the tiles of some tokens, the last rows (which keep the most keys) first.
+void AppendTiles(const TriangleProblem& p, int64_t b, const TokenRange& tokens,
+                 std::vector<Tile>* tiles) {
+  const int64_t begin = tokens.begin * GroupSize(p), end = tokens.end * GroupSize(p);
+  for (int64_t n = CeilDivide(end - begin, kTileRows); n-- > 0;) {
+    const int64_t first = begin + n * kTileRows;
+    for (int64_t g = 0; g < p.kv_num_heads; ++g)
+      tiles->push_back({b, g, first, Smaller(kTileRows, end - first), tokens.dense, {}, -1, 0});
+  }
+}
+
+// Cuts the tile's window range; the sinks go with the first piece.
+void AppendPieces(const Tile& whole, const KeyRange& window, int64_t pieces, Plan* plan) {
+  const int64_t keys = window.end - window.begin;
+  Tile tile = whole;
+  tile.split = static_cast<int64_t>(plan->splits.size());
+  plan->splits.push_back({plan->results, pieces});
+  plan->results += pieces;
+  for (tile.piece = 0; tile.piece < pieces; ++tile.piece) {
+    tile.keys = {window.begin + keys * tile.piece / pieces,
+                 window.begin + keys * (tile.piece + 1) / pieces};
+    if (tile.piece == 0) tile.keys.begin = 0;
+    plan->tiles.push_back(tile);
+  }
+}
+
+}  // namespace
+
+Plan MakePlan(const TriangleProblem& p) {
+  Plan plan;
+  std::vector<Tile> whole;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t end = int64_t{p.seqlens_k[b]} + 1;
+    plan.batch_rows.push_back(DescribeRow(p.pattern, p.query_length, end,
+                                          p.prompt_length != nullptr ? p.prompt_length[b] : end,
+                                          p.first_valid != nullptr ? p.first_valid[b] : 0));
+  }
+  for (bool dense : {true, false})
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const BatchRow& row = plan.batch_rows[b];
+      const TokenRange tokens = dense ? TokenRange{row.dense_token, row.end_token, true}
+                                      : TokenRange{row.first_token, row.dense_token, false};
+      AppendTiles(p, b, tokens, &whole);
+    }
+  int64_t total = 0;
+  for (const Tile& tile : whole)
+    total += CountKeys(KeysOfTile(p, plan.batch_rows[tile.batch], tile));
+  const int64_t part = Larger(kLeastKeys, CeilDivide(total, kLeastParts));
+  for (Tile& tile : whole) {
+    const KeyRanges keys = KeysOfTile(p, plan.batch_rows[tile.batch], tile);
+    tile.keys = {0, keys.window.end};
+    const int64_t pieces = (keys.window.end - keys.window.begin + part / 2) / part;
+    if (pieces > 1)
+      AppendPieces(tile, keys.window, pieces, &plan);
+    else
+      plan.tiles.push_back(tile);
+  }
+  return plan;
+}
+
+int64_t CountVisitedPairs(const TriangleProblem& p, const Plan& plan, int64_t panel_rows) {
+  int64_t pairs = 0;
+  for (Tile tile : plan.tiles) {
+    const int64_t end = tile.first_row + tile.rows;
+    for (; tile.first_row < end; tile.first_row += panel_rows) {
+      tile.rows = Smaller(panel_rows, end - tile.first_row);
+      const KeyRanges keys = KeysOfTile(p, plan.batch_rows[tile.batch], tile);
+      for (const KeyRange& range : {keys.sink, keys.window})
+        pairs += panel_rows * Larger(0, Smaller(range.end, tile.keys.end) -
+                                            Larger(range.begin, tile.keys.begin));
+    }
+  }
+  return pairs;
+}
+
+}  // namespace trianglemix::cpu
