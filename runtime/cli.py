@@ -9,10 +9,12 @@ import signal
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, TextIO
 
 import click
+from rich.console import Console
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime.errors import FolderError
 from trianglemix.runtime.generate import Generation
@@ -120,7 +122,9 @@ def _prompt(options: _Options, session: TriangleSession) -> str | list[int]:
 
 
 def _print(generation: Generation) -> None:
-    for token in generation:
+    with Console(stderr=True).status("reading the prompt"):  # shown on a terminal only
+        first = next(generation)
+    for token in chain([first], generation):
         sys.stdout.write(token.text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -23,7 +23,8 @@ from trianglemix.runtime.model_folder import ModelFolder
 _LOG = logging.getLogger(__name__)
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS: Final = {"cpu": _CPU, "cuda": _CUDA}
-_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+_CUDA_LIBRARY: Final = "libtrianglemix_cuda.so"
+_RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
 FALLBACK_SCORE_BYTES: Final = 28
 """Bytes per score (head, row, key) that the function body holds at its peak.
 
@@ -201,17 +202,17 @@ def _open_session(
 def _warn_of_cpu_operator(session: ort.InferenceSession) -> None:
     """A CUDA session whose TriangleAttention nodes fell to the CPU copies every tensor twice."""
     read = getattr(session, "get_provider_graph_assignment_info", None)
-    if read is None:  # an older ONNX Runtime cannot say
-        return
-    on_cpu = sum(
-        node.op_type == contract.OP_TYPE
-        for part in read()
-        if part.ep_name != _CUDA
-        for node in part.get_nodes()
-    )
-    if on_cpu:
+    if read is None:  # an older ONNX Runtime: the operator is where its kernels are
+        falls_to_cpu = not library_path().with_name(_CUDA_LIBRARY).is_file()
+    else:
+        falls_to_cpu = any(
+            node.op_type == contract.OP_TYPE
+            for part in read()
+            if part.ep_name != _CUDA
+            for node in part.get_nodes()
+        )
+    if falls_to_cpu:
         _LOG.warning(
-            "%d TriangleAttention nodes run on the CPU of this CUDA session, which is slow: this "
-            "installation of trianglemix has no CUDA kernels",
-            on_cpu,
+            "the attention of this CUDA session runs on the CPU, which is slow: this installation "
+            "of trianglemix has no CUDA kernels; install the wheel that was built with CUDA"
         )

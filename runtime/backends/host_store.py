@@ -1,0 +1,68 @@
+"""A cache of static graphs in host memory, for runtimes that take and give NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.runtime.backends.backend import Logits
+from trianglemix.runtime.errors import ExecutionError
+
+Array = NDArray[Any]
+Execute = Callable[[StaticGraph, list[Array]], Sequence[Array]]
+"""Runs a graph: its inputs in the manifest's order, its outputs likewise."""
+
+
+class HostStore:
+    """Arrays `[1, G, slots, D]` of zeros; new rows are copied to their slots after each call."""
+
+    def __init__(self, manifest: Manifest, execute: Execute) -> None:
+        assert manifest.static is not None
+        if manifest.cache_dtype == "bfloat16":
+            raise ExecutionError(
+                "a bfloat16 cache has no NumPy type, so this runtime cannot hold it; export the "
+                "model in float16"
+            )
+        self._logits = manifest.logits
+        self._execute = execute
+        self._past_of = {
+            present: past
+            for layer in manifest.cache
+            for past, present in (
+                (layer.past_key, layer.present_key),
+                (layer.past_value, layer.present_value),
+            )
+        }
+        shapes = {
+            past: (1, layer.kv_num_heads, manifest.static.slots, size)
+            for layer in manifest.cache
+            for past, size in (
+                (layer.past_key, layer.head_size),
+                (layer.past_value, layer.value_head_size),
+            )
+        }
+        self._cache = {
+            name: np.zeros(shape, manifest.cache_dtype) for name, shape in shapes.items()
+        }
+
+    def run(
+        self, graph: StaticGraph, small: dict[str, Array], start: int, rows: int
+    ) -> Logits | None:
+        """See `StaticStore.run`."""
+        inputs = [
+            small[tensor.name] if tensor.name in small else self._cache[tensor.name]
+            for tensor in graph.inputs
+        ]
+        outputs = self._execute(graph, inputs)
+        logits: Logits | None = None
+        for tensor, array in zip(graph.outputs, outputs, strict=True):
+            if tensor.name == self._logits:
+                logits = np.asarray(array)[:, -1].astype(np.float32)
+            else:
+                past = self._cache[self._past_of[tensor.name]]
+                past[:, :, start : start + rows] = array[:, :, :rows]
+        return logits

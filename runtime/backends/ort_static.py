@@ -1,0 +1,55 @@
+"""Runs a folder's static graphs on ONNX Runtime's CPU provider: the very files that atc takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.runtime.backends.host_store import HostStore
+from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
+from trianglemix.runtime.backends.static_cache import StaticBackend, StaticStore
+from trianglemix.runtime.model_folder import ModelFolder
+
+Array = NDArray[Any]
+
+
+class OrtStaticDevice:
+    """Sessions of the graphs, each opened when it is first needed."""
+
+    provider = "cpu"
+
+    def __init__(self, folder: ModelFolder, threads: int | None) -> None:
+        self._folder, self._threads = folder, threads
+        self._session = cache(self._open)
+
+    def open_store(self) -> StaticStore:
+        """See `StaticDevice.open_store`."""
+        return HostStore(self._folder.manifest, self._execute)
+
+    def _execute(self, graph: StaticGraph, inputs: list[Array]) -> Sequence[Array]:
+        feeds = {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)}
+        names = [tensor.name for tensor in graph.outputs]
+        try:
+            outputs: Sequence[Array] = self._session(graph.file).run(names, feeds)
+        except ORT_ERRORS as error:
+            raise execution_error(f"{graph.file} failed to run", error) from error
+        return outputs
+
+    def _open(self, file: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = self._folder.path / file
+        try:
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except ORT_ERRORS as error:
+            raise execution_error(f"{path} cannot be loaded", error) from error
+
+
+def open_static_backend(folder: ModelFolder, threads: int | None) -> StaticBackend:
+    """The folder's graphs on the CPU; see `StaticBackend`."""
+    return StaticBackend(OrtStaticDevice(folder, threads), folder.manifest)

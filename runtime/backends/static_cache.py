@@ -1,0 +1,143 @@
+"""Runs static graphs over one cache: any step of the runtime, cut into the graphs' sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs
+from trianglemix.runtime.backends.backend import DeviceCache, Feeds, Kernel, Logits
+from trianglemix.runtime.errors import PromptError
+
+Array = NDArray[Any]
+
+
+class StaticStore(Protocol):
+    """The cache of one sequence where the graphs run."""
+
+    def run(
+        self, graph: StaticGraph, small: dict[str, Array], start: int, rows: int
+    ) -> Logits | None:
+        """Runs a graph; the first `rows` of its new rows join the cache at slot `start`.
+
+        Returns:
+            The graph's logits `[1, vocabulary]`, None if it gives none.
+
+        Raises:
+            ExecutionError: the runtime failed; the cache then counts as unchanged.
+        """
+
+
+class StaticDevice(Protocol):
+    """A device with the graphs loaded."""
+
+    @property
+    def provider(self) -> str: ...
+
+    def open_store(self) -> StaticStore:
+        """An empty cache: zeros, for a slot that holds no key must hold a finite number."""
+
+
+@dataclass(frozen=True)
+class StaticBackend:
+    """A folder of static graphs as a backend of the runtime."""
+
+    device: StaticDevice
+    manifest: Manifest
+
+    @property
+    def provider(self) -> str:
+        """See `Backend.provider`."""
+        return self.device.provider
+
+    @property
+    def kernel(self) -> Kernel:
+        """ "static": attention is part of the graphs, in block form."""
+        return "static"
+
+    def open_cache(self, batch: int, slots: int) -> DeviceCache:
+        """See `Backend.open_cache`; the cache has the slots of the graphs, whatever is asked."""
+        if batch != 1:
+            raise PromptError(f"a batch of {batch} rows, but static graphs take one row at a time")
+        cache = StaticCache(self.manifest, self.device.open_store())
+        cache.reserve(slots)
+        return cache
+
+    def check_memory(self, batch: int, rows: int, keys: int) -> None:
+        """A static graph's memory does not depend on the prompt: nothing to refuse."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows `begin .. end - 1` of the sequence, run by one call of a graph."""
+
+    graph: StaticGraph
+    begin: int
+    end: int
+
+
+class StaticCache:
+    """One sequence. Rows before the dense tail stream, the last rows are a tail, one row decodes.
+
+    Pads come on the right of a call and are not stored, so that they never become sinks, never
+    stand among the last rows, and causality keeps them from every row.
+    """
+
+    def __init__(self, manifest: Manifest, store: StaticStore) -> None:
+        assert manifest.static is not None
+        self._manifest = manifest
+        self._graphs: StaticGraphs = manifest.static
+        self._store = store
+
+    def reserve(self, slots: int) -> None:
+        """Refuses what the graphs were not made for; there is nothing to enlarge.
+
+        The runtime asks for more than a prompt needs: only a step beyond the slots is an error.
+        """
+
+    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+        """See `DeviceCache.step`.
+
+        Raises:
+            PromptError: more tokens than the cache has slots.
+        """
+        ids = np.asarray(feeds[self._manifest.input_ids])
+        end = int(feeds[self._manifest.attention_mask].shape[1])
+        begin = end - ids.shape[1]
+        if end > self._graphs.slots:
+            raise PromptError(
+                f"{end} tokens, but the graphs were made for {self._graphs.slots}; shorten the "
+                "prompt, or export with a larger --max-length"
+            )
+        prompt_end = int(np.ravel(feeds[self._manifest.prompt_length or ""])[0])
+        logits: Logits | None = None
+        for part in self._parts(begin, end, prompt_end):
+            logits = self._run(part, ids[:, part.begin - begin : part.end - begin])
+        if want_logits and logits is None:  # the step ended before the tail: nobody asks then
+            raise PromptError("logits were asked for in the middle of a prompt; end it first")
+        return logits if want_logits else None
+
+    def _parts(self, begin: int, end: int, prompt_end: int) -> Iterator[_Part]:
+        graphs = self._graphs
+        tail_begin = min(max(begin, prompt_end - self._manifest.pattern.num_last_tokens), end)
+        for first in range(begin, tail_begin, graphs.stream.rows):
+            yield _Part(graphs.stream, first, min(first + graphs.stream.rows, tail_begin))
+        for first in range(tail_begin, end, graphs.tail.rows):
+            last = min(first + graphs.tail.rows, end)
+            yield _Part(graphs.decode if last - first == 1 else graphs.tail, first, last)
+
+    def _run(self, part: _Part, ids: Array) -> Logits | None:
+        rows = part.end - part.begin
+        padded = np.zeros((1, part.graph.rows), ids.dtype)
+        padded[:, :rows] = ids
+        small: dict[str, Array] = {
+            self._manifest.input_ids: padded,
+            self._graphs.start: np.array([part.begin], np.int32),
+        }
+        if part.graph is self._graphs.tail:
+            small[self._graphs.length] = np.array([rows], np.int32)
+        return self._store.run(part.graph, small, part.begin, rows)
