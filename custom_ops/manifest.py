@@ -9,6 +9,7 @@ from typing import Final
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.static_graphs import StaticGraphs
 
 FILE_NAME: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -52,6 +53,7 @@ class Manifest:
     shared_cache: bool  # present may be bound to the past's preallocated buffer
     left_padding: bool  # rows of a batch may be padded on the left, in every layer
     context_length: int | None  # tokens, None where the source does not say
+    static: StaticGraphs | None = None  # instead of one model file with free lengths
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`."""
@@ -82,6 +84,8 @@ class Manifest:
             content["pattern"] = TrianglePattern(**content["pattern"])
             content["cache"] = tuple(LayerCache(**layer) for layer in content["cache"])
             content["triangle_layers"] = tuple(content["triangle_layers"])
+            if content.get("static") is not None:
+                content["static"] = StaticGraphs.from_content(content["static"])
             return cls(**content)
         except (KeyError, TypeError) as error:
             raise ManifestError(f"{path} lacks what this version needs: {error}") from error

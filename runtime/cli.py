@@ -62,7 +62,10 @@ class _Options:
 )
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "npu"]),
+    default="auto",
+    show_default=True,
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--allow-fallback", is_flag=True, help="Run without the native library, slowly.")

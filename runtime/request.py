@@ -90,6 +90,8 @@ def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[G
 def _fits_one_batch(request: Request, manifest: Manifest) -> bool:
     if manifest.left_padding:
         return True
+    if manifest.static is not None:  # graphs of one row
+        return False
     # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
     lengths = {len(ids) for ids in request.prompts}
     longest = max(lengths)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend, Kernel
-from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
+from trianglemix.runtime.backends.choose import BackendChoice, choose_backend
+from trianglemix.runtime.errors import FolderError, PromptError
 from trianglemix.runtime.generate import Generation
 from trianglemix.runtime.kv_cache import IntArray, KVCache
 from trianglemix.runtime.model_folder import ModelFolder
@@ -46,7 +47,8 @@ class TriangleSession:
 
         Args:
             path: the folder.
-            provider: "cpu", "cuda", or "auto" for CUDA where this ONNX Runtime has it.
+            provider: "cpu", "cuda", or "auto" for CUDA where this ONNX Runtime has it; a folder
+                for Ascend runs on "npu", or with the same graphs on "cpu" ("auto").
             allow_fallback: run on the operator's slow function body if the library is missing.
             threads: CPU threads; None leaves the choice to ONNX Runtime.
 
@@ -55,16 +57,7 @@ class TriangleSession:
         """
         folder = ModelFolder.load(Path(path))
         tokenizer = Tokenizer.from_folder(folder.path)
-        try:
-            from trianglemix.runtime.backends.ort import OrtSettings, open_backend
-        except ModuleNotFoundError as error:
-            if error.name is None or not error.name.startswith("onnxruntime"):
-                raise
-            raise MissingPackageError(
-                "onnxruntime is not installed; pip install 'trianglemix[cpu]' for the CPU, or "
-                "'trianglemix[gpu]' for CUDA (one of the two, never both)"
-            ) from error
-        backend = open_backend(folder, OrtSettings(provider, allow_fallback, threads))
+        backend = choose_backend(folder, BackendChoice(provider, allow_fallback, threads))
         return cls(backend, tokenizer, folder.stop_ids)
 
     @property
@@ -74,12 +67,12 @@ class TriangleSession:
 
     @property
     def kernel(self) -> Kernel:
-        """ "native", or "fallback" where attention runs as the operator's slow function body."""
+        """ "native", "fallback" on the operator's slow function body, or "static" graphs."""
         return self.backend.kernel
 
     @property
     def provider(self) -> str:
-        """The device that runs the model: "cpu" or "cuda"."""
+        """The device that runs the model: "cpu", "cuda" or "npu"."""
         return self.backend.provider
 
     def new_cache(self, max_length: int | None = None) -> KVCache:

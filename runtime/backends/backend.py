@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
 
-Kernel = Literal["native", "fallback"]
+Kernel = Literal["native", "fallback", "static"]
 Feeds = Mapping[str, NDArray[np.integer[Any]]]
 Logits = NDArray[np.float32]
 
@@ -44,11 +44,11 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """The device in one word: "cpu", "cuda"."""
+        """The device in one word: "cpu", "cuda", "npu"."""
 
     @property
     def kernel(self) -> Kernel:
-        """Whether the operator runs as a kernel or as its slow function body."""
+        """Whether the operator is a kernel, its slow function body, or part of static graphs."""
 
     def open_cache(self, batch: int, slots: int) -> DeviceCache:
         """An empty cache for `batch` rows with room for `slots` tokens."""
