@@ -32,6 +32,9 @@ struct Attributes {
   Pattern pattern;
 };
 
+// Throws ort::Error for attributes that are missing, of another type or out of range.
+Attributes ReadAttributes(const ort::Api& api, const OrtKernelInfo* info);
+
 // One node of a session: its attributes, checked once.
 class OpKernel {
  public:

@@ -5,7 +5,9 @@ namespace trianglemix::cpu {
 namespace {
 
 const Variant& Choose() {
-#if defined(__x86_64__)
+#if defined(TRIANGLEMIX_VARIANT)
+  return TRIANGLEMIX_VARIANT;  // the test libraries, one for each variant
+#elif defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

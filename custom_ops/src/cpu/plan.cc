@@ -16,15 +16,17 @@ struct TokenRange {
 
 int64_t GroupSize(const TriangleProblem& p) { return p.num_heads / p.kv_num_heads; }
 
-KeyRanges KeysOfTile(const TriangleProblem& p, const BatchRow& row, const Tile& tile) {
-  const int64_t group = GroupSize(p);
-  const int64_t first = row.start + tile.first_row / group;
-  const int64_t last = row.start + (tile.first_row + tile.rows - 1) / group;
-  return KeysOfRows(p.pattern, tile.dense, first, last, row.first_valid);
-}
-
 int64_t CountKeys(const KeyRanges& keys) {
   return keys.sink.end - keys.sink.begin + keys.window.end - keys.window.begin;
+}
+
+void DescribeRows(const TriangleProblem& p, Plan* plan) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t end = int64_t{p.seqlens_k[b]} + 1;
+    plan->batch_rows.push_back(DescribeRow(p.pattern, p.query_length, end,
+                                           p.prompt_length != nullptr ? p.prompt_length[b] : end,
+                                           p.first_valid != nullptr ? p.first_valid[b] : 0));
+  }
 }
 
 // Appends the tiles of some tokens, the last rows (which keep the most keys) first.
@@ -57,26 +59,21 @@ void AppendPieces(const Tile& whole, const KeyRange& window, int64_t pieces, Pla
 
 Plan MakePlan(const TriangleProblem& p) {
   Plan plan;
+  DescribeRows(p, &plan);
   std::vector<Tile> whole;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t end = int64_t{p.seqlens_k[b]} + 1;
-    plan.batch_rows.push_back(DescribeRow(p.pattern, p.query_length, end,
-                                          p.prompt_length != nullptr ? p.prompt_length[b] : end,
-                                          p.first_valid != nullptr ? p.first_valid[b] : 0));
-  }
   for (bool dense : {true, false})
     for (int64_t b = 0; b < p.batch; ++b) {
       const BatchRow& row = plan.batch_rows[b];
-      const TokenRange tokens = dense ? TokenRange{row.dense_token, row.end_token, true}
-                                      : TokenRange{row.first_token, row.dense_token, false};
-      AppendTiles(p, b, tokens, &whole);
+      AppendTiles(p, b,
+                  dense ? TokenRange{row.dense_token, row.end_token, true}
+                        : TokenRange{row.first_token, row.dense_token, false},
+                  &whole);
     }
   int64_t total = 0;
-  for (const Tile& tile : whole)
-    total += CountKeys(KeysOfTile(p, plan.batch_rows[tile.batch], tile));
+  for (const Tile& tile : whole) total += CountKeys(KeysOfTile(p, plan, tile, 0, tile.rows));
   const int64_t part = Larger(kLeastKeys, CeilDivide(total, kLeastParts));
   for (Tile& tile : whole) {
-    const KeyRanges keys = KeysOfTile(p, plan.batch_rows[tile.batch], tile);
+    const KeyRanges keys = KeysOfTile(p, plan, tile, 0, tile.rows);
     tile.keys = {0, keys.window.end};
     const int64_t pieces = (keys.window.end - keys.window.begin + part / 2) / part;
     if (pieces > 1)
@@ -87,19 +84,12 @@ Plan MakePlan(const TriangleProblem& p) {
   return plan;
 }
 
-int64_t CountVisitedPairs(const TriangleProblem& p, const Plan& plan, int64_t panel_rows) {
-  int64_t pairs = 0;
-  for (Tile tile : plan.tiles) {
-    const int64_t end = tile.first_row + tile.rows;
-    for (; tile.first_row < end; tile.first_row += panel_rows) {
-      tile.rows = Smaller(panel_rows, end - tile.first_row);
-      const KeyRanges keys = KeysOfTile(p, plan.batch_rows[tile.batch], tile);
-      for (const KeyRange& range : {keys.sink, keys.window})
-        pairs += panel_rows * Larger(0, Smaller(range.end, tile.keys.end) -
-                                            Larger(range.begin, tile.keys.begin));
-    }
-  }
-  return pairs;
+KeyRanges KeysOfTile(const TriangleProblem& p, const Plan& plan, const Tile& tile, int64_t first,
+                     int64_t rows) {
+  const BatchRow& row = plan.batch_rows[tile.batch];
+  const int64_t begin = tile.first_row + first, group = GroupSize(p);
+  return KeysOfRows(p.pattern, tile.dense, row.start + begin / group,
+                    row.start + (begin + rows - 1) / group, row.first_valid);
 }
 
 }  // namespace trianglemix::cpu

@@ -42,7 +42,8 @@ struct Plan {
 
 Plan MakePlan(const TriangleProblem& problem);
 
-// Pairs of a row and a key whose score the tiles compute.
-int64_t CountVisitedPairs(const TriangleProblem& problem, const Plan& plan, int64_t panel_rows);
+// Keys that `rows` rows of the tile, from its row `first` on, keep between them.
+KeyRanges KeysOfTile(const TriangleProblem& problem, const Plan& plan, const Tile& tile,
+                     int64_t first, int64_t rows);
 
 }  // namespace trianglemix::cpu

@@ -222,6 +222,7 @@ struct Consumer {
   const int half, row;  // rows 64 * half ...; the lane's first tile row
   const int column;     // the lane's first column in each 8
   int relative[2];      // positions of the lane's rows, relative to the item
+  int offset[2];        // elements of the output from the item's first row to the lane's rows
   float scale;          // scores to base 2 exponents (after cap_scores, if capped)
   OnlineSoftmax state;
 
@@ -231,8 +232,10 @@ struct Consumer {
         half(threadIdx.x / 128 - 1),
         row(64 * half + 16 * (threadIdx.x / 32 % 4) + threadIdx.x % 32 / 4),
         column(2 * (threadIdx.x % 4)) {
-    relative[0] = row / params.plan.pack;
-    relative[1] = (row + 8) / params.plan.pack;
+    for (int r = 0; r < 2; ++r) {
+      relative[r] = (row + 8 * r) / params.plan.pack;
+      offset[r] = tile_row_offset(params.plan, row + 8 * r);
+    }
     scale = params.plan.softcap > 0.0f ? kLog2E : params.plan.scale * kLog2E;
   }
 
@@ -362,6 +365,7 @@ struct Consumer {
     release(shared.empty(k));
     if (t == tiles.count - 1) release(shared.query_empty(query));
     const bool moved = weigh_tile(s, item, tiles, t);
+    state.settle();
     wgmma_wait<0>();
     pin(o);
     pin(s);
@@ -371,15 +375,15 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void finish(const float (&o)[kD / 2], const Item& item) {
-    T* output = static_cast<T*>(params.output);
+    T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
+    const bool used[2] = {relative[0] < item.rows, relative[1] < item.rows};
     state.finish();
-    if (item.splits == 1) return store_rows(params.plan, item, output, o, state, row);
-    store_partial(params.scratch, params.plan, item, o, state, scale, row);
-    const int part = half;
-    if (arrives_last(params.scratch, params.plan, item, part, 4 + half, 128, shared.flags + half)) {
+    if (item.splits == 1) return store_rows<T>(output, o, state, offset, used);
+    store_partial(params.scratch, params.plan, item, o, state, scale, row, used);
+    if (arrives_last(params.scratch, params.plan, item, half, 4 + half, 128, shared.flags + half)) {
       const int stop = min_of(item.rows * params.plan.pack, 64 * half + 64);
-      merge_rows(params.scratch, params.plan, item, output, 64 * half + threadIdx.x / 32 % 4, stop,
-                 4);
+      merge_rows(params.scratch, params.plan, item.slot, item.splits, output,
+                 64 * half + threadIdx.x / 32 % 4, stop);
     }
   }
 

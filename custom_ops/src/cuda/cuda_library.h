@@ -13,7 +13,8 @@ struct CudaLibrary {
   int32_t abi;           // TRIANGLEMIX_CUDA_ABI
   size_t problem_bytes;  // sizeof(TriangleProblem) as the library was compiled
 
-  // Bytes of device scratch that run() needs; from sizes only, so that a captured graph stays right.
+  // Bytes of device scratch that run() needs; from sizes only, so that a captured graph stays
+  // right.
   size_t (*workspace_bytes)(const TriangleProblem* problem);
 
   // Enqueues everything (append to the cache, attention) on `stream` (a cudaStream_t).

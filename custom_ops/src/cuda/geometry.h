@@ -34,24 +34,24 @@ TM_HOST_DEVICE int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
 
 // What the host decides, from sizes alone.
 struct Plan {
-  int batch, length, capacity;         // B, S, T
-  int heads, kv_heads;                 // H, G
-  int head_size, value_head_size;      // D, Dv
-  int tile_rows, pack, positions;      // pack * positions <= tile_rows
-  int groups;                          // H / pack; group g reads key head g * pack / (H / G)
-  int sink, window, last;              // window == kNoWindow: dense mode
-  int split_rows, split_tiles, splits; // at most split_rows rows of a batch row are split
-  int row_tiles;                       // upper bound of unsplit tiles per batch row and group
-  int split_items, items;              // work items: the split ones come first
+  int batch, length, capacity;          // B, S, T
+  int heads, kv_heads;                  // H, G
+  int head_size, value_head_size;       // D, Dv
+  int tile_rows, pack, positions;       // pack * positions <= tile_rows
+  int groups;                           // H / pack; group g reads key head g * pack / (H / G)
+  int sink, window, last;               // window == kNoWindow: dense mode
+  int split_rows, split_tiles, splits;  // at most split_rows rows of a batch row are split
+  int row_tiles;                        // upper bound of unsplit tiles per batch row and group
+  int split_items, items;               // work items: the split ones come first
   float scale, softcap;
 };
 
 // One batch row, from the lengths on the device. An impossible length gives no rows at all.
 struct RowRange {
-  int start, rows, end;    // position of new row 0, rows that attend, L_b
-  int dense, split;        // first dense row, first split row
+  int start, rows, end;  // position of new row 0, rows that attend, L_b
+  int dense, split;      // first dense row, first split row
   int first_valid;
-  bool writes;             // whether the new tokens go to the cache
+  bool writes;  // whether the new tokens go to the cache
 };
 
 struct Lengths {
@@ -80,15 +80,16 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
 // low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
 struct Item {
   int b, group, kv_head;
-  int row, rows;        // first new row, number of positions
-  int position;         // position of the first row
+  int row, rows;  // first new row, number of positions
+  int position;   // position of the first row
   int low, high, sinks;
   int sink_end, window;
   int first_valid, end;
   int slot, split, splits;  // splits > 1: partial result number `slot + split` of `splits`
 };
 
-TM_HOST_DEVICE void set_rows(Item& item, const RowRange& range, const Plan& plan, int row, int stop) {
+TM_HOST_DEVICE void set_rows(Item& item, const RowRange& range, const Plan& plan, int row,
+                             int stop) {
   item.row = row;
   item.rows = min_of(plan.positions, stop - row);
   item.position = range.start + row;
@@ -113,8 +114,8 @@ TM_HOST_DEVICE void set_window(Item& item, const Plan& plan) {
 // `key_tile * k + remainder` keys per share, so that a share is whole key tiles of its kernel.
 TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile, int key_tile, int remainder) {
   const int keys = max_of(0, item.high - item.low);
-  const int share = max_of(1, ceil_div(ceil_div(keys, plan.splits) - remainder, key_tile)) *
-                        key_tile + remainder;
+  const int share =
+      max_of(1, ceil_div(ceil_div(keys, plan.splits) - remainder, key_tile)) * key_tile + remainder;
   item.splits = max_of(1, ceil_div(keys, share));
   if (item.split >= item.splits) return false;
   item.slot = ((item.b * plan.groups + item.group) * plan.split_tiles + tile) * plan.splits;

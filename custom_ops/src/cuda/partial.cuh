@@ -20,10 +20,13 @@ struct Scratch {
 
 constexpr int kTileParts = 2;  // row halves of a tile that count their arrivals separately
 
-// Element offset of tile row `row` in the output [B, S, H * Dv].
-__device__ __forceinline__ int64_t output_offset(const Plan& plan, const Item& item, int row) {
-  const int64_t token = static_cast<int64_t>(item.b) * plan.length + item.row + row / plan.pack;
-  return (token * plan.heads + item.group * plan.pack + row % plan.pack) * plan.value_head_size;
+// Element offsets in the output [B, S, H * Dv]: of an item's first row, and of a tile row from there.
+__device__ __forceinline__ int64_t item_offset(const Plan& plan, const Item& item) {
+  const int64_t token = static_cast<int64_t>(item.b) * plan.length + item.row;
+  return (token * plan.heads + item.group * plan.pack) * plan.value_head_size;
+}
+__device__ __forceinline__ int tile_row_offset(const Plan& plan, int row) {
+  return (row / plan.pack * plan.heads + row % plan.pack) * plan.value_head_size;
 }
 
 template <typename T>
@@ -54,39 +57,60 @@ __device__ __forceinline__ bool arrives_last(const Scratch& scratch, const Plan&
   return last;
 }
 
-// Adds up tile rows `first`, `first + step`, ... below `stop`, one warp a row.
-template <typename T>
-__device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan, const Item& item,
-                                        T* output, int first, int stop, int step) {
+// Adds up kRows rows of one warp at a time, so that their reads are under way together.
+template <typename T, int kRows, int kColumns>
+__device__ __forceinline__ void merge_batch(const Scratch& scratch, const Plan& plan, int slot,
+                                            int splits, T* output, int first, int stop) {
   const int lane = threadIdx.x % 32, size = plan.value_head_size;
-  for (int row = first; row < stop; row += step) {
-    const int64_t base = static_cast<int64_t>(item.slot) * plan.tile_rows + row;
-    float peak = kNoMax;
-    for (int k = lane; k < item.splits; k += 32) {
-      peak = fmaxf(peak, __ldcg(scratch.weights + base + static_cast<int64_t>(k) * plan.tile_rows).x);
-    }
-    for (int offset = 16; offset; offset /= 2) {
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, offset));
-    }
-    float sum = 0.0f, o[8] = {};
-#pragma unroll 4
-    for (int k = 0; k < item.splits; ++k) {
-      const int64_t index = base + static_cast<int64_t>(k) * plan.tile_rows;
-      const float2 weight = __ldcg(scratch.weights + index);
-      const float factor = exp2_approx(weight.x - peak);
-      sum += weight.y * factor;
+  float factor[kRows], o[kRows][kColumns] = {};
 #pragma unroll
-      for (int c = 0; c < 8; ++c) {
-        const int column = lane + 32 * c;
-        if (column < size) o[c] += __ldcg(scratch.sums + index * size + column) * factor;
+  for (int r = 0; r < kRows; ++r) {  // lane k: what share k of the row counts for
+    const int64_t index = (static_cast<int64_t>(slot) + lane) * plan.tile_rows + first + 4 * r;
+    const bool exists = lane < splits && first + 4 * r < stop;
+    const float2 weight = exists ? __ldcg(scratch.weights + index) : float2{kNoMax, 0.0f};
+    float peak = weight.x;
+    for (int k = 16; k; k /= 2) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, k));
+    factor[r] = exp2_approx(weight.x - peak);
+    float sum = weight.y * factor[r];
+    for (int k = 16; k; k /= 2) sum += __shfl_xor_sync(0xffffffff, sum, k);
+    factor[r] = sum > 0.0f ? factor[r] / sum : 0.0f;
+  }
+#pragma unroll 2
+  for (int k = 0; k < splits; ++k) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float weight = __shfl_sync(0xffffffff, factor[r], k);
+      const int64_t index = (static_cast<int64_t>(slot) + k) * plan.tile_rows + first + 4 * r;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        if (first + 4 * r < stop && lane + 32 * c < size) {
+          o[r][c] += __ldcg(scratch.sums + index * size + lane + 32 * c) * weight;
+        }
       }
     }
-    const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
-    T* target = output + output_offset(plan, item, row);
+  }
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int column = lane + 32 * c;
-      if (column < size) target[column] = from_float<T>(o[c] * scale);
+  for (int r = 0; r < kRows; ++r) {
+    if (first + 4 * r >= stop) break;
+    T* target = output + tile_row_offset(plan, first + 4 * r);
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      if (lane + 32 * c < size) target[lane + 32 * c] = from_float<T>(o[r][c]);
+    }
+  }
+}
+
+// Adds up tile rows `first`, `first + 4`, ... below `stop` (one of four warps). splits <= 32.
+template <typename T>
+__device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan, int slot,
+                                        int splits, T* output, int first, int stop) {
+  if (plan.value_head_size <= 128) {
+    for (; first < stop; first += 16) {
+      merge_batch<T, 4, 4>(scratch, plan, slot, splits, output, first, stop);
+    }
+  } else {
+    for (; first < stop; first += 8) {
+      merge_batch<T, 2, 8>(scratch, plan, slot, splits, output, first, stop);
     }
   }
 }
@@ -95,21 +119,21 @@ __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan
 template <int kCount>
 __device__ __forceinline__ void store_partial(const Scratch& scratch, const Plan& plan,
                                               const Item& item, const float (&o)[kCount],
-                                              const OnlineSoftmax& state, float scale, int row) {
+                                              const OnlineSoftmax& state, float scale, int row,
+                                              const bool (&used)[2]) {
   const int lane = threadIdx.x % 32;
-  const int64_t base = static_cast<int64_t>(item.slot + item.split) * plan.tile_rows;
+  const int64_t base = static_cast<int64_t>(item.slot + item.split) * plan.tile_rows + row;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t index = base + row + 8 * r;
-    if ((row + 8 * r) / plan.pack >= item.rows) continue;
-    float* target = scratch.sums + index * plan.value_head_size + 2 * (lane % 4);
+    if (!used[r]) continue;
+    float* target = scratch.sums + (base + 8 * r) * plan.value_head_size + 2 * (lane % 4);
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
       if (8 * j < plan.value_head_size) {
         *reinterpret_cast<float2*>(target + 8 * j) = {o[4 * j + 2 * r], o[4 * j + 2 * r + 1]};
       }
     }
-    if (lane % 4 == 0) scratch.weights[index] = {state.peak[r] * scale, state.sum[r]};
+    if (lane % 4 == 0) scratch.weights[base + 8 * r] = {state.peak[r] * scale, state.sum[r]};
   }
 }
 
@@ -128,17 +152,17 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
   }
 }
 
-// Stores a lane's fragment rows, divided by their sums, in 16-byte pieces.
+// Stores a lane's fragment rows, divided by their sums, in 16-byte pieces: row r of the lane's two
+// at output + offset[r], if used[r].
 template <typename T, int kCount>
-__device__ __forceinline__ void store_rows(const Plan& plan, const Item& item, T* output,
-                                           const float (&o)[kCount], const OnlineSoftmax& state,
-                                           int row) {
+__device__ __forceinline__ void store_rows(T* output, const float (&o)[kCount],
+                                           const OnlineSoftmax& state, const int (&offset)[2],
+                                           const bool (&used)[2], int size = 2 * kCount) {
   const int quad = threadIdx.x % 4;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const bool used = (row + 8 * r) / plan.pack < item.rows;
-    const float scale = state.sum[r] > 0.0f ? 1.0f / state.sum[r] : 0.0f;
-    T* target = output + output_offset(plan, item, row + 8 * r) + 8 * quad;
+    const float scale = state.sum[r] > 0.0f ? __fdividef(1.0f, state.sum[r]) : 0.0f;
+    T* target = output + offset[r] + 8 * quad;
 #pragma unroll
     for (int j = 0; j < kCount / 4; j += 4) {
       uint32_t x[4];
@@ -148,7 +172,7 @@ __device__ __forceinline__ void store_rows(const Plan& plan, const Item& item, T
         x[k] = pack2<T>(o[i] * scale, o[i + 1] * scale);
       }
       transpose_quad(x);
-      if (used && 8 * (j + quad) < plan.value_head_size) {
+      if (used[r] && 8 * (j + quad) < size) {
         *reinterpret_cast<uint4*>(target + 8 * j) = {x[0], x[1], x[2], x[3]};
       }
     }

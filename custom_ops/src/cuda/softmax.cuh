@@ -93,6 +93,12 @@ struct OnlineSoftmax {
     return __any_sync(0xffffffff, moved);
   }
 
+  // Makes all weights be computed before what follows, beside a matrix product that is in flight: the
+  // assembler would sink them below the wait for it. A branch on the sums, never taken, does.
+  __device__ __forceinline__ void settle() const {
+    if (sum[0] + sum[1] < 0.0f) __trap();
+  }
+
   // Sums of whole rows, over the four lanes that share them.
   __device__ __forceinline__ void finish() {
 #pragma unroll

@@ -1,0 +1,73 @@
+// The node's attributes, checked once, when the session is made.
+#include <algorithm>
+#include <cmath>
+
+#include "op_inputs.h"
+
+namespace trianglemix {
+namespace {
+
+using ort::Api;
+
+// Positions are below 2^31, so a larger sink, window or last means the same and cannot overflow.
+constexpr int64_t kUnbounded = int64_t{1} << 32;
+constexpr Pattern kDefaultPattern = {8, 512, 128};
+
+// True when the node has the attribute. One of another type is refused.
+bool ReadInt(const Api& api, const OrtKernelInfo* info, const char* name, int64_t* value) {
+  if (api.Succeeded(api.KernelInfoGetAttribute_int64(info, name, value))) return true;
+  float other;
+  if (api.Succeeded(api.KernelInfoGetAttribute_float(info, name, &other)))
+    Refuse(std::string(name) + " is a float attribute, but must be an integer");
+  return false;
+}
+
+bool ReadFloat(const Api& api, const OrtKernelInfo* info, const char* name, float* value) {
+  if (api.Succeeded(api.KernelInfoGetAttribute_float(info, name, value))) return true;
+  int64_t other;
+  if (api.Succeeded(api.KernelInfoGetAttribute_int64(info, name, &other)))
+    Refuse(std::string(name) + " is an integer attribute, but must be a float");
+  return false;
+}
+
+void CheckHeads(const Attributes& a) {
+  if (a.num_heads < 1 || a.kv_num_heads < 1 || a.num_heads % a.kv_num_heads != 0)
+    Refuse("num_heads is " + Text(a.num_heads) + " and kv_num_heads is " + Text(a.kv_num_heads) +
+           ", but num_heads must be a positive multiple of kv_num_heads");
+}
+
+void CheckNumbers(const Attributes& a) {
+  if (!std::isfinite(a.scale))
+    Refuse("scale is " + std::to_string(a.scale) + ", but must be finite (0 means 1/sqrt(D))");
+  if (!std::isfinite(a.softcap) || a.softcap < 0)
+    Refuse("softcap is " + std::to_string(a.softcap) + ", but must be 0 (off) or more");
+  if (a.pattern.sink < 0)
+    Refuse("num_sink_tokens is " + Text(a.pattern.sink) + ", but must be 0 or more");
+  if (a.pattern.window < 1 && a.pattern.window != kDenseWindow)
+    Refuse("sliding_window_size is " + Text(a.pattern.window) +
+           ", but must be 1 or more, or -1 to keep every key");
+  if (a.pattern.last < 1)
+    Refuse("num_last_tokens is " + Text(a.pattern.last) + ", but must be 1 or more");
+}
+
+}  // namespace
+
+Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info) {
+  Attributes a{0, 0, 0.0f, 0.0f, kDefaultPattern};
+  if (!ReadInt(api, info, "num_heads", &a.num_heads))
+    Refuse("attribute num_heads is missing; give the number of query heads");
+  if (!ReadInt(api, info, "kv_num_heads", &a.kv_num_heads))
+    Refuse("attribute kv_num_heads is missing; give the number of key/value heads");
+  ReadFloat(api, info, "scale", &a.scale);
+  ReadFloat(api, info, "softcap", &a.softcap);
+  ReadInt(api, info, "num_sink_tokens", &a.pattern.sink);
+  ReadInt(api, info, "sliding_window_size", &a.pattern.window);
+  ReadInt(api, info, "num_last_tokens", &a.pattern.last);
+  CheckHeads(a);
+  CheckNumbers(a);
+  for (int64_t* bound : {&a.pattern.sink, &a.pattern.window, &a.pattern.last})
+    *bound = std::min(*bound, kUnbounded);
+  return a;
+}
+
+}  // namespace trianglemix

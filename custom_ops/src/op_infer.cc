@@ -1,0 +1,57 @@
+// What the graph learns of the outputs' shapes before any input is there.
+#include <array>
+
+#include "op_inputs.h"
+
+namespace trianglemix {
+namespace {
+
+using ort::Api;
+
+int64_t InferAttribute(const Api& api, const OrtShapeInferContext* context, const char* name) {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t value = 0;
+  size_t bytes = 0;
+  api.Check(api.ShapeInferContext_GetAttribute(context, name, &attribute));
+  api.Check(api.ReadOpAttr(attribute, static_cast<int>(ort::AttributeType::kInt), &value,
+                           sizeof(value), &bytes));
+  return value;
+}
+
+}  // namespace
+
+// Only the first output: the slots of the present depend on the value of total_sequence_length.
+void InferOutputShapes(const Api& api, OrtShapeInferContext* context) {
+  OrtTensorTypeAndShapeInfo* query = nullptr;
+  OrtTensorTypeAndShapeInfo* value = nullptr;  // both belong to the context
+  api.Check(api.ShapeInferContext_GetInputTypeShape(context, kQuery, &query));
+  api.Check(api.ShapeInferContext_GetInputTypeShape(context, kValue, &value));
+  size_t query_rank = 0, value_rank = 0;
+  api.Check(api.GetDimensionsCount(query, &query_rank));
+  api.Check(api.GetDimensionsCount(value, &value_rank));
+  if (query_rank != 3 || value_rank != 3) return;
+  std::array<int64_t, 3> dims{}, value_dims{};
+  std::array<const char*, 3> names{};
+  api.Check(api.GetDimensions(query, dims.data(), 3));
+  api.Check(api.GetDimensions(value, value_dims.data(), 3));
+  api.Check(api.GetSymbolicDimensions(query, names.data(), 3));
+  const int64_t kv_heads = InferAttribute(api, context, "kv_num_heads");
+  const bool known = value_dims[2] > 0 && kv_heads > 0;
+  // ONNX Runtime has no word for an unknown dimension without a name.
+  for (int i = 0; i < 2; ++i)
+    if (dims[i] < 0 && names[i][0] == '\0') return;
+  if (!known) return;
+  dims[2] = value_dims[2] / kv_heads * InferAttribute(api, context, "num_heads");
+  names[2] = "";
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  api.Check(api.CreateTensorTypeAndShapeInfo(&raw));
+  const TypeAndShape output(api, raw);
+  int type = 0;
+  api.Check(api.GetTensorElementType(query, &type));
+  api.Check(api.SetTensorElementType(raw, type));
+  api.Check(api.SetDimensions(raw, dims.data(), 3));
+  api.Check(api.SetSymbolicDimensions(raw, names.data(), 3));
+  api.Check(api.ShapeInferContext_SetOutputTypeShape(context, kOutput, raw));
+}
+
+}  // namespace trianglemix
