@@ -1,7 +1,7 @@
 """The pattern in a transformers model: `patch(model, config)` and `attn_implementation=`.
 
 transformers calls `_attention` in place of its own attention, with the queries and keys of after
-RoPE and norms, and `_row_mask` in place of its mask builder, so that no 4-D mask is ever made.
+RoPE and norms, and `row_mask` in place of its mask builder, so that no 4-D mask is ever made.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _row_mask)
+    AttentionMaskInterface.register(IMPLEMENTATION, row_mask)
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -122,7 +122,7 @@ def _with_prompt_length(generate: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _row_mask(
+def row_mask(
     batch_size: int, kv_length: int, mask_function: Callable[..., Any], **given: Any
 ) -> Rows:
     """transformers' mask interface: hands the layers a `Rows` in place of a 4-D mask."""

@@ -1,0 +1,104 @@
+"""The gradient probe: how much each section of each layer matters for the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from trianglemix.analysis.errors import AnalysisError
+from trianglemix.analysis.probed_attention import (
+    DEFAULT_CHUNK,
+    SECTIONS,
+    ProbeSettings,
+    probed_attention,
+)
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.pytorch.patch import row_mask
+
+_IMPLEMENTATION: Final = "trianglemix_probe"
+
+
+@dataclass(frozen=True)
+class ProbeSample:
+    """Token ids of a prompt, and the id of the first token of its right answer."""
+
+    ids: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """One sample's figures, each `[layers][3]` by `SECTIONS`.
+
+    `mean` is the mean of `d y / d theta` over a section's pairs, `mean_abs` that of its absolute
+    value. A section without pairs (a prompt so short that nothing is dropped) holds zeros.
+    """
+
+    mean: list[list[float]]
+    mean_abs: list[list[float]]
+
+
+def probe(
+    model: nn.Module, sample: ProbeSample, pattern: TrianglePattern, chunk: int = DEFAULT_CHUNK
+) -> LayerGradients:
+    """One forward and one backward pass; `y` is the logit of the answer's first token.
+
+    The model may be on any device and in any float type; its parameters get no gradients.
+
+    Raises:
+        AnalysisError: the model does not go through transformers' attention interface, or the
+            logit does not depend on some layer's attention.
+    """
+    any_model: Any = model
+    layers = any_model.config.get_text_config().num_hidden_layers
+    sums = torch.zeros(layers, len(SECTIONS), 3, dtype=torch.float64)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embed = any_model.get_input_embeddings()
+    with _probing(any_model, pattern, chunk, sums), torch.enable_grad():
+        ids = torch.tensor([sample.ids], device=embed.weight.device)
+        inputs = embed(ids).detach().requires_grad_()
+        output = any_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+        output.logits[0, -1, sample.answer].backward()
+    silent = [layer for layer in range(layers) if sums[layer, 0, 2] == 0]
+    if silent:
+        raise AnalysisError(
+            f"no gradient arrived at the attention of layers {silent}; the model does not use "
+            "transformers' attention interface there, so it cannot be probed"
+        )
+    means = sums[:, :, :2] / sums[:, :, 2:].clamp(min=1)
+    return LayerGradients(means[:, :, 0].tolist(), means[:, :, 1].tolist())
+
+
+@contextmanager
+def _probing(model: Any, pattern: TrianglePattern, chunk: int, sums: Tensor) -> Iterator[None]:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
+    ) -> tuple[Tensor, None]:
+        settings = ProbeSettings(
+            pattern,
+            given.get("scaling") or query.shape[3] ** -0.5,
+            given.get("softcap") or 0.0,
+            given.get("sliding_window"),
+            chunk,
+        )
+        output = probed_attention(query, key, value, settings, sums[module.layer_idx])
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(_IMPLEMENTATION, attention)
+    AttentionMaskInterface.register(_IMPLEMENTATION, row_mask)
+    previous = model.config.get_text_config()._attn_implementation
+    training = model.training
+    model.eval()
+    model.set_attn_implementation(_IMPLEMENTATION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+        model.train(training)
