@@ -1,0 +1,28 @@
+"""Takes away what a rewritten graph no longer needs."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.lengths import PROMPT_LENGTH
+
+
+class DropUnusedPass(ir.passes.InPlacePass):
+    """Dead nodes, the optional input and the operator's function where nothing uses them."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        common.RemoveUnusedNodesPass()(model)
+        for value in list(graph.inputs):
+            if value.name == PROMPT_LENGTH and not value.uses():
+                graph.inputs.remove(value)
+                graph.initializers.pop(PROMPT_LENGTH, None)
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+                graph.initializers.pop(name)
+        if not any(is_triangle_attention(node) for node in graph):
+            model.functions.pop((contract.DOMAIN, contract.OP_TYPE, ""), None)
+            graph.opset_imports.pop(contract.DOMAIN, None)
+        return ir.passes.PassResult(model, True)

@@ -1,0 +1,231 @@
+"""`trianglemix-export`: the command line of the exporter."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.options import (
+    ExportOptions,
+    LayerRequest,
+    PatternRequest,
+    parse_layers,
+)
+from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.registry import all_targets
+from trianglemix.exporter.report import print_near_misses, print_report
+from trianglemix.exporter.sites import Sites
+
+PROGRAM: Final = "trianglemix-export"
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--target",
+    type=click.Choice(sorted(all_targets())),
+    default="cpu",
+    show_default=True,
+    help="What will run the model.",
+)
+@click.option("--start-layer", type=int, help="Triangle layers: this one and all deeper ones.")
+@click.option("--layers", help="Triangle layers, as in 5,7,10,15-35.")
+@click.option(
+    "--num-triangle-layers",
+    "count",
+    type=int,
+    help="Triangle layers: this many, the least important by the plan or the deepest.",
+)
+@click.option("--plan", type=click.Path(path_type=Path), help="Layer plan (JSON).")
+@click.option("--sink", type=int, help="First keys that every row keeps.  [default: 8]")
+@click.option("--window", type=int, help="Keys that a row keeps behind itself.  [default: 512]")
+@click.option("--last", type=int, help="Dense rows at the prompt's end.  [default: 128]")
+@click.option(
+    "--dense", is_flag=True, help="Export the dense twin, GroupQueryAttention throughout."
+)
+@click.option("--last-token-logits", is_flag=True, help="Logits of each row's last token only.")
+@click.option(
+    "--weights",
+    type=click.Choice(["link", "copy"]),
+    default="link",
+    show_default=True,
+    help="External weights: hard links where possible, or copies.",
+)
+@click.option(
+    "--prompt-length",
+    type=click.IntRange(min=1),
+    default=32768,
+    show_default=True,
+    help="Prompt length (tokens) of the predicted gain.",
+)
+@click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
+@click.option("--explain", is_flag=True, help="List what looked like attention and was not taken.")
+@click.option("--verify", is_flag=True, help="Run source and export and compare their logits.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Largest error that --verify allows.")
+@click.option("--force", is_flag=True, help="Replace an earlier export.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+)
+@click.pass_context
+def command(context: click.Context, /, **_: object) -> None:
+    """Export an ONNX LLM, or a Hugging Face folder, with TriangleAttention in its deep layers.
+
+    SOURCE is a model.onnx, a folder that holds one, or a Hugging Face folder.
+    """
+    given = context.params
+    options = _options(given)
+    quiet = bool(given["quiet"])
+    console = Console(quiet=quiet, soft_wrap=True)
+    _set_up_logging(given["log_level"])
+    bars = Console(stderr=True, quiet=quiet)
+    with _Screen(bars, console if given["explain"] else None) as screen:
+        report = export(options, screen)
+    print_report(report, console)
+    if not options.dry_run:
+        console.print(f"written: {options.output}", highlight=False, markup=False)
+
+
+def _options(given: dict[str, Any]) -> ExportOptions:
+    """The options, checked against each other.
+
+    Raises:
+        click.UsageError: options that exclude each other, or a missing one.
+        ConfigurationError: a pattern parameter out of its range.
+    """
+    _check_choice(given)
+    if given["output"] is None and not given["dry_run"]:
+        raise click.UsageError("no output folder: add -o FOLDER (or --dry-run)")
+    return ExportOptions(
+        source=given["source"],
+        output=given["output"],
+        target=given["target"],
+        layers=LayerRequest(
+            given["start_layer"], _layers(given["layers"]), given["count"], given["plan"]
+        ),
+        pattern=_pattern(given["sink"], given["window"], given["last"]),
+        dense=given["dense"],
+        last_token_logits=given["last_token_logits"],
+        weights=given["weights"],
+        prompt_length=given["prompt_length"],
+        dry_run=given["dry_run"],
+        verify=given["verify"],
+        atol=given["atol"],
+        force=given["force"],
+    )
+
+
+def _set_up_logging(level: str) -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
+
+
+class _Screen:
+    """Shows the stages of the export as a progress bar that appears after a second."""
+
+    def __init__(self, console: Console, explain: Console | None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("", total=None)
+        self._explain = explain
+
+    def __enter__(self) -> _Screen:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str) -> None:
+        self._progress.update(self._task, description=name, completed=0, total=None)
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def sites(self, sites: Sites) -> None:
+        if self._explain is not None:
+            print_near_misses(sites.near_misses, self._explain)
+
+
+_CHOICES: Final = {
+    "start_layer": "--start-layer",
+    "layers": "--layers",
+    "count": "--num-triangle-layers",
+    "plan": "--plan",
+}
+
+
+def _check_choice(given: dict[str, Any]) -> None:
+    """One way of choosing layers; a plan may be cut to a number of layers."""
+    chosen = [option for name, option in _CHOICES.items() if given[name] is not None]
+    if len(chosen) > 1 and chosen != ["--num-triangle-layers", "--plan"]:
+        raise click.UsageError(f"{' and '.join(chosen)} each choose the layers: give one of them")
+    if given["dense"] and chosen:
+        raise click.UsageError(f"--dense has no triangle layers: leave {chosen[0]} out")
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return parse_layers(text)
+    except ExportError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _pattern(sink: int | None, window: int | None, last: int | None) -> PatternRequest:
+    request = PatternRequest(sink, window, last)
+    if window is not None and window < 1:
+        raise click.UsageError(
+            f"--window is {window}, but must be 1 or more; a layer that shall stay dense is left "
+            "out of the choice of layers"
+        )
+    request.over(TrianglePattern())  # refuses what is out of range before anything is read
+    return request
+
+
+def main() -> NoReturn:
+    """Runs the command; exits with 0 done, 1 refused or failed, 2 wrong usage."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(prog_name=PROGRAM, standalone_mode=False)
+        sys.exit(DONE)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.ClickException, ConfigurationError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _fail(f"{message} ({PROGRAM} --help lists the options)", WRONG_USAGE)
+    except TriangleMixError as error:
+        _fail(str(error), FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing was written", FAILED)
+    except OSError as error:
+        _fail(str(error), FAILED)
+    except MemoryError:
+        _fail("out of memory; nothing was written", FAILED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+    sys.exit(code)

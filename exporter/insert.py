@@ -1,0 +1,226 @@
+"""Turns every attention site into a `TriangleAttention` node, the cache append folded in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
+from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.lengths import (
+    NEVER_LAST_NAME,
+    Lengths,
+    add_prompt_length_input,
+    lengths_from_mask,
+    lengths_from_node,
+    never_last,
+)
+from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
+from trianglemix.exporter.sites import AttentionSite, Layout, NodeLengths, Operand
+from trianglemix.exporter.walk import needed_input, producer_of
+
+_SWAP: Final = (0, 2, 1, 3)
+ROW_END: Final = "row_end"
+"""`meta` key of the model: the value `[B]` that says where each row's real tokens end."""
+
+
+class InsertTriangleAttentionPass(ir.passes.InPlacePass):
+    """Every site becomes the operator: `patterns` by layer, dense mode for the other layers.
+
+    A site whose source slides a window keeps exactly that window. Afterwards each node has all
+    nine inputs and all attributes, the model carries the operator's function, the past and
+    present keep their graph names, and what only the old attentions used is gone.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[AttentionSite],
+        roles: GraphRoles,
+        patterns: Mapping[int, TrianglePattern],
+    ) -> None:
+        super().__init__()
+        self._sites = sites
+        self._roles = roles
+        self._patterns = patterns
+        self._lengths: dict[NodeLengths | None, Lengths] = {}
+        self._never_last: ir.Value | None = None
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        prompt_length = add_prompt_length_input(graph)
+        for site in self._sites:
+            self._insert(graph, site, prompt_length)
+        function = build_function()
+        model.functions[function.identifier()] = function
+        graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+        model.meta[ROW_END] = next(iter(self._lengths.values())).row_end
+        common.RemoveUnusedNodesPass()(model)
+        _sort(graph)
+        return ir.passes.PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        nodes = [node for node in model.graph if is_triangle_attention(node)]
+        if len(nodes) != len(self._sites):
+            raise ir.passes.PostconditionError(f"{len(nodes)} nodes of {len(self._sites)} sites")
+        for node in nodes:
+            wired = len(node.inputs) == len(contract.INPUTS) and None not in node.inputs
+            if not wired or set(node.attributes) != set(contract.ATTRIBUTES):
+                raise ir.passes.PostconditionError(f"{node.name} is not complete")
+
+    def _insert(self, graph: ir.Graph, site: AttentionSite, prompt_length: ir.Value) -> None:
+        build = NodeBuilder(graph, f"layer.{site.layer}")
+        lengths = self._lengths_of(site, graph, prompt_length)
+        node = self._node(build, site, lengths)
+        flat = node.outputs[0]
+        flat.type, flat.shape = site.output.value.type, None
+        result = _in_layout(build, flat, site.output, site.shape)
+        new_nodes = [*site.prologue, *build.nodes]
+        old = site.output.value.producer()
+        assert old is not None
+        graph.insert_before(old, new_nodes)
+        replace_value(site.output.value, result)
+        if site.present is not None:
+            for value, present in zip(site.present, node.outputs[1:], strict=True):
+                replace_value(value, present)
+
+    def _node(self, build: NodeBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
+        query = _flat(build, site.query)
+        past = site.past or _empty_past(build, query, site.shape)
+        pattern = self._patterns.get(site.layer, DENSE_PATTERN)
+        prompt_length = lengths.prompt_length
+        if site.mask.window is not None:
+            pattern = TrianglePattern(0, site.mask.window, 1)
+            kept = site.lengths.prompt_length if site.lengths else None
+            prompt_length = kept or self._no_last_rows(lengths)
+        rows = [query, _flat(build, site.key), _flat(build, site.value)]
+        return build.node(
+            contract.OP_TYPE,
+            [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
+             lengths.first_valid],
+            domain=contract.DOMAIN,
+            attributes={
+                contract.ATTR_NUM_HEADS: site.shape.num_heads,
+                contract.ATTR_KV_NUM_HEADS: site.shape.kv_num_heads,
+                contract.ATTR_SCALE: float(site.scale),
+                contract.ATTR_SOFTCAP: float(site.softcap),
+                **pattern.as_attributes(),
+            },
+            num_outputs=len(contract.OUTPUTS),
+        )  # fmt: skip
+
+    def _lengths_of(self, site: AttentionSite, graph: ir.Graph, prompt_length: ir.Value) -> Lengths:
+        """Made once for all sites whose lengths come from the same place."""
+        key = site.lengths
+        place = next(iter(graph)) if key is None else site.anchor
+        if key not in self._lengths:
+            scope = "lengths" if not self._lengths else f"lengths_{len(self._lengths)}"
+            build = NodeBuilder(graph, scope)
+            self._lengths[key] = (
+                lengths_from_mask(build, self._roles, prompt_length)
+                if key is None
+                else lengths_from_node(build, key, self._roles, prompt_length)
+            )
+            graph.insert_before(place, build.nodes)
+        return self._lengths[key]
+
+    def _no_last_rows(self, lengths: Lengths) -> ir.Value:
+        """The windowed layers' `prompt_length`, made once."""
+        if self._never_last is None:
+            producer = lengths.first_valid.producer()
+            assert producer is not None
+            graph = producer.graph
+            assert isinstance(graph, ir.Graph)
+            build = NodeBuilder(graph, "lengths/windowed")
+            self._never_last = never_last(build, lengths.first_valid)
+            graph.insert_after(producer, build.nodes)
+        return self._never_last
+
+
+def _sort(graph: ir.Graph) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise RefusedError(
+            "an attention's queries depend on its own appended cache, which the operator cannot "
+            "give before it has the queries"
+        ) from error
+
+
+def is_triangle_attention(node: ir.Node) -> bool:
+    """Whether the node is the operator."""
+    return node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
+
+
+def is_triangle(node: ir.Node) -> bool:
+    """Whether a TriangleAttention node drops keys that its source keeps."""
+    window = node.attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
+    return window != contract.DENSE_WINDOW and needed_input(node, 7).name != NEVER_LAST_NAME
+
+
+def layer_of(node: ir.Node) -> int | None:
+    """The layer of an attention node that the exporter made, from its name."""
+    match = re.fullmatch(rf"{PREFIX}/layer\.(\d+)/(\w+Attention)(_\d+)?", node.name or "")
+    return int(match[1]) if match else None
+
+
+def _flat(build: NodeBuilder, operand: Operand) -> ir.Value:
+    """The operand as `[B, S, heads*D]`; a transpose just made is taken back, not undone."""
+    value = operand.value
+    if operand.layout is Layout.FLAT:
+        return value
+    if operand.layout is Layout.BHSD:
+        transpose = producer_of(value, "Transpose")
+        if transpose is not None and list(transpose.attributes.get_ints("perm", [])) == [
+            0,
+            2,
+            1,
+            3,
+        ]:
+            value = needed_input(transpose, 0)
+        else:
+            value = build.op("Transpose", value, perm=_SWAP)
+    return build.op("Reshape", value, build.ints(0, 0, -1))
+
+
+def _in_layout(
+    build: NodeBuilder, flat: ir.Value, wanted: Operand, shape: AttentionShape
+) -> ir.Value:
+    """The operator's output `[B, S, H*Dv]` in the layout of the value that it replaces."""
+    if wanted.layout is Layout.FLAT:
+        return flat
+    sizes = build.ints(0, 0, shape.num_heads, shape.value_head_size)
+    apart = build.op("Reshape", flat, sizes)
+    if wanted.layout is Layout.BSHD:
+        return apart
+    return build.op("Transpose", apart, perm=_SWAP)
+
+
+def _empty_past(
+    build: NodeBuilder, query: ir.Value, shape: AttentionShape
+) -> tuple[ir.Value, ir.Value]:
+    """Zero-length past key and value for a source without a cache, in the query's type."""
+    batch = build.dimension(query, 0)
+
+    def empty(size: int) -> ir.Value:
+        sizes = build.op("Concat", batch, build.ints(shape.kv_num_heads, 0, size), axis=0)
+        return build.op("CastLike", build.op("ConstantOfShape", sizes), query)
+
+    return empty(shape.head_size), empty(shape.value_head_size)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, and its name where it is a graph output, goes to `new`."""
+    new.type = old.type
+    if old.shape is not None:
+        new.shape = ir.Shape(old.shape)
+    was_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if was_output:
+        old.name = f"{name}/replaced"
+        new.name = name

@@ -1,0 +1,119 @@
+"""Last-token logits: the LM head sees one row per sequence instead of the whole prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.walk import is_op, needed_input
+
+_HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
+_AFTER_HEAD: Final = ("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Reshape")
+
+
+@dataclass(frozen=True)
+class LanguageModelHead:
+    """The product that makes logits; `hidden` `[B, S, hidden_size]` goes in."""
+
+    node: ir.Node
+    hidden: ir.Value
+    hidden_size: int | None
+    vocabulary_size: int | None
+
+
+def find_head(roles: GraphRoles) -> LanguageModelHead | None:
+    """Walks back from the logits over a bias, a softcap or a cast to the head's product."""
+    vocabulary = _last_dimension(roles.logits)
+    value: ir.Value | None = roles.logits
+    while value is not None:
+        node = value.producer()
+        if node is None:
+            return None
+        if (node.domain, node.op_type) in _HEADS:
+            return LanguageModelHead(
+                node, needed_input(node, 0), _input_width(node), vocabulary or _output_width(node)
+            )
+        if not is_op(node, *_AFTER_HEAD):
+            return None
+        value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
+    return None
+
+
+class KeepLastLogitsPass(ir.passes.InPlacePass):
+    """The head sees each row's last real token of the call (right padding left aside) only.
+
+    Afterwards the logits are `[B, 1, vocabulary]`.
+    """
+
+    def __init__(self, roles: GraphRoles, row_end: ir.Value) -> None:
+        super().__init__()
+        self._roles = roles
+        self._row_end = row_end
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        logits = self._roles.logits
+        if logits.shape is not None and logits.shape[1] == 1:
+            return ir.passes.PassResult(model, False)
+        head = find_head(self._roles)
+        if head is None or is_op(head.node, "Gemm"):
+            raise RefusedError(
+                "no product of hidden states [B, S, hidden] with a weight was found behind the "
+                "logits; leave --last-token-logits out"
+            )
+        build = NodeBuilder(model.graph, "last_token")
+        index = build.op("Unsqueeze", self._row_index(model, build), build.ints(1, 2))
+        last = build.op("GatherND", head.hidden, index, batch_dims=1)  # [B, 1, hidden]
+        last.type = head.hidden.type
+        model.graph.insert_before(head.node, build.nodes)
+        head.node.replace_input_with(0, last)
+        if logits.shape is not None:
+            batch, _, vocabulary = logits.shape
+            logits.shape = ir.Shape([batch, 1, vocabulary])
+        return ir.passes.PassResult(model, True)
+
+    def _row_index(self, model: ir.Model, build: NodeBuilder) -> ir.Value:
+        """`row_end - 1 - start`, from 0 to `S - 1`; `start = max(0, seqlens_k + 1 - S)`."""
+        node = next(node for node in model.graph if is_triangle_attention(node))
+        length = build.dimension(self._roles.input_ids, 1)
+        seqlens = build.cast(needed_input(node, 5), ir.DataType.INT64)
+        end = build.op("Add", seqlens, build.ints(1))
+        start = build.op("Max", build.op("Sub", end, length), build.ints(0))
+        past_last = build.op("Sub", build.cast(self._row_end, ir.DataType.INT64), start)
+        index = build.op("Sub", past_last, build.ints(1))
+        most = build.op("Sub", length, build.ints(1))
+        return build.op("Max", build.op("Min", index, most), build.ints(0))
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return ir.convenience.get_const_tensor(value) is not None
+
+
+def _last_dimension(value: ir.Value) -> int | None:
+    size = value.shape[-1] if value.shape else None
+    return size if isinstance(size, int) else None
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...] | None:
+    tensor = ir.convenience.get_const_tensor(needed_input(node, 1))
+    return None if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
+
+
+def _input_width(node: ir.Node) -> int | None:
+    if node.op_type == "MatMulNBits":
+        return int(node.attributes["K"].value)
+    shape = _weight_shape(node)
+    if shape is None:
+        return _last_dimension(needed_input(node, 0))
+    return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+
+
+def _output_width(node: ir.Node) -> int | None:
+    if node.op_type == "MatMulNBits":
+        return int(node.attributes["N"].value)
+    shape = _weight_shape(node)
+    return None if shape is None else shape[0 if node.attributes.get_int("transB", 0) else 1]

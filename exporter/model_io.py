@@ -1,0 +1,205 @@
+"""Finds and reads the source model without reading its weights, and writes the exported one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.options import Weights
+from trianglemix.exporter.output_folder import link_or_copy
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE: Final = "model.onnx"
+_INLINE_DATA_FILE: Final = "model.onnx.inline.data"
+_MAX_INLINE_BYTES: Final = 64 << 20
+_KEEP_INLINE_BYTES: Final = 1 << 10
+_ALIGNMENT: Final = 4096
+_COMPANIONS: Final = (
+    "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer*", "chat_template*", "vocab.json", "vocab.txt", "merges.txt", "*.model",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the model comes from. `companions` is the folder with its config and tokenizer."""
+
+    path: Path
+    companions: Path
+    is_huggingface: bool
+
+
+def find_source(path: Path) -> Source:
+    """An ONNX file, the one ONNX model of a folder, or a Hugging Face folder.
+
+    Raises:
+        ExportError: nothing there, or more than one model to choose from.
+    """
+    if path.is_file():
+        return Source(path, path.parent, is_huggingface=False)
+    if not path.is_dir():
+        raise ExportError(f"{path} does not exist; give a model.onnx or a model folder")
+    for folder in (path, path / "onnx"):
+        models = sorted(folder.glob("*.onnx"))
+        named = [model for model in models if model.name == MODEL_FILE]
+        if len(models) == 1 or named:
+            chosen = (named or models)[0]
+            return Source(chosen, path, is_huggingface=False)
+        if models:
+            names = ", ".join(model.name for model in models[:5])
+            raise ExportError(f"{folder} holds several ONNX models ({names}); name one of them")
+    if (path / "config.json").is_file():
+        return Source(path, path, is_huggingface=True)
+    raise ExportError(
+        f"{path} holds neither an ONNX model nor a Hugging Face config.json; give one of them"
+    )
+
+
+def load_model(path: Path) -> ir.Model:
+    """The graph; external weights stay on disk.
+
+    Raises:
+        ExportError: not an ONNX file, or external data that is missing, cut short, or outside
+            the model's folder.
+    """
+    try:
+        model = ir.load(path)
+    except DecodeError as error:
+        raise ExportError(
+            f"{path} is not a readable ONNX file (truncated or something else); export or "
+            "download it again"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(f"{path} cannot be read as an ONNX model: {_line(error)}") from error
+    if not list(model.graph) and not model.graph.inputs:
+        raise ExportError(f"{path} holds no graph; it is empty, cut off or not an ONNX model")
+    for tensor in external_tensors(model):
+        _check_external(tensor, path.parent)
+    return model
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Weights that lie outside the proto."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+
+
+def _check_external(tensor: ir.ExternalTensor, folder: Path) -> None:
+    location = PurePosixPath(tensor.location)
+    what = f"external data {tensor.location} of {tensor.name}"
+    if location.is_absolute() or ".." in location.parts:
+        raise ExportError(f"{what} lies outside the model's folder {folder}; put it inside")
+    file = folder / location
+    if not file.resolve().is_relative_to(folder.resolve()) and file.exists():
+        raise ExportError(f"{what} is a link that leads outside {folder}; put the file inside")
+    if not file.is_file():
+        raise ExportError(f"{what} is missing in {folder}; put it beside the model")
+    end = (tensor.offset or 0) + (tensor.length or 0)
+    size = file.stat().st_size
+    if end > size:
+        raise ExportError(
+            f"{what} ends at byte {end}, but the file has {size} bytes; it is cut off"
+        )
+
+
+def save_model(
+    model: ir.Model, source_folder: Path, folder: Path, weights: Weights, progress: Progress
+) -> list[str]:
+    """Writes `folder/model.onnx` and its data files; returns notes for the report.
+
+    External files keep their names. They are hard links with `link`, where the file system
+    allows it, else copies. Weights that were inside the proto stay there if they are few, else
+    they go to one data file.
+
+    Raises:
+        ExportError: the disk is full, or a file cannot be written.
+    """
+    notes = []
+    try:
+        notes += _place_external(model, source_folder, folder, weights, progress)
+        notes += _spill_inline(model, folder)
+        proto: onnx.ModelProto = ir.to_proto(model)
+        (folder / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
+    except OSError as error:
+        raise ExportError(f"the model cannot be written to {folder}: {error}") from error
+    except ValueError as error:
+        raise ExportError(f"the model cannot be written: {_line(error)}") from error
+    return notes
+
+
+def _place_external(
+    model: ir.Model, source: Path, folder: Path, weights: Weights, progress: Progress
+) -> list[str]:
+    locations = sorted({str(PurePosixPath(t.location)) for t in external_tensors(model)})
+    taken = {MODEL_FILE, _INLINE_DATA_FILE, "manifest.json", "export_report.json"}
+    sizes = {location: (source / location).stat().st_size for location in locations}
+    total, done, copied = sum(sizes.values()), 0, 0
+    for location in locations:
+        if location in taken:
+            raise ExportError(f"the model's data file is named {location}, as one of the output's")
+        linked = link_or_copy(
+            source / location,
+            folder / location,
+            link=weights == "link",
+            progress=lambda part, before=done: progress(before + part, total),  # type: ignore[misc]
+        )
+        copied += 0 if linked else sizes[location]
+        done += sizes[location]
+        progress(done, total)
+    if copied and weights == "link":
+        return [f"weights copied ({copied >> 20} MiB): the output is on another file system"]
+    return []
+
+
+def _spill_inline(model: ir.Model, folder: Path) -> list[str]:
+    """Moves weights out of a proto that would be large; the proto format ends at 2 GiB."""
+    inline = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value.nbytes > _KEEP_INLINE_BYTES
+    ]
+    total = sum(value.const_value.nbytes for value in inline if value.const_value is not None)
+    if total <= _MAX_INLINE_BYTES:
+        return []
+    with (folder / _INLINE_DATA_FILE).open("wb") as file:
+        for value in inline:
+            tensor = value.const_value
+            assert tensor is not None
+            file.seek(-file.tell() % _ALIGNMENT, 1)
+            offset = file.tell()
+            file.write(tensor.tobytes())
+            value.const_value = ir.ExternalTensor(
+                _INLINE_DATA_FILE, offset, tensor.nbytes, tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder,
+            )  # fmt: skip
+    return [f"weights of the proto ({total >> 20} MiB) moved to {_INLINE_DATA_FILE}"]
+
+
+def copy_companions(source: Path, folder: Path) -> list[str]:
+    """Copies configuration and tokenizer files; returns their names."""
+    copied = []
+    for pattern in _COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not (folder / file.name).exists():
+                link_or_copy(file, folder / file.name, link=False, progress=lambda part: None)
+                copied.append(file.name)
+    return copied
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

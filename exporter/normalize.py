@@ -1,0 +1,80 @@
+"""Brings a loaded graph into the plain form that the patterns read; its meaning stays."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.walk import is_op
+
+_MIN_IR_VERSION: Final = 8
+
+
+class RemoveEmptyConcatPass(ir.passes.InPlacePass):
+    """A Concat of one thing becomes that thing: how a traced cache that starts empty looks.
+
+    Afterwards no Concat of the graph has an empty constant among its inputs, or a single input
+    (but for one that makes a graph output).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            if not is_op(node, "Concat"):
+                continue
+            kept = [x for x in node.inputs if x is not None and not _is_empty(x)]
+            if len(kept) == 1 and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(kept[0])
+                model.graph.remove(node, safe=True)
+                modified = True
+            elif 0 < len(kept) < len(node.inputs):
+                self._shorten(node, kept)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+    @staticmethod
+    def _shorten(node: ir.Node, kept: list[ir.Value]) -> None:
+        node.resize_inputs(len(kept))
+        for index, value in enumerate(kept):
+            node.replace_input_with(index, value)
+
+
+def normalize(model: ir.Model) -> None:
+    """Constants become initializers, functions (our own left aside) and identities go away.
+
+    Raises:
+        RefusedError: an opset or an IR version that the operator's function does not fit.
+    """
+    check_versions(model)
+    passes: list[ir.passes.PassBase] = [
+        common.ClearMetadataAndDocStringPass(),
+        common.InlinePass(lambda function: function.domain != contract.DOMAIN),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RemoveEmptyConcatPass(),
+        common.RemoveUnusedNodesPass(),
+    ]
+    for step in passes:
+        step(model)
+
+
+def check_versions(model: ir.Model) -> None:
+    """Raises RefusedError for a model that cannot hold the operator's function as it is."""
+    opset = model.graph.opset_imports.get("")
+    if opset is None or opset < contract.FUNCTION_OPSET:
+        raise RefusedError(
+            f"the model's opset is {opset}, but the operator needs {contract.FUNCTION_OPSET} or "
+            "later; export the model again with a newer opset (18 fits every runtime)"
+        )
+    if model.ir_version < _MIN_IR_VERSION:
+        raise RefusedError(
+            f"the model's IR version is {model.ir_version}, but functions need {_MIN_IR_VERSION} "
+            "or later; export the model again with a newer exporter"
+        )
+
+
+def _is_empty(value: ir.Value | None) -> bool:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.size == 0

@@ -1,0 +1,83 @@
+"""What the user asked for, checked once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.exporter.errors import ExportError
+
+Weights = Literal["link", "copy"]
+
+
+@dataclass(frozen=True)
+class LayerRequest:
+    """How the triangle layers are chosen: at most one of the fields is set."""
+
+    start_layer: int | None = None
+    layers: tuple[int, ...] | None = None
+    count: int | None = None
+    plan: Path | None = None
+
+
+@dataclass(frozen=True)
+class PatternRequest:
+    """Pattern parameters given by the user; None = the plan's, or else the default."""
+
+    sink: int | None = None
+    window: int | None = None
+    last: int | None = None
+
+    def over(self, base: TrianglePattern) -> TrianglePattern:
+        """`base` with what the user gave put in its place.
+
+        Raises:
+            ConfigurationError: a value out of its range.
+        """
+        return TrianglePattern(
+            num_sink_tokens=base.num_sink_tokens if self.sink is None else self.sink,
+            sliding_window_size=base.sliding_window_size if self.window is None else self.window,
+            num_last_tokens=base.num_last_tokens if self.last is None else self.last,
+        )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """All options of one export."""
+
+    source: Path
+    output: Path | None = None
+    target: str = "cpu"
+    layers: LayerRequest = field(default_factory=LayerRequest)
+    pattern: PatternRequest = field(default_factory=PatternRequest)
+    dense: bool = False
+    last_token_logits: bool = False
+    weights: Weights = "link"
+    prompt_length: int = 32768
+    dry_run: bool = False
+    verify: bool = False
+    atol: float | None = None
+    force: bool = False
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers of a list like `5,7,10,15-35`, ascending.
+
+    Raises:
+        ExportError: not such a list, a range that runs backwards, or a layer named twice.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise ExportError(f"--layers: {part!r} is not a layer or a range; write 5,7,10,15-35")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ExportError(f"--layers: the range {part.strip()} runs backwards")
+        layers.extend(range(first, last + 1))
+    if len(set(layers)) != len(layers):
+        raise ExportError(f"--layers: {text} names a layer twice")
+    return tuple(sorted(layers))

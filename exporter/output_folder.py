@@ -1,0 +1,99 @@
+"""The output folder: written beside its place under another name, renamed when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from trianglemix.custom_ops import manifest
+from trianglemix.exporter.errors import ExportError
+
+_CHUNK: Final = 8 << 20
+
+
+@contextmanager
+def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary sibling to write to; it takes the place of `output` when the block ends well.
+
+    An error or an interrupt removes it. A killed process leaves a folder whose name says that it
+    is unfinished.
+
+    Raises:
+        ExportError: `output` exists and may not be replaced, or cannot be written.
+    """
+    output = output.absolute()
+    check_output(output, force=force)
+    partial = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}") from error
+    try:
+        yield partial
+        _put_in_place(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Raises ExportError where an export may not be put: only our own folders are replaced."""
+    if output.is_dir():
+        if not any(output.iterdir()):
+            return
+        ours = (output / manifest.FILE_NAME).is_file()
+        if not ours:
+            raise ExportError(
+                f"{output} is not empty and holds no earlier export; give a new folder"
+            )
+        if not force:
+            raise ExportError(f"{output} holds an earlier export; --force replaces it")
+    elif output.exists():
+        raise ExportError(f"{output} is a file; give the name of a folder")
+
+
+def _put_in_place(partial: Path, output: Path) -> None:
+    try:
+        if not output.exists():
+            os.rename(partial, output)
+            return
+        old = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+        os.rename(output, old)
+        try:
+            os.rename(partial, output)
+        except OSError:
+            os.rename(old, output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}") from error
+
+
+def link_or_copy(
+    source: Path, target: Path, *, link: bool, progress: Callable[[int], None]
+) -> bool:
+    """Puts a file at `target`: a hard link where asked for and possible, else a copy.
+
+    A symbolic link in the source is followed. Returns whether it was linked. `progress` hears
+    the bytes copied so far.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source.resolve(), target)
+        except OSError:
+            pass  # another file system, or one without links: a copy does as well
+        else:
+            return True
+    done = 0
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            writer.write(chunk)
+            done += len(chunk)
+            progress(done)
+    return False

@@ -1,0 +1,1 @@
+"""Source spellings of attention, one file each; the folder is the registry."""

@@ -1,0 +1,168 @@
+"""The tiny decoder around a pattern's example: embedding, layers of attention, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.sites import Example
+
+SHAPE: Final = AttentionShape(num_heads=4, kv_num_heads=2, head_size=16, value_head_size=16)
+_HIDDEN: Final = 40
+_VOCABULARY: Final = 61
+_LAYERS: Final = 3
+_CONTRIB: Final = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class ExampleLayer:
+    """What an attention may use: `[B, S, heads*D]` projections, the past, the graph's mask."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    past_key: ir.Value
+    past_value: ir.Value
+    attention_mask: ir.Value
+
+
+Attend = Callable[[NodeBuilder, ExampleLayer], tuple[ir.Value, ir.Value, ir.Value]]
+"""Returns the output `[B, S, H*D]`, present key and present value."""
+
+
+def build_example(attend: Attend, opset: int, domains: tuple[str, ...] = ()) -> Example:
+    """A model of random weights (fixed seed) with the given attention in each layer."""
+    random = np.random.default_rng(7)
+    mask = _input("attention_mask", ir.DataType.INT64, "batch", "total")
+    ids = _input("input_ids", ir.DataType.INT64, "batch", "sequence")
+    pasts = [
+        _input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT,
+               "batch", SHAPE.kv_num_heads, "past", SHAPE.head_size)
+        for layer in range(_LAYERS)
+        for part in ("key", "value")
+    ]  # fmt: skip
+    imports = {"": opset, **dict.fromkeys(domains, 1)}
+    graph = ir.Graph([ids, mask, *pasts], [], nodes=[], opset_imports=imports, name="example")
+    build = NodeBuilder(graph, "example")
+    hidden = build.op("Gather", _weight(build, random, "embedding", _VOCABULARY, _HIDDEN), ids)
+    presents: list[ir.Value] = []
+    for layer in range(_LAYERS):
+        projected = [
+            build.op("MatMul", hidden, _weight(build, random, f"{layer}.{part}", _HIDDEN, width))
+            for part, width in zip("qkv", _widths(), strict=True)
+        ]
+        query, key, value = projected
+        past_key, past_value = pasts[2 * layer : 2 * layer + 2]
+        example_layer = ExampleLayer(query, key, value, past_key, past_value, mask)
+        result, *present = attend(build, example_layer)
+        for value, part in zip(present, ("key", "value"), strict=True):
+            _name(value, f"present.{layer}.{part}", pasts[0], "total")
+        presents += present
+        width = SHAPE.num_heads * SHAPE.value_head_size
+        projection = _weight(build, random, f"{layer}.o", width, _HIDDEN)
+        hidden = build.op("Add", hidden, build.op("MatMul", result, projection))
+    logits = build.op("MatMul", hidden, _weight(build, random, "head", _HIDDEN, _VOCABULARY))
+    logits.name, logits.type = "logits", ir.TensorType(ir.DataType.FLOAT)
+    logits.shape = ir.Shape(["batch", "sequence", _VOCABULARY])
+    graph.extend(build.nodes)
+    graph.outputs.extend([logits, *presents])
+    return Example(ir.Model(graph, ir_version=8), SHAPE, _LAYERS, _VOCABULARY)
+
+
+def decomposed_attention(
+    build: NodeBuilder, layer: ExampleLayer
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Attention in standard operators, keys and values repeated for their groups."""
+    query = _heads(build, layer.query, SHAPE.num_heads)
+    present_key = build.op(
+        "Concat", layer.past_key, _heads(build, layer.key, SHAPE.kv_num_heads), axis=2
+    )
+    present_value = build.op(
+        "Concat", layer.past_value, _heads(build, layer.value, SHAPE.kv_num_heads), axis=2
+    )
+    keys = build.op("Transpose", _repeated(build, present_key), perm=[0, 1, 3, 2])
+    scale = build.constant("scale", np.array(SHAPE.head_size**-0.5, np.float32))
+    scores = build.op("Mul", build.op("MatMul", query, keys), scale)
+    masked = build.op("Add", scores, _causal_mask(build, layer))
+    weights = build.op("Softmax", masked, axis=-1)
+    result = build.op("MatMul", weights, _repeated(build, present_value))
+    rows = build.op("Transpose", result, perm=[0, 2, 1, 3])
+    return build.op("Reshape", rows, build.ints(0, 0, -1)), present_key, present_value
+
+
+def group_query_attention(
+    build: NodeBuilder, layer: ExampleLayer
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """`com.microsoft::GroupQueryAttention` with packed projections and the rotation inside."""
+    packed = build.op("Concat", layer.query, layer.key, layer.value, axis=-1)
+    count = build.op("ReduceSum", layer.attention_mask, build.ints(1), keepdims=0)
+    seqlens = build.cast(build.op("Sub", count, build.ints(1)), ir.DataType.INT32)
+    total = build.cast(build.dimension(layer.attention_mask, 1), ir.DataType.INT32)
+    angle = np.arange(4096)[:, None] * 10.0 ** -np.arange(0, 4, 4 / (SHAPE.head_size / 2))
+    node = build.node(
+        "GroupQueryAttention",
+        [packed, None, None, layer.past_key, layer.past_value, seqlens, total,
+         build.constant("cos", np.cos(angle).astype(np.float32)),
+         build.constant("sin", np.sin(angle).astype(np.float32))],
+        domain=_CONTRIB,
+        attributes={"num_heads": SHAPE.num_heads, "kv_num_heads": SHAPE.kv_num_heads,
+                    "do_rotary": 1},
+        num_outputs=3,
+    )  # fmt: skip
+    output, present_key, present_value = node.outputs
+    return output, present_key, present_value
+
+
+def _widths() -> tuple[int, int, int]:
+    kv_width = SHAPE.kv_num_heads * SHAPE.head_size
+    return SHAPE.num_heads * SHAPE.head_size, kv_width, kv_width
+
+
+def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _weight(build: NodeBuilder, random: np.random.Generator, name: str, *shape: int) -> ir.Value:
+    array: NDArray[Any] = random.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[0]))
+    return build.constant(f"weight.{name}", array)
+
+
+def _name(value: ir.Value, name: str, like: ir.Value, length: str) -> None:
+    assert like.shape is not None
+    value.name, value.type = name, like.type
+    value.shape = ir.Shape([like.shape[0], like.shape[1], length, like.shape[3]])
+
+
+def _heads(build: NodeBuilder, rows: ir.Value, count: int) -> ir.Value:
+    """`[B, heads, S, D]` of `[B, S, heads*D]`."""
+    split = build.op("Reshape", rows, build.ints(0, 0, count, SHAPE.head_size))
+    return build.op("Transpose", split, perm=[0, 2, 1, 3])
+
+
+def _repeated(build: NodeBuilder, heads: ir.Value) -> ir.Value:
+    """Each key/value head once for every query head of its group."""
+    group = SHAPE.num_heads // SHAPE.kv_num_heads
+    single = build.op("Unsqueeze", heads, build.ints(2))
+    many = build.op("Expand", single, build.ints(1, 1, group, 1, 1))
+    return build.op("Reshape", many, build.ints(0, SHAPE.num_heads, -1, SHAPE.head_size))
+
+
+def _causal_mask(build: NodeBuilder, layer: ExampleLayer) -> ir.Value:
+    """`[B, 1, S, T]`: 0 where a row sees a key, else the least float."""
+    total = build.dimension(layer.attention_mask, 1)
+    length = build.dimension(layer.query, 1)
+    zero, one = build.int64(0), build.int64(1)
+    key = build.op("Range", zero, build.op("Squeeze", total), one)
+    first = build.op("Squeeze", build.op("Sub", total, length))
+    row = build.op("Range", first, build.op("Squeeze", total), one)
+    causal = build.op("LessOrEqual", key, build.op("Unsqueeze", row, build.ints(1)))
+    real = build.cast(layer.attention_mask, ir.DataType.BOOL)
+    seen = build.op("And", causal, build.op("Unsqueeze", real, build.ints(1, 2)))
+    least = build.constant("least", np.array(np.finfo(np.float32).min))
+    return build.op("Where", seen, build.constant("none", np.array(0, np.float32)), least)

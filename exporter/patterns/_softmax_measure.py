@@ -1,0 +1,169 @@
+"""Measures a decomposed attention that was read from the graph: heads, scale, mask, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.reference import Attention, Call
+from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.lengths import NEVER_LAST
+from trianglemix.exporter.patterns._softmax_walk import Walk
+from trianglemix.exporter.probe import (
+    CallSizes,
+    ProbeInputs,
+    calls_for,
+    measure_mask,
+    measured_output_layout,
+    pattern_of,
+)
+from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
+from trianglemix.exporter.walk import Factor, Heads
+
+_SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}
+"""How far a scale may be from `D**-0.5` and still mean it, in types that round it; else 1e-5."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the probe found; `output_index` counts in `Walk.outputs`."""
+
+    attention: Attention
+    mask: MaskClass
+    output_index: int
+    output_layout: Layout
+
+
+def measure(walk: Walk, context: MatchContext) -> Measured:
+    """Runs the cut-out site on random queries, keys and values and compares with the reference.
+
+    Raises:
+        CutError: it is not attention as the operator means it.
+        ConfigurationError: head sizes that the operator does not take.
+    """
+    shape = _head_shape(walk, context)
+    mask = measure_mask(
+        context, walk.scores, walk.softmax.outputs[0], shape.num_heads, walk.has_past
+    )
+    outputs = [*walk.outputs, *(factor.value for factor in walk.factors)]
+    probe = _Probe(walk, context, shape, mask, cut_out(context.graph, walk.boundary, outputs))
+    found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
+    if len(found) > 1:
+        raise CutError("its scale or the layout of its output changes from call to call")
+    (measured,) = found
+    return measured
+
+
+def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:
+    """Key/value heads and sizes from the file, query heads from a run of the keys' repeat."""
+    kv_heads, head_size = _static_sizes(walk.key)
+    value_heads, value_size = _static_sizes(walk.value)
+    if kv_heads != value_heads:
+        raise CutError(f"it has {kv_heads} key heads, but {value_heads} value heads")
+    boundary = [value for value in (walk.key.value, walk.key.past) if value is not None]
+    cut = cut_out(context.graph, boundary, [walk.key_operand])
+    sizes = calls_for(walk.has_past)[0]
+    inputs = ProbeInputs(context)
+    given = _random_heads(walk.key, inputs, sizes)
+    (operand,) = run_cut(cut, inputs.feeds(cut, sizes, given))
+    if operand.ndim != 4:
+        raise CutError(f"its keys have {operand.ndim} axes, not 4")
+    return AttentionShape(operand.shape[1], kv_heads, head_size, value_size)
+
+
+def _static_sizes(heads: Heads) -> tuple[int, int]:
+    """Heads and head size, from the cache or else from the new tokens."""
+    for value, axes in ((heads.past, "BHTD"), (heads.value, heads.axes)):
+        if value is None or value.shape is None:
+            continue
+        count, size = value.shape[axes.index("H")], value.shape[axes.index("D")]
+        if isinstance(count, int) and isinstance(size, int):
+            return count, size
+    raise CutError(f"the file does not say how many heads of which size {heads.value.name} has")
+
+
+def _random_heads(heads: Heads, inputs: ProbeInputs, sizes: CallSizes) -> dict[ir.Value, Array]:
+    """New tokens and past of keys, or of values."""
+    count, size = _static_sizes(heads)
+    by_axis = {"B": sizes.batch, "H": count, "T": sizes.length, "D": size}
+    given = {heads.value: inputs.normal(*(by_axis[axis] for axis in heads.axes))}
+    if heads.past is not None:
+        given[heads.past] = inputs.normal(sizes.batch, count, sizes.past, size)
+    return given
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The cut-out site and what is known of it before its scale."""
+
+    walk: Walk
+    context: MatchContext
+    shape: AttentionShape
+    mask: MaskClass
+    cut: CutOut
+
+    def measure(self, sizes: CallSizes) -> Measured:
+        walk, inputs = self.walk, ProbeInputs(self.context)
+        query = inputs.normal(sizes.batch, self.shape.num_heads, sizes.length, self.shape.head_size)
+        keys = _random_heads(walk.key, inputs, sizes)
+        values = _random_heads(walk.value, inputs, sizes)
+        given = {walk.query: query, **keys, **values}
+        results = run_cut(self.cut, inputs.feeds(self.cut, sizes, given))
+        outputs, factors = results[: len(walk.outputs)], results[len(walk.outputs) :]
+        scale, softcap = self._scale_and_softcap(factors)
+        call = Call(
+            query=_flat(query, "BHTD"),
+            key=_flat(keys[walk.key.value], walk.key.axes),
+            value=_flat(values[walk.value.value], walk.value.axes),
+            past_key=self._past(walk.key, keys, sizes),
+            past_value=self._past(walk.value, values, sizes),
+            seqlens_k=np.full(sizes.batch, sizes.total - 1, np.int32),
+            total_sequence_length=sizes.total,
+            prompt_length=np.full(sizes.batch, NEVER_LAST, np.int32),
+            first_valid=sizes.first_valid(),
+        )
+        attention = Attention(self.shape, pattern_of(self.mask), scale, softcap)
+        index, layout = measured_output_layout(outputs, call, attention)
+        return Measured(attention, self.mask, index, layout)
+
+    def _past(self, heads: Heads, given: dict[ir.Value, Array], sizes: CallSizes) -> Array:
+        if heads.past is not None:
+            return given[heads.past]
+        count, size = _static_sizes(heads)
+        return np.zeros((sizes.batch, count, 0, size), np.float32)
+
+    def _scale_and_softcap(self, factors: Sequence[Array]) -> tuple[float, float]:
+        """`softcap * tanh(scale * x / softcap)`: the outer factors are the softcap."""
+        inner = _product(self.walk.inner, factors)
+        if self.walk.outer is None:
+            return _snapped(inner, self.shape.head_size, self.context.roles.dtype), 0.0
+        softcap = _product(self.walk.outer, factors[len(self.walk.inner) :])
+        return _snapped(inner * softcap, self.shape.head_size, self.context.roles.dtype), softcap
+
+
+def _product(factors: Sequence[Factor], values: Sequence[Array]) -> float:
+    result = 1.0
+    for factor, value in zip(factors, values, strict=False):
+        if value.size != 1:
+            raise CutError(f"its scores are scaled by {factor.value.name} of {value.size} elements")
+        number = float(value.reshape(()))
+        result = result / number if factor.divides else result * number
+    return result
+
+
+def _snapped(scale: float, head_size: int, dtype: ir.DataType) -> float:
+    """`head_size**-0.5` where the file's number can only be a rounding of it."""
+    default = head_size**-0.5
+    rounding = _SCALE_ROUNDING.get(dtype, 1e-5)
+    return default if math.isclose(scale, default, rel_tol=rounding) else scale
+
+
+def _flat(heads: Array, axes: str) -> Array:
+    """`[B, S, heads*D]` of `BHTD` or `BTHD`."""
+    rows = heads.transpose(0, 2, 1, 3) if axes == "BHTD" else heads
+    return rows.reshape(rows.shape[0], rows.shape[1], -1)

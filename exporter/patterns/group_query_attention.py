@@ -1,0 +1,199 @@
+"""`com.microsoft::GroupQueryAttention`, as onnxruntime-genai's and other builders write it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
+from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.sites import (
+    AttentionSite,
+    Example,
+    Layout,
+    MaskClass,
+    MatchContext,
+    NodeLengths,
+    Operand,
+    Refusal,
+)
+from trianglemix.exporter.walk import needed_input
+
+_DOMAIN: Final = "com.microsoft"
+_QUERY, _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _SEQLENS, _TOTAL, _COS, _SIN = range(9)
+_NOT_CARRIED: Final = {
+    9: "position_ids",
+    10: "attention_bias",
+    11: "head_sink",
+    12: "k_scale",
+    13: "v_scale",
+    14: "q_norm_weight",
+    15: "k_norm_weight",
+}
+_CARRIED_ATTRIBUTES: Final = frozenset(
+    {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary",
+     "rotary_interleaved", "qk_norm_epsilon"}
+)  # fmt: skip
+_NEUTRAL_ATTRIBUTES: Final[dict[str, tuple[int | str, ...]]] = {
+    "smooth_softmax": (0, -1),
+    "qk_output": (0,),
+    "causal": (1,),
+    "sliding_window_cache": (0,),
+    "kv_cache_bit_width": (0,),
+    "k_quant_type": ("NONE",),
+    "v_quant_type": ("NONE",),
+}
+
+
+class GroupQueryAttentionPattern:
+    """Anchors on the node; a rotation inside it becomes two nodes before it."""
+
+    name = "group_query_attention"
+    anchors = frozenset({(_DOMAIN, "GroupQueryAttention")})
+
+    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
+        label = node.name or node.outputs[0].name or node.op_type
+        trouble = _trouble(node)
+        if trouble is not None:
+            return Refusal(label, trouble)
+        try:
+            return self._site(node, context)
+        except ConfigurationError as error:
+            return Refusal(label, str(error))
+
+    def example(self) -> Example:
+        return _example.build_example(_example.group_query_attention, opset=21, domains=(_DOMAIN,))
+
+    def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
+        shape = _head_shape(node)
+        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        query, key, value = _projections(node, shape, build)
+        if _rotates(node):
+            positions = _positions(needed_input(node, _SEQLENS), context, build)
+            query = _rotated(node, query, shape.num_heads, positions, build)
+            key = _rotated(node, key, shape.kv_num_heads, positions, build)
+        window = node.attributes.get_int("local_window_size", -1)
+        return AttentionSite(
+            layer=-1,
+            form=self.name,
+            anchor=node,
+            shape=shape,
+            scale=node.attributes.get_float("scale", 0.0) or shape.head_size**-0.5,
+            softcap=node.attributes.get_float("softcap", 0.0),
+            mask=MaskClass(window if window > 0 else None),
+            query=Operand(query, Layout.FLAT),
+            key=Operand(key, Layout.FLAT),
+            value=Operand(value, Layout.FLAT),
+            past=(needed_input(node, _PAST_KEY), needed_input(node, _PAST_VALUE)),
+            present=(node.outputs[1], node.outputs[2]),
+            output=Operand(node.outputs[0], Layout.FLAT),
+            lengths=NodeLengths(needed_input(node, _SEQLENS), needed_input(node, _TOTAL)),
+            prologue=tuple(build.nodes),
+        )
+
+
+PATTERN: Final = GroupQueryAttentionPattern()
+
+
+def _trouble(node: ir.Node) -> str | None:
+    """Why the node's meaning is not the operator's, if so."""
+    inputs = list(node.inputs)
+    for index, name in _NOT_CARRIED.items():
+        if index < len(inputs) and inputs[index] is not None:
+            return f"its input {name} has no counterpart in TriangleAttention"
+    for index, name in ((_PAST_KEY, "past_key"), (_PAST_VALUE, "past_value")):
+        if inputs[index] is None:
+            return f"it has no input {name}"
+    if len(node.outputs) < 3:
+        return "it does not hand out its present key and value"
+    for name, attribute in node.attributes.items():
+        if name in _CARRIED_ATTRIBUTES:
+            continue
+        value = attribute.value
+        if value not in _NEUTRAL_ATTRIBUTES.get(name, ()):
+            return f"its attribute {name}={value} has no counterpart in TriangleAttention"
+    if _rotates(node) and (len(inputs) <= _SIN or inputs[_COS] is None):
+        return "it rotates without cos_cache and sin_cache"
+    return None
+
+
+def _rotates(node: ir.Node) -> bool:
+    do_rotary: int = node.attributes.get_int("do_rotary", 0)
+    return do_rotary == 1
+
+
+def _head_shape(node: ir.Node) -> AttentionShape:
+    heads, kv_heads = (int(node.attributes[x].value) for x in ("num_heads", "kv_num_heads"))
+    size = _static_dimension(node.inputs[_PAST_KEY], 3)
+    if size is None:
+        packed = heads + 2 * kv_heads if node.inputs[_KEY] is None else heads
+        width = _static_dimension(node.inputs[_QUERY], 2)
+        size = width // packed if width and packed and width % packed == 0 else None
+    if size is None and _rotates(node):
+        half = _static_dimension(node.inputs[_COS], 1)
+        size = None if half is None else 2 * half
+    if size is None:
+        raise ConfigurationError("the file does not say the size of its heads")
+    return AttentionShape(heads, kv_heads, size, size)
+
+
+def _static_dimension(value: ir.Value | None, axis: int) -> int | None:
+    shape = None if value is None else value.shape
+    if shape is None or axis >= len(shape):
+        return None
+    size = shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _projections(
+    node: ir.Node, shape: AttentionShape, build: NodeBuilder
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Queries, keys and values `[B, S, heads*D]`, split if they come packed."""
+    query, key, value = node.inputs[:3]
+    assert query is not None
+    if key is not None and value is not None:
+        return query, key, value
+    kv_width = shape.kv_num_heads * shape.head_size
+    sizes = build.ints(shape.num_heads * shape.head_size, kv_width, kv_width)
+    split = build.node("Split", [query, sizes], attributes={"axis": -1}, num_outputs=3)
+    return split.outputs[0], split.outputs[1], split.outputs[2]
+
+
+def _positions(seqlens: ir.Value, context: MatchContext, build: NodeBuilder) -> ir.Value:
+    """`[B, S]` int64: row b's new tokens stand at `max(0, seqlens_k + 1 - S) + s`."""
+    key = ("positions", seqlens)
+    if key not in context.shared:
+        length = build.dimension(context.roles.input_ids, 1)
+        end = build.op("Add", build.cast(seqlens, ir.DataType.INT64), build.ints(1))
+        start = build.op("Max", build.op("Sub", end, length), build.ints(0))
+        new = build.op("Range", build.int64(0), build.op("Squeeze", length), build.int64(1))
+        context.shared[key] = build.op(
+            "Add",
+            build.op("Unsqueeze", start, build.ints(1)),
+            build.op("Unsqueeze", new, build.ints(0)),
+        )
+    return context.shared[key]
+
+
+def _rotated(
+    node: ir.Node, rows: ir.Value, heads: int, positions: ir.Value, build: NodeBuilder
+) -> ir.Value:
+    """The rotation that the node did inside; a part of each head where cos_cache is narrower."""
+    interleaved = node.attributes.get_int("rotary_interleaved", 0)
+    attributes: dict[str, AttributeValue] = {
+        "num_heads": heads,
+        "interleaved": interleaved,
+    }
+    half = _static_dimension(node.inputs[_COS], 1)
+    size = _head_shape(node).head_size
+    if half is not None and 2 * half != size:
+        attributes["rotary_embedding_dim"] = 2 * half
+    rotation = build.node(
+        "RotaryEmbedding",
+        [rows, positions, node.inputs[_COS], node.inputs[_SIN]],
+        domain=_DOMAIN,
+        attributes=attributes,
+    )
+    return rotation.outputs[0]

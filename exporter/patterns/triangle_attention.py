@@ -1,0 +1,128 @@
+"""Our own operator, dense or triangle: what the Hugging Face route writes, and exported models."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.lengths import NEVER_LAST_NAME, PROMPT_LENGTH
+from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.sites import (
+    AttentionSite,
+    Example,
+    Layout,
+    MaskClass,
+    MatchContext,
+    NodeLengths,
+    Operand,
+    Refusal,
+)
+from trianglemix.exporter.walk import needed_input
+
+
+class TriangleAttentionPattern:
+    """Anchors on the node.
+
+    An exported model has the graph input `prompt_length`, and its nodes' lengths are kept. A
+    fresh one (Hugging Face route) gets its lengths from the attention mask, like any source.
+    """
+
+    name = "triangle_attention"
+    anchors = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
+
+    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
+        label = node.name or node.outputs[0].name or node.op_type
+        wired = sum(value is not None for value in node.inputs)
+        if wired != len(contract.INPUTS):
+            reason = f"{wired} of its {len(contract.INPUTS)} inputs are connected, not all"
+            return Refusal(label, reason)
+        try:
+            return self._site(node, context)
+        except ConfigurationError as error:
+            return Refusal(label, str(error))
+
+    def example(self) -> Example:
+        return _example.build_example(_dense_attention, opset=17, domains=(contract.DOMAIN,))
+
+    def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
+        inputs = dict(zip(contract.INPUTS, node.inputs, strict=True))
+        exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
+        shape = _head_shape(node)
+        lengths = None
+        if exported:
+            lengths = NodeLengths(
+                needed_input(node, 5), needed_input(node, 6), inputs["prompt_length"],
+                inputs["first_valid"],
+            )  # fmt: skip
+        return AttentionSite(
+            layer=-1,
+            form=self.name,
+            anchor=node,
+            shape=shape,
+            scale=node.attributes.get_float(contract.ATTR_SCALE, 0.0) or shape.head_size**-0.5,
+            softcap=node.attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
+            mask=MaskClass(_own_window(node, exported)),
+            query=Operand(needed_input(node, 0), Layout.FLAT),
+            key=Operand(needed_input(node, 1), Layout.FLAT),
+            value=Operand(needed_input(node, 2), Layout.FLAT),
+            past=(needed_input(node, 3), needed_input(node, 4)),
+            present=(node.outputs[1], node.outputs[2]),
+            output=Operand(node.outputs[0], Layout.FLAT),
+            lengths=lengths,
+        )
+
+
+PATTERN: Final = TriangleAttentionPattern()
+
+
+def _own_window(node: ir.Node, exported: bool) -> int | None:
+    """The window of a layer that the source model windows: no sinks, no dense last rows ever."""
+    attributes = node.attributes
+    window = attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
+    bare = not attributes.get_int(contract.ATTR_SINK, 0) and (
+        attributes.get_int(contract.ATTR_LAST, 1) == 1
+    )
+    never_last = needed_input(node, 7).name == NEVER_LAST_NAME or not exported
+    return window if window > 0 and bare and never_last else None
+
+
+def _head_shape(node: ir.Node) -> AttentionShape:
+    sizes: list[int] = []
+    for name, value in zip(("past_key", "past_value"), node.inputs[3:5], strict=True):
+        size = None if value is None or value.shape is None else value.shape[3]
+        if not isinstance(size, int):
+            raise ConfigurationError(f"the file does not say the head size of its {name}")
+        sizes.append(size)
+    return AttentionShape(
+        node.attributes.get_int(contract.ATTR_NUM_HEADS, 0),
+        node.attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0),
+        *sizes,
+    )
+
+
+def _dense_attention(
+    build: NodeBuilder, layer: _example.ExampleLayer
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    total = build.cast(build.dimension(layer.attention_mask, 1), ir.DataType.INT32)
+    count = build.reduce("ReduceSum", build.cast(layer.attention_mask, ir.DataType.INT32), 1)
+    none = build.op("Sub", count, count)
+    end = build.op("Add", none, total)
+    node = build.node(
+        contract.OP_TYPE,
+        [layer.query, layer.key, layer.value, layer.past_key, layer.past_value,
+         build.op("Sub", end, build.int32(1)), total, end, none],
+        domain=contract.DOMAIN,
+        attributes={
+            contract.ATTR_NUM_HEADS: _example.SHAPE.num_heads,
+            contract.ATTR_KV_NUM_HEADS: _example.SHAPE.kv_num_heads,
+            contract.ATTR_SCALE: 0.0,
+            contract.ATTR_SOFTCAP: 0.0,
+            **contract.DENSE_PATTERN.as_attributes(),
+        },
+        num_outputs=3,
+    )  # fmt: skip
+    return node.outputs[0], node.outputs[1], node.outputs[2]

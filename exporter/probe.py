@@ -1,0 +1,210 @@
+"""Measures an attention cut out of its graph: mask class, scale, and whether the numbers agree.
+
+Nothing here reads a weight: queries, keys and values are random. The measured site must equal
+`custom_ops.reference`, which is what makes a loose match of the graph's shape safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
+from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.graph_roles import rank
+from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
+
+TOLERANCE: Final = 1e-4
+_HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class CallSizes:
+    """One call of a decoder: batch, new tokens, past tokens, left pads of the last row."""
+
+    batch: int
+    length: int
+    past: int
+    pads: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.past + self.length
+
+    def first_valid(self) -> NDArray[np.int32]:
+        first = np.zeros(self.batch, np.int32)
+        first[-1] = self.pads
+        return first
+
+
+_WITH_PAST: Final = (CallSizes(2, 5, 7), CallSizes(3, 6, 4, pads=2), CallSizes(2, 1, 9))
+_PROMPT: Final = CallSizes(2, 11, 0, pads=3)
+
+
+def calls_for(has_past: bool) -> tuple[CallSizes, ...]:
+    """The calls every site is measured with."""
+    return (*_WITH_PAST, _PROMPT) if has_past else (_PROMPT, CallSizes(3, 7, 0))
+
+
+def pattern_of(mask: MaskClass) -> TrianglePattern:
+    """The operator's parameters that give this mask, with `prompt_length = NEVER_LAST`."""
+    return DENSE_PATTERN if mask.window is None else TrianglePattern(0, mask.window, 1)
+
+
+class ProbeInputs:
+    """Values for a piece's inputs: the graph's own by their role, the rest by their shape."""
+
+    def __init__(self, context: MatchContext, seed: int = 0) -> None:
+        self._roles = context.roles
+        self._random = np.random.default_rng(seed)
+
+    def normal(self, *shape: int) -> Array:
+        """Unit-normal float32 numbers."""
+        return self._random.standard_normal(shape, np.float32)
+
+    def feeds(
+        self, cut: CutOut, sizes: CallSizes, given: Mapping[ir.Value, Array]
+    ) -> dict[ir.Value, Array]:
+        """A value for every input of the piece.
+
+        Raises:
+            CutError: an input of the graph whose meaning is not known takes part.
+        """
+        return {
+            value: given[value] if value in given else self._value_of(value, cut, sizes)
+            for value in cut.inputs
+        }
+
+    def _value_of(self, value: ir.Value, cut: CutOut, sizes: CallSizes) -> Array:
+        roles = self._roles
+        if value is roles.attention_mask:
+            mask = np.ones((sizes.batch, sizes.total))
+            mask[-1, : sizes.pads] = 0
+            return mask.astype(_numpy_dtype(value))
+        if value is roles.input_ids:
+            return np.ones((sizes.batch, sizes.length), _numpy_dtype(value))
+        if "position" in (value.name or "") and value.is_graph_input():
+            positions = np.arange(sizes.past, sizes.total, dtype=_numpy_dtype(value))
+            return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
+        if value in roles.caches:
+            return np.zeros(self._shape_of(value, sizes, sizes.past), np.float32)
+        if value in cut.shape_only:
+            shape = self._shape_of(value, sizes, sizes.length)
+            return np.zeros(shape, _numpy_dtype(value))
+        raise CutError(f"its mask depends on {value.name}, whose meaning is not known")
+
+    def _shape_of(self, value: ir.Value, sizes: CallSizes, tokens: int) -> list[int]:
+        """Static sizes as they are, the first other one the batch, later ones `tokens`."""
+        known = [None, None, 8] if value.shape is None else [_static(d) for d in value.shape]
+        return [
+            size if size is not None else (sizes.batch if axis == 0 else tokens)
+            for axis, size in enumerate(known)
+        ]
+
+
+def _static(dimension: Any) -> int | None:
+    return dimension if isinstance(dimension, int) else None
+
+
+def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:
+    dtype = value.dtype
+    if dtype is None or dtype in _HALF:
+        return np.dtype(np.float32)
+    return np.dtype(dtype.numpy())
+
+
+def measure_mask(
+    context: MatchContext, scores: ir.Value, weights: ir.Value, num_heads: int, has_past: bool
+) -> MaskClass:
+    """Mask class of the piece from scores `[B, H, S, T]` to softmax weights, at equal scores.
+
+    The past is made longer than any constant of the mask, so that a window shows.
+
+    Raises:
+        CutError: neither causal nor causal with a sliding window, or it does not run.
+    """
+    cut = cut_out(context.graph, [scores], [weights])
+    longest = max([24, *cut.integer_constants()]) + 5
+    sizes = CallSizes(2, 3, longest, pads=2) if has_past else CallSizes(2, longest, 0, pads=2)
+    if not has_past and longest > 4096:
+        raise CutError(
+            f"a constant {longest - 5} in its mask is too long to measure without a cache"
+        )
+    equal = np.zeros((sizes.batch, num_heads, sizes.length, sizes.total), np.float32)
+    inputs = ProbeInputs(context)
+    (result,) = run_cut(cut, inputs.feeds(cut, sizes, {scores: equal}))
+    visible = np.broadcast_to(np.greater(result, 0), equal.shape)
+    return _classify(visible, sizes)
+
+
+def _classify(visible: NDArray[np.bool_], sizes: CallSizes) -> MaskClass:
+    i = np.arange(sizes.past, sizes.total)[:, None]
+    j = np.arange(sizes.total)[None, :]
+    first = sizes.first_valid()[:, None, None]
+    causal = (j <= i)[None] & (j[None] >= first)
+    seen = int(visible[0, 0, -1].sum())
+    window = None if seen == sizes.total else seen
+    expected = causal if window is None else causal & (i - j < window)[None]
+    rows = np.any(causal, axis=-1)  # a row of padding may see anything
+    agrees = (visible == expected[:, None]) | ~rows[:, None, :, None]
+    if seen == 0 or not agrees.all():
+        b, h, row, key = (int(x) for x in np.argwhere(~agrees)[0]) if seen else (0, 0, 0, 0)
+        raise CutError(
+            f"its mask is neither causal nor a sliding window (row {row} of a call with "
+            f"{sizes.past} past tokens, key {key}, head {h}, batch row {b})"
+        )
+    return MaskClass(window)
+
+
+def measured_output_layout(
+    outputs: Sequence[Array], call: Call, attention: Attention
+) -> tuple[int, Layout]:
+    """Index and layout of the last of `outputs` that holds the attention's result.
+
+    Raises:
+        CutError: none does; the message says how far off the numbers are.
+    """
+    expected = triangle_attention(call, attention)[0]
+    rows = _real_rows(call)
+    best = np.inf
+    for index in range(len(outputs) - 1, -1, -1):
+        for layout, flat in _readings(outputs[index], attention.shape):
+            if flat.shape != expected.shape:
+                continue
+            scale = max(1.0, float(np.abs(expected).max()))
+            error = float(np.abs(flat - expected)[rows].max()) / scale
+            if error <= TOLERANCE:
+                return index, layout
+            best = min(best, error)
+    raise CutError(
+        f"its numbers differ from attention's by {best:.1e} (allowed: {TOLERANCE:.0e})"
+        if np.isfinite(best)
+        else "no output of it has the shape of attention's result"
+    )
+
+
+def _real_rows(call: Call) -> NDArray[np.bool_]:
+    """`[B, S]`: rows that are not left padding."""
+    batch, length = call.query.shape[:2]
+    first = np.zeros(batch) if call.first_valid is None else call.first_valid
+    position = call.total_sequence_length - length + np.arange(length)
+    rows: NDArray[np.bool_] = position[None] >= first[:, None]
+    return rows
+
+
+def _readings(output: Array, shape: AttentionShape) -> list[tuple[Layout, Array]]:
+    """The output as `[B, S, H*Dv]`, by each layout that its rank allows."""
+    if output.ndim == 3:
+        return [(Layout.FLAT, output)]
+    if output.ndim != 4:
+        return []
+    batch = output.shape[0]
+    return [
+        (Layout.BSHD, output.reshape(batch, output.shape[1], -1)),
+        (Layout.BHSD, output.transpose(0, 2, 1, 3).reshape(batch, output.shape[2], -1)),
+    ]

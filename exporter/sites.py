@@ -1,0 +1,199 @@
+"""One attention of a graph, whatever its spelling, and how all of them are found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+from typing import Protocol
+
+import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.walk import content_values
+
+logger = logging.getLogger(__name__)
+
+
+class Layout(Enum):
+    """Axes of a tensor of heads; `FLAT` is `[B, S, heads*D]`."""
+
+    BHSD = "BHSD"
+    BSHD = "BSHD"
+    FLAT = "flat"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value of the graph that holds queries, keys, values or the attention's output."""
+
+    value: ir.Value
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class MaskClass:
+    """Causal, or causal with a sliding window: row `i` sees keys `j` with `i - j < window`."""
+
+    window: int | None = None
+
+    def __str__(self) -> str:
+        return "causal" if self.window is None else f"sliding window {self.window}"
+
+
+@dataclass(frozen=True)
+class NodeLengths:
+    """Lengths that the site's own node carries, named as in `contract.INPUTS`.
+
+    `prompt_length` None means the end of the row's keys, `first_valid` None means 0.
+    """
+
+    seqlens_k: ir.Value
+    total_sequence_length: ir.Value
+    prompt_length: ir.Value | None = None
+    first_valid: ir.Value | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention. Queries, keys and values are the new tokens', after RoPE and norms.
+
+    `prologue` holds nodes that are not in the graph yet and must go before the attention (a
+    split of packed projections, a rotation that was inside the node). Without `lengths` they
+    come from the graph's attention mask, by the rule of a growing cache.
+    """
+
+    layer: int
+    form: str
+    anchor: ir.Node
+    shape: AttentionShape
+    scale: float
+    softcap: float
+    mask: MaskClass
+    query: Operand
+    key: Operand
+    value: Operand
+    past: tuple[ir.Value, ir.Value] | None
+    present: tuple[ir.Value, ir.Value] | None
+    output: Operand
+    lengths: NodeLengths | None = None
+    prologue: tuple[ir.Node, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a node is not taken. `is_attention`: it must be understood, or the export is refused."""
+
+    node: str
+    reason: str
+    is_attention: bool = True
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tiny model in a pattern's spelling, for the shared tests, and what must be found in it."""
+
+    model: ir.Model
+    shape: AttentionShape
+    num_layers: int
+    vocabulary: int
+
+
+@dataclass
+class MatchContext:
+    """The graph that patterns look at; it does not change while they do.
+
+    `shared` holds values of prologue nodes that several sites use, by purpose and source value.
+    """
+
+    graph: ir.Graph
+    roles: GraphRoles
+    shared: dict[tuple[str, ir.Value], ir.Value] = field(default_factory=dict)
+
+    @cached_property
+    def content(self) -> set[ir.Value]:
+        """The values that depend on what the graph's inputs hold, not only on their shapes."""
+        return content_values(self.graph)
+
+
+class Pattern(Protocol):
+    """One source spelling of attention: a file in `patterns/`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def anchors(self) -> frozenset[tuple[str, str]]:
+        """`(domain, op_type)` of the nodes at which a match may start."""
+
+    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
+        """Reads the site at an anchor node (its layer is filled in later)."""
+
+    def example(self) -> Example:
+        """A model in this spelling."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All attentions in graph order, which is layer order, and what looked like one."""
+
+    found: tuple[AttentionSite, ...]
+    near_misses: tuple[Refusal, ...]
+
+
+def find_sites(
+    context: MatchContext,
+    patterns: Sequence[Pattern],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sites:
+    """Matches every anchor node of the graph. Raises nothing for what it refuses: see `Sites`.
+
+    Raises:
+        AssertionError: two patterns claim one node (our own defect).
+    """
+    anchors = list(_anchor_nodes(context.graph, patterns))
+    found: list[AttentionSite] = []
+    refusals: list[Refusal] = []
+    for done, (node, pattern) in enumerate(anchors):
+        progress(done, len(anchors))
+        match = pattern.match(node, context)
+        if isinstance(match, Refusal):
+            logger.debug("%s: %s", match.node, match.reason)
+            refusals.append(match)
+        else:
+            found.append(replace(match, layer=len(found)))
+    progress(len(anchors), len(anchors))
+    return Sites(tuple(found), tuple(refusals))
+
+
+def check_understood(sites: Sites, roles: GraphRoles) -> None:
+    """Refuses a graph of which some attention, or some cache input, is not understood."""
+    refused = [refusal for refusal in sites.near_misses if refusal.is_attention]
+    if refused:
+        more = f" (and {len(refused) - 1} more; --explain lists them)" if len(refused) > 1 else ""
+        raise RefusedError(f"attention at node {refused[0].node}: {refused[0].reason}{more}")
+    if not sites.found:
+        raise RefusedError(
+            "the graph holds no attention that trianglemix knows; --explain lists what came close"
+        )
+    used = {value for site in sites.found for value in site.past or ()}
+    for cache in roles.caches:
+        if cache not in used:
+            raise RefusedError(
+                f"graph input {cache.name} {cache.shape} looks like a cache, but no attention "
+                "that trianglemix knows uses it; --explain lists what came close"
+            )
+
+
+def _anchor_nodes(
+    graph: ir.Graph, patterns: Sequence[Pattern]
+) -> Iterator[tuple[ir.Node, Pattern]]:
+    for node in graph:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        claims = [pattern for pattern in patterns if (domain, node.op_type) in pattern.anchors]
+        assert len(claims) <= 1, f"patterns {[p.name for p in claims]} claim one node"
+        for pattern in claims:
+            yield node, pattern

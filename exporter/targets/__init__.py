@@ -1,0 +1,1 @@
+"""What devices run, one file each; the folder is the registry."""

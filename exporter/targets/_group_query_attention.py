@@ -1,0 +1,98 @@
+"""Lowers dense and windowed `TriangleAttention` nodes to `com.microsoft::GroupQueryAttention`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.insert import is_triangle, is_triangle_attention, replace_value
+from trianglemix.exporter.lengths import NO_LEFT_PADDING_NAME
+from trianglemix.exporter.node_builder import PREFIX, AttributeValue, NodeBuilder
+from trianglemix.exporter.walk import needed_input
+
+_DOMAIN: Final = "com.microsoft"
+
+
+class LowerDenseSitesPass(ir.passes.InPlacePass):
+    """Every dense or windowed site becomes GroupQueryAttention; triangle sites stay.
+
+    GroupQueryAttention knows no left padding. A row that is padded on the left, or whose lengths
+    are impossible, therefore gets NaN from the last such site on: wrong input is never silent.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        sites = [node for node in graph if is_triangle_attention(node) and not is_triangle(node)]
+        if not sites:
+            return ir.passes.PassResult(model, False)
+        build = NodeBuilder(graph, "group_query_attention")
+        seqlens = build.op("Max", needed_input(sites[0], 5), build.int32(0))
+        bad_rows = _bad_rows(build, sites[0])
+        graph.insert_before(sites[0], build.nodes)
+        for layer, node in enumerate(sites):
+            self._lower(graph, node, seqlens, bad_rows if layer == len(sites) - 1 else None)
+        graph.opset_imports[_DOMAIN] = 1
+        common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        for node in model.graph:
+            if is_triangle_attention(node) and not is_triangle(node):
+                raise ir.passes.PostconditionError(f"{node.name} is still there")
+
+    @staticmethod
+    def _lower(
+        graph: ir.Graph, node: ir.Node, seqlens: ir.Value, bad_rows: ir.Value | None
+    ) -> None:
+        scope = (node.name or "").removeprefix(f"{PREFIX}/").rpartition("/")[0]
+        build = NodeBuilder(graph, scope)  # the layer's own
+        lowered = build.node(
+            "GroupQueryAttention",
+            [*node.inputs[:5], seqlens, node.inputs[6]],
+            domain=_DOMAIN,
+            attributes=_attributes(node),
+            num_outputs=3,
+        )
+        output = lowered.outputs[0]
+        output.type = node.outputs[0].type
+        if bad_rows is not None:
+            nan = build.constant("nan", np.array(np.nan, np.float32))
+            output = build.op("Where", bad_rows, build.op("CastLike", nan, output), output)
+        graph.insert_before(node, build.nodes)
+        for old, new in zip(node.outputs, [output, *lowered.outputs[1:]], strict=True):
+            replace_value(old, new)
+
+
+def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
+    past_key, past_value = needed_input(node, 3), needed_input(node, 4)
+    if past_key.shape and past_value.shape and past_key.shape[3] != past_value.shape[3]:
+        raise RefusedError(
+            f"{node.name} has keys of size {past_key.shape[3]} and values of size "
+            f"{past_value.shape[3]}, which GroupQueryAttention does not take; use --target cpu "
+            "without --dense"
+        )
+    attributes: dict[str, AttributeValue] = {
+        name: node.attributes[name].value
+        for name in (contract.ATTR_NUM_HEADS, contract.ATTR_KV_NUM_HEADS, contract.ATTR_SCALE)
+    }
+    softcap = node.attributes.get_float(contract.ATTR_SOFTCAP, 0.0)
+    if softcap:
+        attributes["softcap"] = softcap
+    window = node.attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
+    if window != contract.DENSE_WINDOW:
+        attributes["local_window_size"] = window
+    return attributes
+
+
+def _bad_rows(build: NodeBuilder, node: ir.Node) -> ir.Value | None:
+    """`[B, 1, 1]` bool: rows that GroupQueryAttention would get wrong; None where none can be."""
+    seqlens, first_valid = needed_input(node, 5), needed_input(node, 8)
+    if first_valid.name == NO_LEFT_PADDING_NAME:
+        return None
+    padded = build.op("Greater", first_valid, build.int32(0))
+    bad = build.op("Or", padded, build.op("Less", seqlens, build.int32(0)))
+    return build.op("Unsqueeze", bad, build.ints(1, 2))

@@ -1,0 +1,16 @@
+"""ONNX Runtime's CPU provider: the operator everywhere, which there handles padding and batches."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trianglemix.exporter.target import Target
+from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
+
+TARGET: Final = Target(
+    name="cpu",
+    summary="TriangleAttention in every layer, in its dense mode where the layer is dense",
+    lower=(),
+    lower_dense_twin=(LowerDenseSitesPass,),
+    left_padding=True,
+)

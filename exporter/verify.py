@@ -1,0 +1,161 @@
+"""`--verify`: the exported model beside its source, and the kernel beside the function body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.cutout import import_onnxruntime
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.report import VerifyReport
+
+Array = NDArray[Any]
+_RELATIVE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
+_SHORT: Final = 40  # tokens, or fewer where the pattern drops earlier
+_PADS: Final = 3
+_BEYOND: Final = 64  # tokens of the long prompt after the first one that drops something
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An open session and what its inputs are called."""
+
+    session: Any
+    manifest: Manifest
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        known = {value.name for value in self.session.get_inputs()}
+        names = [value.name for value in self.session.get_outputs()]
+        used = {name: array for name, array in feeds.items() if name in known}
+        try:
+            results = self.session.run(names, used)
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            line = str(error).splitlines()[0][:300]
+            raise ExportError(f"verification: the model does not run: {line}") from error
+        return dict(zip(names, results, strict=True))
+
+
+def verify_export(
+    source: Path, folder: Path, manifest: Manifest, vocabulary: int, atol: float | None
+) -> tuple[list[VerifyReport], list[str]]:
+    """Runs source and export on random prompts; returns the comparisons and notes.
+
+    Short prompts (a prefill and a decode step, padded on the left where the export takes that)
+    must give the source's logits; one long prompt must give the same with and without the native
+    kernel. `atol` is absolute; None means a share of the largest logit by the model's type.
+
+    Raises:
+        ExportError: a model does not open or run.
+    """
+    checks = _Checks(manifest, vocabulary, atol)
+    exported = folder / manifest.model_file
+    library, notes = _library()
+    ours = _open(exported, manifest, library)
+    theirs = _open(source, manifest, library)
+    exact = manifest.pattern.exact_length if manifest.triangle_layers else None
+    short = min(_SHORT, exact - 1) if exact else _SHORT
+    reports = checks.short(ours, theirs, max(short, 2))
+    del theirs
+    if library is not None and manifest.triangle_layers and exact is not None:
+        reports.append(checks.long(ours, _open(exported, manifest, None), exact + _BEYOND))
+    return reports, notes
+
+
+def _library() -> tuple[Path | None, list[str]]:
+    try:
+        return library_path(), []
+    except LibraryNotFoundError as error:
+        return None, [f"verify: the kernel was not compared: {error}"]
+
+
+def _open(path: Path, manifest: Manifest, library: Path | None) -> _Model:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    available = ort.get_available_providers()
+    wanted = ["CUDAExecutionProvider"] if manifest.target == "cuda" else []
+    providers = [name for name in wanted if name in available]
+    try:
+        session = ort.InferenceSession(str(path), options, [*providers, "CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        line = str(error).splitlines()[0][:300]
+        raise ExportError(f"verification: {path} does not open: {line}") from error
+    return _Model(session, manifest)
+
+
+@dataclass(frozen=True)
+class _Checks:
+    manifest: Manifest
+    vocabulary: int
+    atol: float | None
+
+    def short(self, ours: _Model, theirs: _Model, tokens: int) -> list[VerifyReport]:
+        """A prefill, and a decode step after it, against the source."""
+        ids = self._ids(2, tokens)
+        mask = np.ones((2, tokens), np.int64)
+        padded = self.manifest.left_padding and tokens > _PADS
+        if padded:
+            mask[1, :_PADS] = 0
+        feeds = self._feeds(ids, mask)
+        name = "short prompt, one row padded" if padded else "short prompt"
+        first, first_source = ours.run(feeds), theirs.run(feeds)
+        reports = [self._compare(name, tokens, first, first_source)]
+        if self.manifest.cache:
+            mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+            step = self._feeds(self._ids(2, 1), mask)
+            results = [
+                model.run({**step, **self._carried(before)})
+                for model, before in ((ours, first), (theirs, first_source))
+            ]
+            reports.append(self._compare("decode step", tokens + 1, *results))
+        return reports
+
+    def long(self, kernel: _Model, fallback: _Model, tokens: int) -> VerifyReport:
+        """A prompt of which keys are dropped: the kernel against the function body."""
+        feeds = self._feeds(self._ids(1, tokens), np.ones((1, tokens), np.int64))
+        name = "long prompt, kernel against function body"
+        return self._compare(name, tokens, kernel.run(feeds), fallback.run(feeds))
+
+    def _ids(self, batch: int, length: int) -> Array:
+        return np.random.default_rng(length).integers(0, self.vocabulary, (batch, length))
+
+    def _feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
+        manifest = self.manifest
+        length = ids.shape[1]
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -length:]
+        feeds = {manifest.input_ids: ids, manifest.attention_mask: mask}
+        if manifest.position_ids:
+            feeds[manifest.position_ids] = positions
+        for layer in manifest.cache:
+            for name, size in (
+                (layer.past_key, layer.head_size),
+                (layer.past_value, layer.value_head_size),
+            ):
+                shape = (ids.shape[0], layer.kv_num_heads, 0, size)
+                feeds[name] = np.zeros(shape, np.dtype(manifest.cache_dtype))
+        return feeds
+
+    def _carried(self, before: dict[str, Array]) -> dict[str, Array]:
+        """The presents of one call as the pasts of the next."""
+        carried = {}
+        for layer in self.manifest.cache:
+            carried[layer.past_key] = before[layer.present_key]
+            carried[layer.past_value] = before[layer.present_value]
+        return carried
+
+    def _compare(
+        self, name: str, tokens: int, ours: dict[str, Array], theirs: dict[str, Array]
+    ) -> VerifyReport:
+        """Logits of the last position (real in every row) of both."""
+        a, b = (x[self.manifest.logits][:, -1].astype(np.float64) for x in (ours, theirs))
+        error = float(np.abs(a - b).max()) if np.isfinite(a).all() else float("inf")
+        relative = _RELATIVE[self.manifest.cache_dtype] * float(np.abs(b).max())
+        tolerance = relative if self.atol is None else self.atol
+        return VerifyReport(name, tokens, error, tolerance, error <= tolerance)

@@ -1,0 +1,197 @@
+"""Reading a graph backwards and forwards from a node: constants, scalar factors, heads, caches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+_SILENT = frozenset({"Cast", "Identity", "Dropout"})
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether the node is a standard operator of one of these types."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes a value, if it is a standard operator of one of these types."""
+    node = None if value is None else value.producer()
+    return node if is_op(node, *op_types) else None
+
+
+def needed_input(node: ir.Node, index: int) -> ir.Value:
+    """An input that the operator's definition requires."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.op_type} {node.name} lacks input {index}"
+    return value
+
+
+def small_constant(value: ir.Value | None, limit: int = 64) -> np.ndarray | None:
+    """A constant of at most `limit` elements, as an array; None for everything else."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.size > limit else tensor.numpy()
+
+
+def content_values(graph: ir.Graph) -> set[ir.Value]:
+    """The values that depend on what the graph's inputs hold, not only on shapes and constants."""
+    content = set(graph.inputs)
+    content.difference_update(graph.initializers.values())
+    for node in graph:
+        if not is_op(node, "Shape", "Size") and any(value in content for value in node.inputs):
+            content.update(node.outputs)
+    return content
+
+
+def is_scalar_factor(value: ir.Value, content: Collection[ir.Value]) -> bool:
+    """A value that one number scales by: a constant of one element, or one computed from shapes."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor.size == 1
+    return value not in content and value.producer() is not None
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A scalar that a value was multiplied by, or divided by."""
+
+    value: ir.Value
+    divides: bool = False
+
+
+def peel_factor(
+    value: ir.Value, content: Collection[ir.Value]
+) -> tuple[ir.Value, Factor | None] | None:
+    """The value before a cast, or before a product with a scalar; None when neither made it."""
+    node = value.producer()
+    if node is None:
+        return None
+    if is_op(node, *_SILENT):
+        return needed_input(node, 0), None
+    if is_op(node, "Mul", "Div"):
+        left, right = needed_input(node, 0), needed_input(node, 1)
+        if is_scalar_factor(right, content):
+            return left, Factor(right, divides=node.op_type == "Div")
+        if node.op_type == "Mul" and is_scalar_factor(left, content):
+            return right, Factor(left)
+    return None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where a tensor of keys or values comes from.
+
+    `axes` names the axes of `value`: B, H (heads), T (tokens), D. `past` is what the new tokens
+    were appended to, `joined` the result of that.
+    """
+
+    value: ir.Value
+    axes: str
+    factors: tuple[Factor, ...] = ()
+    past: ir.Value | None = None
+    joined: ir.Value | None = None
+
+
+def trace_heads(value: ir.Value, axes: str, content: Collection[ir.Value]) -> Heads:
+    """Walks back from a MatMul's operand to the new tokens: factors, transposes, repeats, past."""
+    heads = Heads(value, axes)
+    while True:
+        step = _step_back(heads, content)
+        if step is None:
+            return heads
+        heads = step
+
+
+def _step_back(heads: Heads, content: Collection[ir.Value]) -> Heads | None:
+    value, axes = heads.value, heads.axes
+    if heads.joined is not None:  # the new tokens: what made them is not ours
+        return None
+    peeled = peel_factor(value, content)
+    if peeled is not None:
+        factors = heads.factors if peeled[1] is None else (*heads.factors, peeled[1])
+        return Heads(peeled[0], axes, factors)
+    node = value.producer()
+    if is_op(node, "Transpose"):
+        assert node is not None
+        return Heads(needed_input(node, 0), _axes_before(node, axes), heads.factors)
+    source = _before_flat_swap(value)
+    if source is not None:
+        return Heads(source, axes[:2] + axes[3] + axes[2], heads.factors)
+    source = _before_repeat(value, axes)
+    if source is not None:
+        return Heads(source, axes, heads.factors)
+    if is_op(node, "Concat"):
+        return _before_append(heads)
+    return None
+
+
+def _axes_before(transpose: ir.Node, axes: str) -> str:
+    """Names of the axes of a Transpose's input, given its output's."""
+    before = [""] * 4
+    for axis, source in enumerate(transpose.attributes.get_ints("perm", [3, 2, 1, 0])):
+        before[source] = axes[axis]
+    return "".join(before)
+
+
+def _before_flat_swap(value: ir.Value) -> ir.Value | None:
+    """`x` of `Reshape4(Transpose[0, 2, 1](Reshape3(x)))`, a swap of the last two of four axes."""
+    outer = producer_of(value, "Reshape")
+    swap = producer_of(outer.inputs[0], "Transpose") if outer else None
+    if swap is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        return None
+    inner = producer_of(swap.inputs[0], "Reshape")
+    return inner.inputs[0] if inner else None
+
+
+def _before_repeat(value: ir.Value, axes: str) -> ir.Value | None:
+    """`x` of `Reshape(Expand(Unsqueeze(x)))`, which repeats each key/value head for its group."""
+    node = producer_of(value, "Reshape")
+    repeat = producer_of(node.inputs[0], "Expand", "Tile") if node else None
+    unsqueeze = producer_of(repeat.inputs[0], "Unsqueeze") if repeat else None
+    if unsqueeze is None:
+        return None
+    axis = small_constant(unsqueeze.inputs[1])
+    after_heads = axes.index("H") + 1
+    if (
+        axis is None
+        or axis.size != 1
+        or int(axis.reshape(-1)[0])
+        not in (
+            after_heads,
+            after_heads - 5,
+        )
+    ):
+        return None
+    return unsqueeze.inputs[0]
+
+
+def _before_append(heads: Heads) -> Heads | None:
+    """Past and new tokens of a Concat along the token axis."""
+    node = heads.value.producer()
+    assert node is not None
+    axis = node.attributes.get_int("axis", 0)
+    if len(node.inputs) != 2 or axis % 4 != heads.axes.index("T"):
+        return None
+    return Heads(
+        needed_input(node, 1),
+        heads.axes,
+        heads.factors,
+        past=needed_input(node, 0),
+        joined=heads.value,
+    )
+
+
+def layout_chain(value: ir.Value) -> list[ir.Value]:
+    """The value and what reshapes and transposes make of it, as long as nothing else reads it."""
+    chain = [value]
+    while True:
+        readers = [node for node in chain[-1].consumers() if not is_op(node, "Shape", "Size")]
+        if len(readers) != 1 or chain[-1].is_graph_output():
+            return chain
+        if not is_op(readers[0], "Reshape", "Transpose", *_SILENT):
+            return chain
+        if readers[0].inputs[0] is not chain[-1]:
+            return chain
+        chain.append(readers[0].outputs[0])
