@@ -37,7 +37,9 @@ class _BoundCache:
 
     def _run(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            # bind_cpu_input does not know inputs that have a default, such as prompt_length
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            self._binding.bind_ortvalue_input(name, value)
         try:
             self._session.run_with_iobinding(self._binding)
         except ORT_ERRORS as error:
