@@ -1,0 +1,244 @@
+"""One cell of the support matrix: a route by a family, exported, run and compared."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.report import ExportReport
+from trianglemix.exporter.sites import Sites
+
+from tests.sources.decoder import Decoder
+from tests.sources.oracle import Oracle, Text, Triangle
+
+Array = NDArray[Any]
+VOCABULARY: Final = 256
+PATTERN: Final = TrianglePattern(num_sink_tokens=2, sliding_window_size=6, num_last_tokens=4)
+_KEEP_ALL: Final = PatternRequest(0, -1, 1)
+_TOLERANCE: Final = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest error, as a share of the largest logit."""
+_INT4_TOLERANCE: Final = 2e-2
+"""Activations are rounded to 8 bits inside MatMulNBits, so that tiny differences can jump."""
+
+
+class Status(Enum):
+    """What came of a cell."""
+
+    EXPORTED = "exported"
+    REFUSED = "refused"
+    WRONG = "wrong"
+    NOT_MADE = "not made"
+    BROKEN_SOURCE = "source does not run"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The outcome. `error` is the largest difference as a share of the largest logit."""
+
+    route: str
+    family: str
+    status: Status
+    reason: str = ""
+    error: float = 0.0
+    source_error: float | None = None
+    forms: tuple[str, ...] = ()
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def source_is_right(self) -> bool:
+        """Whether the source itself gives its family's numbers (or nothing can say so)."""
+        return self.source_error is None or self.source_error < 2e-3
+
+
+class _Silent:
+    """An observer that keeps the sites."""
+
+    def stage(self, name: str) -> None: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+    def sites(self, sites: Sites) -> None: ...
+
+
+def measure_cell(route: str, family: str, path: Path, folder: Path) -> Cell:
+    """Exports the model at `path` twice (everything kept; a small window) and compares.
+
+    `folder` is the Hugging Face folder that the model was made from.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            report = _export(path, Path(place) / "kept", _KEEP_ALL)
+            _export(path, Path(place) / "small", _small())
+        except ExportError as error:
+            return Cell(route, family, Status.REFUSED, str(error))
+        cell = Cell(
+            route, family, Status.EXPORTED, forms=tuple(sorted({x.form for x in report.layers}))
+        )
+        return _Comparison(cell, path, Path(place), oracle_of(folder)).outcome(start)
+
+
+@lru_cache(maxsize=2)
+def oracle_of(folder: Path) -> Oracle:
+    """The family's float64 model; kept, for the cells of one family come one after another."""
+    return Oracle(folder)
+
+
+def _small() -> PatternRequest:
+    return PatternRequest(
+        PATTERN.num_sink_tokens, PATTERN.sliding_window_size, PATTERN.num_last_tokens
+    )
+
+
+def _export(path: Path, output: Path, pattern: PatternRequest) -> ExportReport:
+    """All layers triangle; a model that slides windows only has a dense twin and nothing else."""
+    options = ExportOptions(
+        path, output, pattern=pattern, layers=LayerRequest(start_layer=0), weights="copy"
+    )
+    try:
+        return export(options, _Silent())
+    except ExportError as error:
+        if "all chosen ones slide" not in str(error):
+            raise
+    return export(replace(options, dense=True, layers=LayerRequest()), _Silent())
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A text and the calls that it comes in; the first `prompt` tokens are the prompt."""
+
+    text: Text
+    calls: tuple[int, ...]
+    prompt: int
+
+
+def _trials(left_padding: bool) -> list[_Trial]:
+    """Longer than every window; chunks, batches and decode steps."""
+    random = np.random.default_rng(11)
+    steps = (36, 1, 1, 1, 1, 1)
+
+    def trial(batch: int, calls: tuple[int, ...], pads: tuple[int, ...] = ()) -> _Trial:
+        ids = random.integers(0, VOCABULARY, (batch, sum(calls)))
+        first = np.zeros(batch, np.int64)
+        first[: len(pads)] = pads
+        return _Trial(Text(ids, first), calls, 36)
+
+    trials = [trial(1, steps), trial(1, (15, 21, 5)), trial(3, steps)]
+    if left_padding:
+        trials += [trial(3, steps, (0, 3, 11)), trial(2, (15, 21, 5), (7, 0))]
+    return trials
+
+
+class _Comparison:
+    """The source, its two exports and the float64 model, beside each other."""
+
+    def __init__(self, cell: Cell, path: Path, place: Path, oracle: Oracle) -> None:
+        self._cell = cell
+        self._path = path
+        self._kept, self._small = place / "kept", place / "small"
+        self._oracle = oracle
+        self._manifest = Manifest.load(self._kept)
+        self._int4 = "int4" in cell.route
+        self._worst: dict[str, float] = {}
+        self._notes: list[str] = []
+
+    def outcome(self, start: float) -> Cell:
+        """The cell, filled in."""
+        trials = _trials(self._manifest.left_padding)
+        source = self._compare_kept(trials)
+        if not self._manifest.triangle_layers:
+            self._notes.append("dense twin: every layer slides a window of its own")
+        elif self._faithful():
+            self._compare_small(trials)
+        worst = max(value for name, value in self._worst.items() if name != "source")
+        tolerance = _INT4_TOLERANCE if self._int4 else _TOLERANCE[self._manifest.cache_dtype]
+        wrong = {name: value for name, value in self._worst.items()
+                 if name != "source" and not value <= tolerance}  # fmt: skip
+        return replace(
+            self._cell,
+            status=Status.WRONG if wrong else Status.EXPORTED,
+            reason=", ".join(f"{name} {value:.1e}" for name, value in wrong.items()),
+            error=worst,
+            source_error=self._worst.get("source"),
+            seconds=time.perf_counter() - start,
+            notes=(*self._notes, *source),
+        )
+
+    def _compare_kept(self, trials: list[_Trial]) -> list[str]:
+        """Everything kept: kernel and function body against the source, or else the oracle."""
+        kernel = Decoder(self._kept / "model.onnx", self._manifest, kernel=True)
+        body = Decoder(self._kept / "model.onnx", self._manifest, kernel=False)
+        try:
+            source = Decoder(self._path, self._manifest, kernel=False)
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            source, notes = None, [f"the source does not open on the CPU: {str(error)[:200]}"]
+        else:
+            notes = []
+        for trial in trials:
+            wanted, told = self._source_logits(source, trial), True
+            true = None if self._int4 else self._oracle.logits(trial.text)
+            if wanted is None:
+                wanted, told = true, False
+            elif true is not None:
+                self._note("source", wanted, true, trial)
+            if wanted is None:
+                continue
+            self._note("kept, kernel", kernel.logits(trial.text, trial.calls), wanted, trial)
+            self._note("kept, body", body.logits(trial.text, trial.calls), wanted, trial)
+            if not told and source is not None:
+                notes.append(
+                    f"the source does not run calls {trial.calls} of {len(trial.text.ids)}"
+                )
+        return notes
+
+    def _source_logits(self, source: Decoder | None, trial: _Trial) -> Array | None:
+        if source is None:
+            return None
+        try:
+            return source.logits(trial.text, trial.calls)
+        except Exception:  # GroupQueryAttention on the CPU takes no batch with a past, for one
+            return None
+
+    def _faithful(self) -> bool:
+        source = self._worst.get("source", 0.0)
+        if self._int4:
+            self._notes.append("small window: kernel against function body (weights are rounded)")
+        elif source > 2e-3:
+            self._notes.append("small window: kernel against function body (the source is off)")
+        return True
+
+    def _compare_small(self, trials: list[_Trial]) -> None:
+        """A small window: against the float64 model with the same mask."""
+        manifest = Manifest.load(self._small)
+        kernel = Decoder(self._small / "model.onnx", manifest, kernel=True)
+        body = Decoder(self._small / "model.onnx", manifest, kernel=False)
+        trusted = not self._int4 and self._worst.get("source", 0.0) <= 2e-3
+        for trial in trials:
+            triangle = Triangle(frozenset(manifest.triangle_layers), PATTERN, trial.prompt)
+            ours = kernel.logits(trial.text, trial.calls, trial.prompt)
+            other = body.logits(trial.text, trial.calls, trial.prompt)
+            wanted = self._oracle.logits(trial.text, triangle) if trusted else other
+            self._note("small window, kernel", ours, wanted, trial)
+            self._note("small window, body", other, wanted, trial)
+
+    def _note(self, name: str, ours: Array, wanted: Array, trial: _Trial) -> None:
+        """Keeps the largest difference over real tokens, as a share of the largest logit."""
+        real = trial.text.mask[:, -ours.shape[1] :].astype(bool)
+        wanted = wanted[:, -ours.shape[1] :]
+        error = float(np.abs(ours - wanted)[real].max() / np.abs(wanted[real]).max())
+        if not np.isfinite(error):
+            error = float("inf")
+        self._worst[name] = max(self._worst.get(name, 0.0), error)

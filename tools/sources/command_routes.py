@@ -1,0 +1,52 @@
+"""Exporters that are commands: optimum-cli, onnxruntime-genai's model builder, mobius."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from tools.sources.worker import work
+
+_BIN: Final = Path(sys.executable).parent
+_GENAI: Final = (sys.executable, "-m", "onnxruntime_genai.models.builder")
+
+
+def _genai(precision: str, provider: str, *options: str) -> list[str]:
+    command = [*_GENAI, "-i", "{folder}", "-o", "{target}", "-c", "{target}/cache"]
+    extra = ["--extra_options", *options] if options else []
+    return [*command, "-p", precision, "-e", provider, *extra]
+
+
+def _mobius(*options: str) -> list[str]:
+    build = [str(_BIN / "mobius"), "build", "--config", "{folder}", "--runtime", "ort-genai"]
+    return [*build, *options, "{target}"]
+
+
+ROUTES: Final[dict[str, list[str]]] = {
+    "optimum": [str(_BIN / "optimum-cli"), "export", "onnx", "--task",
+                "text-generation-with-past", "-m", "{folder}", "{target}"],
+    "genai-fp32-cpu": _genai("fp32", "cpu"),
+    "genai-fp32-cpu-unpacked": _genai("fp32", "cpu", "disable_qkv_fusion=true"),
+    "genai-int4-cpu": _genai("int4", "cpu"),
+    "genai-fp16-cuda": _genai("fp16", "cuda"),
+    "mobius": _mobius(),
+    "mobius-cpu": _mobius("--ep", "cpu"),
+    "mobius-static": _mobius("--static-cache", "--max-seq-len", "96"),
+}  # fmt: skip
+
+
+def make(route: str, folder: Path, target: Path) -> None:
+    """Runs the route's command; its last words are the reason where it fails."""
+    command = [part.format(folder=folder, target=target) for part in ROUTES[route]]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, env=offline, timeout=600)
+    if done.returncode or not list(target.glob("*.onnx")):
+        words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise RuntimeError(words[-1] if words else f"exit code {done.returncode}, no words")
+
+
+if __name__ == "__main__":
+    sys.exit(work(make))

@@ -1,0 +1,49 @@
+"""One process of `make_sources.py`: makes models of one route, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+Make = Callable[[str, Path, Path], None]
+"""`make(route, family folder, empty target folder)`."""
+REASON: Final = "not_made.txt"
+
+
+def work(make: Make) -> int:
+    """Runs the jobs of the command line: `route folder target` thrice and again.
+
+    A job that fails leaves a target folder that holds only the reason: a route that does not
+    take a family is a finding, and need not be tried again.
+    """
+    warnings.simplefilter("ignore")
+    jobs = sys.argv[1:]
+    for route, folder, target in zip(jobs[::3], jobs[1::3], jobs[2::3], strict=True):
+        _work_one(make, route, Path(folder), Path(target))
+    return 0
+
+
+def _work_one(make: Make, route: str, folder: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}~{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        make(route, folder, temporary)
+    except Exception as error:  # whatever an exporter throws is the reason
+        shutil.rmtree(temporary)
+        temporary.mkdir()
+        reason = f"{type(error).__name__}: {error}".strip()
+        (temporary / REASON).write_text(f"{reason[:2000]}\n", encoding="utf-8")
+        (temporary / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"{route} {target.name}: not made: {reason.splitlines()[0][:160]}", flush=True)
+    else:
+        print(f"{route} {target.name}: made", flush=True)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(temporary, target)
