@@ -1,0 +1,164 @@
+"""Random calls of the operator, for every kernel and provider: shapes, lengths, paddings, caches.
+
+All bits that must not matter are NaN: slots before `first_valid` and from the row's end on, and
+the queries of rows that keep no key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import DENSE_WINDOW, AttentionShape, TrianglePattern
+from trianglemix.custom_ops.reference import Attention, Call, start_position, triangle_attention
+
+from tests.custom_ops.operator_session import Backend, Binding, run_call
+from tests.custom_ops.tolerances import assert_close, assert_same_bits
+
+Array = NDArray[Any]
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The NumPy type of a dtype's name, bfloat16 included."""
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call, how its buffers are bound, and its dtype. Prints as the numbers that made it."""
+
+    attention: Attention
+    dtype: str
+    batch: int
+    length: int  # S
+    ends: tuple[int, ...]  # L of each row
+    past_capacity: int  # P
+    prompt_lengths: tuple[int, ...] | None
+    first_valid: tuple[int, ...] | None
+    binding: Binding
+    seed: int
+    call: Call = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "call", make_call(self))
+
+    def check(self, backend: Backend) -> None:
+        """Runs the call and compares output and cache with the reference."""
+        actual = run_call(self.call, self.attention, self.dtype, backend, self.binding)
+        expected = triangle_attention(self.call, self.attention)
+        assert_same_bits(actual[1], expected[1], "present_key")
+        assert_same_bits(actual[2], expected[2], "present_value")
+        assert_close(actual[0], expected[0], self.dtype)
+
+
+def make_call(case: Case) -> Call:
+    """Unit-normal inputs of a case, NaN in everything dead."""
+    random = np.random.default_rng(case.seed)
+    shape, dtype = case.attention.shape, numpy_dtype(case.dtype)
+    b, s, g, p = case.batch, case.length, shape.kv_num_heads, case.past_capacity
+
+    def normal(*size: int) -> Array:
+        return random.standard_normal(size).astype(dtype)
+
+    query = normal(b, s, shape.num_heads * shape.head_size)
+    key, value = normal(b, s, g * shape.head_size), normal(b, s, g * shape.value_head_size)
+    past_key = normal(b, g, p, shape.head_size)
+    past_value = normal(b, g, p, shape.value_head_size)
+    for row, end in enumerate(case.ends):
+        start = start_position(end, s)
+        first = case.first_valid[row] if case.first_valid else 0
+        tokens = start + np.arange(s)
+        dead_tokens = (tokens < first) | (tokens >= end)
+        slots = np.arange(p)
+        dead_slots = (slots < first) | (slots >= start)
+        for array in (query, key, value):
+            array[row, dead_tokens] = np.nan
+        for array in (past_key, past_value):
+            array[row, :, dead_slots] = np.nan
+    return Call(
+        query,
+        key,
+        value,
+        past_key,
+        past_value,
+        np.array(case.ends, np.int32) - np.int32(1),
+        max(case.ends),
+        _int32(case.prompt_lengths),
+        _int32(case.first_valid),
+    )
+
+
+def _int32(values: tuple[int, ...] | None) -> Array | None:
+    return None if values is None else np.array(values, np.int32)
+
+
+# ------------------------------------------------------------------------------- strategies
+
+HEAD_SIZES = st.integers(1, 32).map(lambda step: 8 * step)
+
+
+def patterns(longest: int = 700) -> st.SearchStrategy[TrianglePattern]:
+    """Patterns that drop something at these lengths, and those that drop nothing."""
+    count = st.one_of(st.integers(1, 40), st.integers(1, longest))
+    return st.builds(
+        TrianglePattern,
+        num_sink_tokens=st.one_of(st.integers(0, 20), st.integers(0, longest)),
+        sliding_window_size=st.one_of(count, count, st.just(DENSE_WINDOW)),
+        num_last_tokens=count,
+    )
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> Attention:
+    """Head layouts (at most 21 query heads), patterns, scales near `1/sqrt(D)`, softcaps."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 5, 7]))
+    shape = AttentionShape(kv_heads * group, kv_heads, draw(HEAD_SIZES), draw(HEAD_SIZES))
+    share = draw(st.sampled_from([0.0, 0.0, 0.5, 1.4]))
+    softcap = draw(st.sampled_from([0.0, 0.0, 0.0, 5.0, 30.0]))
+    return Attention(shape, draw(patterns()), share * shape.head_size**-0.5, softcap)
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtype: str = "float32", longest: int = 700) -> Case:
+    """Calls of up to `longest` tokens: prompts, later chunks, decode steps; see the module."""
+    attention, batch = draw(attentions()), draw(st.integers(1, 3))
+    length = draw(
+        st.one_of(st.integers(1, 4), st.integers(1, longest // 5), st.integers(1, longest))
+    )
+    ends = draw(_row_ends(batch, length, longest))
+    needed = max(start_position(end, length) for end in ends)
+    past = draw(st.sampled_from([needed, max(ends), max(ends) + 5, needed + 3]))
+    shared = past >= max(ends) and past > 0
+    return Case(
+        attention,
+        dtype,
+        batch,
+        length,
+        ends,
+        past,
+        draw(_prompt_lengths(ends)),
+        draw(st.none() | st.tuples(*(st.integers(0, max(0, end - 1)) for end in ends))),
+        Binding(
+            in_place=shared and draw(st.booleans()), past_absent=past == 0 and draw(st.booleans())
+        ),
+        draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+def _row_ends(batch: int, length: int, longest: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """L of each row: a past before the new tokens, or right padding behind them."""
+    later = st.integers(length, max(length, longest))
+    padded = st.integers(1, length)
+    rows = st.one_of(st.just(length), later, padded, padded | later)
+    return st.tuples(*[rows] * batch)
+
+
+def _prompt_lengths(ends: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...] | None]:
+    """Absent, the end of a prompt that goes on, or a stale value of an earlier turn."""
+    ahead = st.tuples(*(st.integers(end, end + 200) for end in ends))
+    stale = st.tuples(*(st.integers(0, end) for end in ends))
+    return st.one_of(st.none(), ahead, stale)
