@@ -36,9 +36,13 @@ class _BoundCache:
         self._binding = session.io_binding()
 
     def _run(self, feeds: Feeds) -> None:
-        for name, array in feeds.items():
-            # bind_cpu_input does not know inputs that have a default, such as prompt_length
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        # bind_cpu_input does not know inputs that have a default, such as prompt_length. A value
+        # made from an array borrows its memory, so that both have to live until the run is over.
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in feeds.items()
+        }
+        for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
         try:
             self._session.run_with_iobinding(self._binding)

@@ -95,6 +95,8 @@ def _model(spec: TinyFolder) -> onnx.ModelProto:
         end = g.ints(np.iinfo(np.int64).max)
         hidden = g.op("Slice", [hidden, g.ints(-1), end, g.ints(1)])
     g.op("MatMul", [hidden, g.weight(WIDTH, VOCABULARY_SIZE, gain=3.0)], "logits")
+    if spec.prompt_length:  # an optional input: its default says "where the row's keys end"
+        g.initializers.append(numpy_helper.from_array(np.zeros(1, np.int32), "prompt_length"))
     graph = helper.make_graph(g.nodes, "tiny", *_boundary(spec), initializer=g.initializers)
     opsets = [helper.make_opsetid("", contract.FUNCTION_OPSET)]
     if spec.group_query_attention:
@@ -157,7 +159,7 @@ def _boundary(spec: TinyFolder) -> tuple[list[onnx.ValueInfoProto], list[onnx.Va
     if spec.position_ids:
         inputs.append(info("position_ids", int64, ["B", "S"]))
     if spec.prompt_length:
-        inputs.append(info("prompt_length", TensorProto.INT32, ["B"]))
+        inputs.append(info("prompt_length", TensorProto.INT32, ["B_or_1"]))
     outputs = [info("logits", real, ["B", "L", VOCABULARY_SIZE])]
     for layer in range(spec.layers):
         for kind in ("key", "value"):
