@@ -42,7 +42,7 @@ imports: setup
 	PYTHONPATH=tools/typing $(BIN)/lint-imports
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 bench: bench-cpu
 
