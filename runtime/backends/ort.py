@@ -24,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS: Final = {"cpu": _CPU, "cuda": _CUDA}
 _CUDA_LIBRARY: Final = "libtrianglemix_cuda.so"
+_ERRORS_ONLY: Final = 3  # it warns of prompt_length being an input with a default, as meant
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
 FALLBACK_SCORE_BYTES: Final = 28
 """Bytes per score (head, row, key) that the function body holds at its peak.
@@ -110,6 +111,7 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
     provider = _choose_provider(settings.provider)
     options = ort.SessionOptions()
     options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+    options.log_severity_level = _ERRORS_ONLY
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
     if settings.profile_prefix is not None:

@@ -30,7 +30,8 @@ class Oracle:
             "position_ids": np.arange(held, held + len(ids), dtype=np.int64)[None],
             "prompt_length": np.array([prompt_length], np.int32),
         }
-        names = {value.name for value in self.session.get_inputs()}
+        known = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
+        names = {value.name for value in known}
         feeds = {name: value for name, value in feeds.items() if name in names}
         for layer in self.manifest.cache:
             empty = np.zeros((1, layer.kv_num_heads, 0, layer.head_size), self.manifest.cache_dtype)
