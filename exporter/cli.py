@@ -15,6 +15,13 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
+from trianglemix.exporter.ascend.command import (
+    TARGET_NAME,
+    ascend_options,
+    ascend_request,
+    print_findings,
+)
+from trianglemix.exporter.ascend.prediction import print_prediction
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import (
     ExportOptions,
@@ -71,6 +78,7 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
     show_default=True,
     help="Prompt length (tokens) of the predicted gain.",
 )
+@ascend_options
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
 @click.option("--explain", is_flag=True, help="List what looked like attention and was not taken.")
 @click.option("--verify", is_flag=True, help="Run source and export and compare their logits.")
@@ -90,16 +98,28 @@ def command(context: click.Context, /, **_: object) -> None:
     SOURCE is a model.onnx, a folder that holds one, or a Hugging Face folder.
     """
     given = context.params
-    options = _options(given)
     quiet = bool(given["quiet"])
     console = Console(quiet=quiet, soft_wrap=True)
+    if given["lint"]:
+        _lint(given, console)
+        return
+    options = _options(given)
     _set_up_logging(given["log_level"])
     bars = Console(stderr=True, quiet=quiet)
     with _Screen(bars, console if given["explain"] else None) as screen:
         report = export(options, screen)
     print_report(report, console)
+    if given["cost"] and report.prediction is not None:
+        print_prediction(report.prediction, console)
     if not options.dry_run:
         console.print(f"written: {options.output}", highlight=False, markup=False)
+
+
+def _lint(given: dict[str, Any], console: Console) -> None:
+    tools, request = all_targets()[given["lint"]].offline, ascend_request(given)
+    assert tools is not None
+    assert request is not None
+    print_findings(given["source"], tools.lint(given["source"], request), console)
 
 
 def _options(given: dict[str, Any]) -> ExportOptions:
@@ -110,7 +130,13 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         ConfigurationError: a pattern parameter out of its range.
     """
     _check_choice(given)
-    if given["output"] is None and not given["dry_run"]:
+    if given["target"] == TARGET_NAME:
+        for name in ("verify", "last_token_logits"):
+            if given[name]:
+                option = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{option} is not for --target {TARGET_NAME}")
+    dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
+    if given["output"] is None and not dry_run:
         raise click.UsageError("no output folder: add -o FOLDER (or --dry-run)")
     return ExportOptions(
         source=given["source"],
@@ -124,10 +150,11 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         last_token_logits=given["last_token_logits"],
         weights=given["weights"],
         prompt_length=given["prompt_length"],
-        dry_run=given["dry_run"],
+        dry_run=dry_run,
         verify=given["verify"],
         atol=given["atol"],
         force=given["force"],
+        ascend=ascend_request(given),
     )
 
 

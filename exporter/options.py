@@ -45,6 +45,16 @@ class PatternRequest:
 
 
 @dataclass(frozen=True)
+class AscendRequest:
+    """Options of the target ascend; tokens. `max_length` and `block` None leave it to us."""
+
+    soc: str = "Ascend910B3"
+    chunk: int = 1024
+    max_length: int | None = None
+    block: int | None = None
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """All options of one export."""
 
@@ -61,6 +71,7 @@ class ExportOptions:
     verify: bool = False
     atol: float | None = None
     force: bool = False
+    ascend: AscendRequest | None = None
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from trianglemix.exporter.insert import (
 )
 from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
+from trianglemix.exporter.leftovers import check_no_square_left
 from trianglemix.exporter.model_io import (
     copy_companions,
     find_source,
@@ -86,15 +87,30 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         caches = layer_caches(sites.found)
         _rewrite(model, roles, sites, choice, options, target)
         check_exported(model, sites.found, interface)
+        check_no_square_left(model.graph, roles)
         graph = ExportedGraph(
             model, roles, caches, can_share_cache(model), read_context_length(source.companions)
         )
         manifest = describe(graph, choice, options, target)
         report = _report(options, graph, sites, choice, manifest)
+        if target.offline is not None:
+            runs_as = target.offline.runs_as
+            report = replace(
+                report,
+                layers=tuple(replace(row, runs_as=runs_as[row.action]) for row in report.layers),
+                prediction=target.offline.predict(model, manifest, options),
+            )
         if options.dry_run:
             return report
         observer.stage("save")
-        notes = save_model(model, source.path.parent, folder, options.weights, observer.progress)
+        if target.offline is None:
+            notes = save_model(
+                model, source.path.parent, folder, options.weights, observer.progress
+            )
+        else:
+            manifest, notes = target.offline.package(
+                model, manifest, folder, options, observer.progress
+            )
         copied = copy_companions(source.companions, folder)
         report = replace(report, notes=(*report.notes, *notes, _copied_note(copied)))
         if options.verify:

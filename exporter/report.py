@@ -10,6 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.exporter.ascend.prediction import Prediction
 from trianglemix.exporter.cost import AttentionCost, LastTokenSaving
 from trianglemix.exporter.layers import LayerChoice
 from trianglemix.exporter.sites import AttentionSite, Refusal
@@ -66,6 +67,7 @@ class ExportReport:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     verification: tuple[VerifyReport, ...] = ()
+    prediction: Prediction | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON data."""

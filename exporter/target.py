@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.ascend.finding import Finding
+from trianglemix.exporter.ascend.prediction import Prediction
+from trianglemix.exporter.options import AscendRequest, ExportOptions
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class OfflineTools:
+    """What a target brings whose models are compiled elsewhere.
+
+    `package` writes the folder from the canonical graph in place of one model.onnx, and returns
+    its manifest and notes; `predict` says what it would cost; `lint` checks an ONNX file;
+    `runs_as` says what becomes of a "triangle", "windowed" or "dense" layer.
+    """
+
+    package: Callable[
+        [ir.Model, Manifest, Path, ExportOptions, Progress], tuple[Manifest, list[str]]
+    ]
+    predict: Callable[[ir.Model, Manifest, ExportOptions], Prediction]
+    lint: Callable[[Path, AscendRequest], list[Finding]]
+    runs_as: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -21,3 +45,4 @@ class Target:
     lower: tuple[Callable[[], ir.passes.InPlacePass], ...]
     lower_dense_twin: tuple[Callable[[], ir.passes.InPlacePass], ...]
     left_padding: bool
+    offline: OfflineTools | None = None
