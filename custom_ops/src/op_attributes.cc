@@ -13,21 +13,23 @@ using ort::Api;
 constexpr int64_t kUnbounded = int64_t{1} << 32;
 constexpr Pattern kDefaultPattern = {8, 512, 128};
 
-// True when the node has the attribute. One of another type is refused.
-bool ReadInt(const Api& api, const OrtKernelInfo* info, const char* name, int64_t* value) {
-  if (api.Succeeded(api.KernelInfoGetAttribute_int64(info, name, value))) return true;
-  float other;
-  if (api.Succeeded(api.KernelInfoGetAttribute_float(info, name, &other)))
-    Refuse(std::string(name) + " is a float attribute, but must be an integer");
+// Whether reading an attribute worked. False: the node lacks it. Another type is refused; only
+// ONNX Runtime's message tells the two apart.
+bool Found(const Api& api, OrtStatus* status, const char* name, const char* type) {
+  if (status == nullptr) return true;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  if (message.find("type") != std::string::npos)
+    Refuse(std::string(name) + " is an attribute of another type, but must be " + type);
   return false;
 }
 
+bool ReadInt(const Api& api, const OrtKernelInfo* info, const char* name, int64_t* value) {
+  return Found(api, api.KernelInfoGetAttribute_int64(info, name, value), name, "an integer");
+}
+
 bool ReadFloat(const Api& api, const OrtKernelInfo* info, const char* name, float* value) {
-  if (api.Succeeded(api.KernelInfoGetAttribute_float(info, name, value))) return true;
-  int64_t other;
-  if (api.Succeeded(api.KernelInfoGetAttribute_int64(info, name, &other)))
-    Refuse(std::string(name) + " is an integer attribute, but must be a float");
-  return false;
+  return Found(api, api.KernelInfoGetAttribute_float(info, name, value), name, "a float");
 }
 
 void CheckHeads(const Attributes& a) {

@@ -1,7 +1,8 @@
-// Appends the new tokens' keys and values to the cache, and readies the scratch counters.
+// Appends the new tokens' keys and values to the cache, and readies the attention kernel's scratch.
 //
-// In place it writes the new tokens only; else it copies the past too. It also zeroes the output of
-// rows that the attention kernels never visit (past their row's end). Bytes: those read, and written.
+// In place it writes the new tokens only; else it copies the past too. It also lists the work items
+// of the attention kernel that follows, zeroes its counters, and zeroes the output of rows that it
+// never visits (past their row's end). Cost: each byte read and written once.
 #include "launch.h"
 #include "partial.cuh"
 
@@ -20,7 +21,7 @@ struct AppendParams {
   Plan plan;
   Lengths lengths;
   int past_capacity;
-  int* counters;
+  Scratch scratch;
   int counter_count;
   uint4* output;     // [B, S, row_pieces]
   int row_pieces;
@@ -80,7 +81,12 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
   if (blockIdx.z != 0) return;
   const int thread = blockIdx.x * kThreads + threadIdx.x, threads = gridDim.x * kThreads;
   if (b == 0) {
-    for (int i = thread; i < params.counter_count; i += threads) params.counters[i] = 0;
+    for (int i = thread; i < params.counter_count; i += threads) params.scratch.next_item[i] = 0;
+    for (int i = thread; i < plan.items; i += threads) {
+      Item item;
+      if (!find_item(item, plan, params.lengths, i)) item.rows = 0;
+      params.scratch.items[i] = item;
+    }
   }
   const int64_t row = params.row_pieces;
   uint4* output = params.output + static_cast<int64_t>(b) * plan.length * row;
@@ -108,13 +114,15 @@ cudaError_t launch_append(const TriangleProblem& problem, const Plan& plan, cons
   params.plan = plan;
   params.lengths = lengths_of(problem);
   params.past_capacity = static_cast<int>(problem.past_capacity);
-  params.counters = scratch.next_item;
+  params.scratch = scratch;
   params.counter_count = 1 + plan.batch * plan.groups * plan.split_tiles * kTileParts;
   params.output = static_cast<uint4*>(problem.output);
   params.row_pieces = plan.heads * plan.value_head_size * bytes / 16;
+  // Enough threads for the copies and for the list of items.
   const int64_t tokens = plan.length + (params.tensors[0].past ? problem.past_capacity : 0);
   const int64_t pieces = tokens * plan.kv_heads * params.tensors[0].pieces;
-  const int blocks = static_cast<int>(clamp_to((pieces + 1023) / 1024, 1, 2048));
+  const int64_t wanted = clamp_to((pieces + 1023) / 1024, ceil_div(plan.items, kThreads), 2048);
+  const int blocks = static_cast<int>(clamp_to(wanted, 1, 2048));
   append_kernel<<<dim3(blocks, plan.batch, 2), kThreads, 0, stream>>>(params);
   return cudaGetLastError();
 }

@@ -1,23 +1,24 @@
 // Attention on Hopper: warpgroup matrix products fed by the bulk copy engine, persistent blocks.
 //
-// A block is one producer warp and two consumer warpgroups of 64 tile rows each. The producer draws
-// work items from a counter and streams Q, K and V tiles through shared memory; the consumers take
-// turns at the tensor cores: while one runs its two products, the other weighs its scores. Within a
-// warpgroup the scores of tile t and the values of tile t - 1 are in flight together, across items
-// too. Each item begins with a small tile: 16 sinks and the kEdge keys that do not fill whole tiles;
-// then come whole tiles in ascending order, and only the first and the last of them need a mask.
-// Cost per item: rows * (keys of the window + positions + at most kKeys) * 4 * D operations.
+// A block is one producer warp and three (D = 256: two) consumer warpgroups of 64 tile rows each.
+// The producer draws work items from a counter and streams Q, K and V tiles through shared memory.
+// A warpgroup has the scores of tile t and the values of tile t - 1 in flight together, across items
+// too, and while it weighs its scores the other warpgroups' products fill the tensor cores. An item
+// begins with a small tile, 16 sinks and one tile of keys at the window's edge; then come whole tiles
+// in ascending order, of which only the first and the last few need a mask.
+// Cost per item: rows * (window + positions + at most kKeys + 16) * 4 * D operations.
 #pragma once
 
 #include <cuda.h>
 
+#include "launch.h"
 #include "partial.cuh"
 #include "wgmma.cuh"
 
 namespace trianglemix {
 
 struct Sm90Params {
-  CUtensorMap query, key, value, key_small, value_small;
+  CUtensorMap query, key, value, key_sinks, value_sinks;
   Plan plan;
   Lengths lengths;
   Scratch scratch;
@@ -26,14 +27,16 @@ struct Sm90Params {
 
 template <int kD>
 struct Sm90Tile {
-  static constexpr int kRows = 128;
-  static constexpr int kKeys = kD > 128 ? 64 : 128;  // keys of a whole tile
-  static constexpr int kSinks = 16, kEdge = 32, kSmall = kSinks + kEdge;
+  static constexpr int kRows = sm90_tile_rows(kD), kStrips = kRows / 64;  // a warpgroup each
+  static constexpr int kKeys = sm90_key_tile(kD);  // keys of a whole tile
+  static constexpr int kSinks = 16, kEdge = kKeys, kSmall = kSinks + kEdge;
   static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;  // bytes of a slab's row
   static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
   static constexpr int kSlots = 5, kQueries = kD > 128 ? 1 : 2, kItems = 4;
-  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = kKeys * kD * 2;
-  static constexpr int kThreads = 384;
+  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = kSmall * kD * 2;
+  static constexpr int kThreads = 128 * (1 + kStrips);
+  static constexpr int kProducerRegisters = kStrips == 3 ? 32 : 56;
+  static constexpr int kConsumerRegisters = kStrips == 3 ? 160 : 224;
   static constexpr int kShared =
       1024 + kQueries * kQueryBytes + kSlots * kSlotBytes + 16 * (kSlots + kQueries) +
       kItems * static_cast<int>(sizeof(Item)) + 16;
@@ -114,16 +117,14 @@ struct Producer {
   // The next item with any rows, in shared memory for the consumers; rows == 0 after the last. Its
   // place in the ring is free: with the queries of the item before it, the one that was here ended.
   __device__ const Item& next_item() {
-    Item item;
-    item.rows = 0;
-    bool found = false;
-    while (!found && number < params.plan.items) {
-      found = find_item(item, params.plan, params.lengths, number, Tile::kKeys, Tile::kEdge);
-      number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
-    }
-    if (!found) item.rows = 0;
     Item& target = shared.items[produced++ % Tile::kItems];
-    target = item;
+    target.rows = 0;
+    while (target.rows == 0 && number < params.plan.items) {
+      const int4* source = reinterpret_cast<const int4*>(params.scratch.items + number);
+      number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
+#pragma unroll
+      for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&target)[i] = source[i];
+    }
     return target;
   }
 
@@ -147,28 +148,24 @@ struct Producer {
     return shared.slot(slots.index);
   }
 
-  __device__ void load_tile(const CUtensorMap& map, const Item& item, int first) {
-    const uint32_t target = open_slot(Tile::kKeys), barrier = shared.full(slots.index);
+  __device__ void load_box(const CUtensorMap& map, const Item& item, uint32_t target, int stride,
+                           int first) {
     const int head = item.b * params.plan.kv_heads + item.kv_head;
+#pragma unroll 1
     for (int slab = 0; slab < Tile::kSlabs; ++slab) {
-      tma_load_3d(target + slab * Tile::kKeys * Tile::kSwizzle, &map, barrier,
+      tma_load_3d(target + slab * stride * Tile::kSwizzle, &map, shared.full(slots.index),
                   slab * Tile::kSlabColumns, first, head);
     }
+  }
+  __device__ void load_tile(const CUtensorMap& map, const Item& item, int first) {
+    load_box(map, item, open_slot(Tile::kKeys), Tile::kKeys, first);
     slots.advance();
   }
-
-  __device__ void load_small(const CUtensorMap& map, const Item& item, int edge) {
-    const uint32_t target = open_slot(Tile::kSmall), barrier = shared.full(slots.index);
-    const int head = item.b * params.plan.kv_heads + item.kv_head;
-#pragma unroll 1
-    for (int slab = 0; slab < Tile::kSlabs; ++slab) {
-#pragma unroll 1
-      for (int row = 0; row < Tile::kSmall; row += 16) {
-        const int key = row == 0 ? item.first_valid : edge + row - Tile::kSinks;
-        tma_load_3d(target + (slab * Tile::kSmall + row) * Tile::kSwizzle, &map, barrier,
-                    slab * Tile::kSlabColumns, key, head);
-      }
-    }
+  __device__ void load_small(const CUtensorMap& sinks, const CUtensorMap& map, const Item& item,
+                             int edge) {
+    const uint32_t target = open_slot(Tile::kSmall);
+    load_box(sinks, item, target, Tile::kSmall, item.first_valid);
+    load_box(map, item, target + Tile::kSinks * Tile::kSwizzle, Tile::kSmall, edge);
     slots.advance();
   }
 
@@ -178,7 +175,9 @@ struct Producer {
     while (true) {
       const Item& next = next_item();
       load_queries(next);
-      if (next.rows > 0) load_small(params.key_small, next, KeyTiles<kD>(next).edge(next));
+      if (next.rows > 0) {
+        load_small(params.key_sinks, params.key, next, KeyTiles<kD>(next).edge(next));
+      }
       if (item != nullptr) {
         const KeyTiles<kD> tiles(*item);
         load_tile(params.value, *item, tiles.first(*item, tiles.count - 1));
@@ -189,8 +188,11 @@ struct Producer {
 #pragma unroll 1
       for (int t = 0; t < tiles.count; ++t) {
         load_tile(params.key, next, tiles.first(next, t));
-        if (t == 0) load_small(params.value_small, next, tiles.edge(next));
-        else load_tile(params.value, next, tiles.first(next, t - 1));
+        if (t == 0) {
+          load_small(params.value_sinks, params.value, next, tiles.edge(next));
+        } else {
+          load_tile(params.value, next, tiles.first(next, t - 1));
+        }
       }
     }
   }
@@ -219,7 +221,7 @@ struct Consumer {
   const Sm90Shared<kD>& shared;
   Ring<Tile::kSlots> slots;
   Ring<Tile::kQueries> queries;
-  const int half, row;  // rows 64 * half ...; the lane's first tile row
+  const int strip, row;  // tile rows 64 * strip ...; the lane's first tile row
   const int column;     // the lane's first column in each 8
   int relative[2];      // positions of the lane's rows, relative to the item
   int offset[2];        // elements of the output from the item's first row to the lane's rows
@@ -229,8 +231,8 @@ struct Consumer {
   __device__ Consumer(const Sm90Params& params, const Sm90Shared<kD>& shared)
       : params(params),
         shared(shared),
-        half(threadIdx.x / 128 - 1),
-        row(64 * half + 16 * (threadIdx.x / 32 % 4) + threadIdx.x % 32 / 4),
+        strip(threadIdx.x / 128 - 1),
+        row(64 * strip + 16 * (threadIdx.x / 32 % 4) + threadIdx.x % 32 / 4),
         column(2 * (threadIdx.x % 4)) {
     for (int r = 0; r < 2; ++r) {
       relative[r] = (row + 8 * r) / params.plan.pack;
@@ -242,14 +244,6 @@ struct Consumer {
   __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // The two warpgroups issue their products in turn.
-  __device__ __forceinline__ void wait_turn(bool both) {
-    if (both) named_barrier_sync(1 + half, 256);
-  }
-  __device__ __forceinline__ void pass_turn(bool both) {
-    if (both) named_barrier_arrive(2 - half, 256);
-  }
-
   template <int kN>
   __device__ __forceinline__ void issue_scores(float (&s)[kN / 2], uint32_t q, uint32_t k) {
 #pragma unroll
@@ -285,14 +279,14 @@ struct Consumer {
     clear_rows<kLine>(v + Tile::kSinks * kLine, kStride, Tile::kSlabs, Tile::kEdge,
                       item.end - edge, item.first_valid - edge);
     fence_async_shared();
-    named_barrier_sync(4 + half, 128);
+    named_barrier_sync(1 + strip, 128);
   }
   __device__ __forceinline__ void clear_dead_tile(uint32_t v, const Item& item, int first) {
     if (!is_dead(item, first, Tile::kKeys)) return;
     clear_rows<Tile::kSwizzle>(v, Tile::kKeys * Tile::kSwizzle, Tile::kSlabs, Tile::kKeys,
                                item.end - first, item.first_valid - first);
     fence_async_shared();
-    named_barrier_sync(4 + half, 128);
+    named_barrier_sync(1 + strip, 128);
   }
 
   __device__ __forceinline__ ColumnMask range_mask(const Item& item, int first) {
@@ -323,7 +317,7 @@ struct Consumer {
     weigh(s);
   }
 
-  // Whole tile t: most need no mask, the one on the diagonal only its causal half.
+  // Whole tile t: most need no mask, the one on the diagonal only its causal strip.
   __device__ __forceinline__ bool weigh_tile(float (&s)[Tile::kKeys / 2], const Item& item,
                                              const KeyTiles<kD>& tiles, int t) {
     cap(s);
@@ -344,7 +338,7 @@ struct Consumer {
   template <bool kFirst>
   __device__ __forceinline__ void step(float (&o)[kD / 2], uint32_t (&p)[Tile::kKeys / 4],
                                        uint32_t (&p_small)[Tile::kSmall / 4], const Item& item,
-                                       const KeyTiles<kD>& tiles, int t, int query, bool both) {
+                                       const KeyTiles<kD>& tiles, int t, int query) {
     float s[Tile::kKeys / 2];
     const int k = slots.index;
     mbarrier_wait(shared.full(k), slots.parity);
@@ -354,16 +348,13 @@ struct Consumer {
     slots.advance();
     if constexpr (kFirst) clear_dead_small(shared.slot(v), item, tiles.edge(item));
     else clear_dead_tile(shared.slot(v), item, tiles.first(item, t - 1));
-    wait_turn(both);
     wgmma_fence();
-    issue_scores<Tile::kKeys>(s, shared.query(query) + 64 * half * Tile::kSwizzle, shared.slot(k));
+    issue_scores<Tile::kKeys>(s, shared.query(query) + 64 * strip * Tile::kSwizzle, shared.slot(k));
     if constexpr (kFirst) issue_values<Tile::kSmall>(o, p_small, shared.slot(v), false);
     else issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
-    pass_turn(both);
     wgmma_wait<1>();
     pin(s);
     release(shared.empty(k));
-    if (t == tiles.count - 1) release(shared.query_empty(query));
     const bool moved = weigh_tile(s, item, tiles, t);
     state.settle();
     wgmma_wait<0>();
@@ -374,16 +365,59 @@ struct Consumer {
     pack_weights<T>(p, s);
   }
 
-  __device__ __forceinline__ void finish(const float (&o)[kD / 2], const Item& item) {
+  // Rows to the output, through the warp's own rows of the item's queries, which are done with.
+  __device__ __forceinline__ void store_rows(const float (&o)[kD / 2], const Item& item, int query) {
+    constexpr int kPieces = kD / 8, kLinePieces = Tile::kSwizzle / 16;  // of 16 bytes
+    const int lane = threadIdx.x % 32;
+    const uint32_t base = shared.query(query) + (row - lane / 4) * Tile::kSwizzle;
+    const auto address = [&](int r, int piece) {
+      const int swizzle = Tile::kSwizzle == 128 ? r % 8 : r / 2 % 4;
+      return base + (piece / kLinePieces * Tile::kRows + r) * Tile::kSwizzle +
+             ((piece % kLinePieces) ^ swizzle) * 16;
+    };
+    float scale[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scale[r] = state.sum[r] > 0.0f ? 1.0f / state.sum[r] : 0.0f;
+#pragma unroll
+    for (int j = 0; j < kPieces; j += 2) {  // 16 rows of 16 columns at a time
+      uint32_t x[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int i = 4 * (j + k / 2) + 2 * (k % 2);
+        x[k] = pack2<T>(o[i] * scale[k % 2], o[i + 1] * scale[k % 2]);
+      }
+      store_matrices(address(lane % 16, j + lane / 16), x);
+    }
+    __syncwarp();
     T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
-    const bool used[2] = {relative[0] < item.rows, relative[1] < item.rows};
+#pragma unroll
+    for (int i = 0; i < kPieces / 2; ++i) {
+      const int piece = (32 * i + lane) % kPieces, r = (32 * i + lane) / kPieces;
+      const int low = __shfl_sync(0xffffffff, relative[0] < item.rows ? offset[0] : -1, r % 8 * 4);
+      const int high = __shfl_sync(0xffffffff, relative[1] < item.rows ? offset[1] : -1, r % 8 * 4);
+      const int target = r < 8 ? low : high;
+      if (target >= 0) {
+        *reinterpret_cast<uint4*>(output + target + 8 * piece) = load_shared(address(r, piece));
+      }
+    }
+    fence_async_shared();  // the copy engine writes here next
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ void finish(const float (&o)[kD / 2], const Item& item, int query) {
     state.finish();
-    if (item.splits == 1) return store_rows<T>(output, o, state, offset, used);
-    store_partial(params.scratch, params.plan, item, o, state, scale, row, used);
-    if (arrives_last(params.scratch, params.plan, item, half, 4 + half, 128, shared.flags + half)) {
-      const int stop = min_of(item.rows * params.plan.pack, 64 * half + 64);
-      merge_rows(params.scratch, params.plan, item.slot, item.splits, output,
-                 64 * half + threadIdx.x / 32 % 4, stop);
+    if (item.splits == 1) {
+      store_rows(o, item, query);
+    } else {
+      const bool used[2] = {relative[0] < item.rows, relative[1] < item.rows};
+      store_partial(params.scratch, params.plan, item, o, state, scale, row, used);
+      if (arrives_last(params.scratch, params.plan, item, strip, 1 + strip, 128,
+                       shared.flags + strip)) {
+        T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
+        const int stop = min_of(item.rows * params.plan.pack, 64 * strip + 64);
+        merge_rows(params.scratch, params.plan, item.slot, item.splits, output,
+                   64 * strip + threadIdx.x / 32 % 4, stop);
+      }
     }
   }
 
@@ -403,7 +437,6 @@ struct Consumer {
     float o[kD / 2], s_small[Tile::kSmall / 2];
     uint32_t p[Tile::kKeys / 4], p_small[Tile::kSmall / 4];
     int taken = 0, k = 0;
-    if (half == 1) named_barrier_arrive(1, 256);  // warpgroup 0 has the first turn
     const Item* item = &open_item(taken);
     if (item->rows > 0) {
       k = slots.index;
@@ -411,13 +444,13 @@ struct Consumer {
       slots.advance();
       wgmma_fence();
       issue_scores<Tile::kSmall>(
-          s_small, shared.query(queries.index) + 64 * half * Tile::kSwizzle, shared.slot(k));
+          s_small, shared.query(queries.index) + 64 * strip * Tile::kSwizzle, shared.slot(k));
       wgmma_wait<0>();
     }
     while (item->rows > 0) {
       const KeyTiles<kD> tiles(*item);
       const int query = queries.index;
-      const bool both = item->rows * params.plan.pack > 64, active = half == 0 || both;
+      const bool active = item->rows * params.plan.pack > 64 * strip;
       queries.advance();
       pin(s_small);
       release(shared.empty(k));
@@ -425,13 +458,12 @@ struct Consumer {
       weigh_small(s_small, *item, tiles.edge(*item));
       pack_weights<T>(p_small, s_small);
       if (active) {
-        step<true>(o, p, p_small, *item, tiles, 0, query, both);
+        step<true>(o, p, p_small, *item, tiles, 0, query);
         for (int t = 1; t < tiles.count; ++t) {
-          step<false>(o, p, p_small, *item, tiles, t, query, both);
+          step<false>(o, p, p_small, *item, tiles, t, query);
         }
       } else {
         for (int t = 0; t < 2 * tiles.count; ++t) skip_slot();
-        release(shared.query_empty(query));
       }
       const Item* next = &open_item(++taken);
       k = slots.index;
@@ -443,16 +475,15 @@ struct Consumer {
       mbarrier_wait(shared.full(v), slots.parity);
       slots.advance();
       clear_dead_tile(shared.slot(v), *item, tiles.first(*item, tiles.count - 1));
-      wait_turn(both);
-      wgmma_fence();
+        wgmma_fence();
       issue_scores<Tile::kSmall>(
-          s_small, shared.query(queries.index) + 64 * half * Tile::kSwizzle, shared.slot(k));
+          s_small, shared.query(queries.index) + 64 * strip * Tile::kSwizzle, shared.slot(k));
       issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
-      pass_turn(both);
-      wgmma_wait<0>();
+        wgmma_wait<0>();
       pin(o);
       release(shared.empty(v));
-      if (active) finish(o, *item);
+      if (active) finish(o, *item, query);
+      release(shared.query_empty(query));
       item = next;
     }
   }
@@ -467,20 +498,20 @@ __global__ void __launch_bounds__(Sm90Tile<kD>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::kSlots; ++i) {
       mbarrier_init(shared.full(i), 1);
-      mbarrier_init(shared.empty(i), 8);  // consumer warps
+      mbarrier_init(shared.empty(i), 4 * Tile::kStrips);  // consumer warps
     }
     for (int i = 0; i < Tile::kQueries; ++i) {
       mbarrier_init(shared.query_full(i), 1);
-      mbarrier_init(shared.query_empty(i), 8);
+      mbarrier_init(shared.query_empty(i), 4 * Tile::kStrips);
     }
     fence_barrier_init();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    registers_give<56>();
+    registers_give<Tile::kProducerRegisters>();
     if (threadIdx.x == 0) Producer<kD>(params, shared).run();
   } else {
-    registers_take<224>();
+    registers_take<Tile::kConsumerRegisters>();
     Consumer<T, kD>(params, shared).run();
   }
 }

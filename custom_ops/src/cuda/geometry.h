@@ -1,8 +1,8 @@
 // Which rows and keys each work item of the attention kernels covers (integer arithmetic only).
 //
-// The host knows sizes, not lengths: it makes a Plan with an upper bound on the items. A kernel
-// turns an item's number into rows and keys with the lengths it finds on the device, and passes
-// over the numbers that fall outside them.
+// The host knows sizes, not lengths: it makes a Plan with an upper bound on the items. The append
+// kernel, which runs first, lists them with the lengths it finds on the device; items that these
+// lengths leave empty have no rows and are passed over.
 //
 // A tile holds `positions` query positions times `pack` query heads that share one key/value head;
 // tile row r is position r / pack, head r % pack. The new rows of one batch row are cut into
@@ -76,9 +76,9 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
   return r;
 }
 
-// Keys of one tile: the sinks first_valid .. first_valid + sinks (all below `low`), and the range
+// One tile of rows and its keys: the sinks first_valid .. first_valid + sinks (all below `low`), and the range
 // low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
-struct Item {
+struct alignas(16) Item {
   int b, group, kv_head;
   int row, rows;  // first new row, number of positions
   int position;   // position of the first row
@@ -111,8 +111,7 @@ TM_HOST_DEVICE void set_window(Item& item, const Plan& plan) {
   item.sinks = max_of(0, min_of(plan.sink, item.low - item.first_valid));
 }
 
-// `key_tile * k + remainder` keys per share, so that a share is whole key tiles of its kernel.
-TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile, int key_tile, int remainder) {
+TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile) {
   const int keys = max_of(0, item.high - item.low);
   const int share =
       max_of(1, ceil_div(ceil_div(keys, plan.splits) - remainder, key_tile)) * key_tile + remainder;
@@ -125,8 +124,7 @@ TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile, int key_ti
 }
 
 // Fills `item` for work item `number`; false if these lengths leave it empty.
-TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengths, int number,
-                              int key_tile, int remainder) {
+TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengths, int number) {
   const bool is_split = number < plan.split_items;
   int rest = is_split ? number : number - plan.split_items;
   item.group = rest % plan.groups;
@@ -142,7 +140,7 @@ TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengt
     if (row >= range.rows) return false;
     set_rows(item, range, plan, row, range.rows);
     item.split = split;
-    return set_split(item, plan, tile, key_tile, remainder);
+    return set_split(item, plan, tile);
   }
   tile = plan.row_tiles - 1 - tile;  // the longest dense rows first
   const int streaming_tiles = ceil_div(range.dense, plan.positions);

@@ -17,6 +17,10 @@ struct Device {
 // Facts of the current device; null on success, else an error text.
 const char* query_device(Device* device);
 
+// Tiles of the Hopper kernel: three warpgroups of 64 rows where the registers allow it.
+constexpr int sm90_tile_rows(int head_size) { return head_size > 128 ? 128 : 192; }
+constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 80; }
+
 enum class Kernel { kSm90, kSm80, kFloat32 };
 
 // The kernel that runs this problem, and its tiles. Sizes only: a captured graph stays right.

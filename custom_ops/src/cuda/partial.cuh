@@ -14,11 +14,12 @@ namespace trianglemix {
 struct Scratch {
   int* next_item;   // the persistent kernel's work counter
   int* arrivals;    // [split tiles, parts]: shares of a tile that have been stored
+  Item* items;      // [plan.items]
   float2* weights;  // [split tiles, splits, tile_rows]: peak (base 2 exponent) and sum
   float* sums;      // [split tiles, splits, tile_rows, Dv]
 };
 
-constexpr int kTileParts = 2;  // row halves of a tile that count their arrivals separately
+constexpr int kTileParts = 3;  // strips of 64 rows of a tile count their arrivals separately
 
 // Element offsets in the output [B, S, H * Dv]: of an item's first row, and of a tile row from there.
 __device__ __forceinline__ int64_t item_offset(const Plan& plan, const Item& item) {
@@ -57,60 +58,67 @@ __device__ __forceinline__ bool arrives_last(const Scratch& scratch, const Plan&
   return last;
 }
 
-// Adds up kRows rows of one warp at a time, so that their reads are under way together.
-template <typename T, int kRows, int kColumns>
-__device__ __forceinline__ void merge_batch(const Scratch& scratch, const Plan& plan, int slot,
-                                            int splits, T* output, int first, int stop) {
-  const int lane = threadIdx.x % 32, size = plan.value_head_size;
-  float factor[kRows], o[kRows][kColumns] = {};
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {  // lane k: what share k of the row counts for
-    const int64_t index = (static_cast<int64_t>(slot) + lane) * plan.tile_rows + first + 4 * r;
-    const bool exists = lane < splits && first + 4 * r < stop;
-    const float2 weight = exists ? __ldcg(scratch.weights + index) : float2{kNoMax, 0.0f};
-    float peak = weight.x;
-    for (int k = 16; k; k /= 2) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, k));
-    factor[r] = exp2_approx(weight.x - peak);
-    float sum = weight.y * factor[r];
-    for (int k = 16; k; k /= 2) sum += __shfl_xor_sync(0xffffffff, sum, k);
-    factor[r] = sum > 0.0f ? factor[r] / sum : 0.0f;
-  }
-#pragma unroll 2
-  for (int k = 0; k < splits; ++k) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const float weight = __shfl_sync(0xffffffff, factor[r], k);
-      const int64_t index = (static_cast<int64_t>(slot) + k) * plan.tile_rows + first + 4 * r;
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        if (first + 4 * r < stop && lane + 32 * c < size) {
-          o[r][c] += __ldcg(scratch.sums + index * size + lane + 32 * c) * weight;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    if (first + 4 * r >= stop) break;
-    T* target = output + tile_row_offset(plan, first + 4 * r);
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      if (lane + 32 * c < size) target[lane + 32 * c] = from_float<T>(o[r][c]);
-    }
-  }
+// What share `lane` of a row counts for in the row's result.
+__device__ __forceinline__ float share_factor(const float2* weights, int64_t stride, int splits) {
+  const int lane = threadIdx.x % 32;
+  const float2 weight = lane < splits ? __ldcg(weights + lane * stride) : float2{kNoMax, 0.0f};
+  float peak = weight.x;
+  for (int k = 16; k; k /= 2) peak = fmaxf(peak, __shfl_xor_sync(0xffffffff, peak, k));
+  const float factor = exp2_approx(weight.x - peak);
+  float sum = weight.y * factor;
+  for (int k = 16; k; k /= 2) sum += __shfl_xor_sync(0xffffffff, sum, k);
+  return sum > 0.0f ? factor / sum : 0.0f;
 }
 
-// Adds up tile rows `first`, `first + 4`, ... below `stop` (one of four warps). splits <= 32.
+// Adds up tile rows `first`, `first + 4`, ... below `stop` (one of four warps); splits <= 32. A lane
+// adds four columns of kRows rows at a time, whose reads are under way together.
 template <typename T>
 __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan, int slot,
                                         int splits, T* output, int first, int stop) {
-  if (plan.value_head_size <= 128) {
-    for (; first < stop; first += 16) {
-      merge_batch<T, 4, 4>(scratch, plan, slot, splits, output, first, stop);
+  constexpr int kRows = 4, kTogether = 2;
+  const int lane = threadIdx.x % 32, size = plan.value_head_size;
+  const int64_t stride = static_cast<int64_t>(plan.tile_rows) * size;
+  for (; first < stop; first += 4 * kRows) {
+    int row[kRows];
+    float factor[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      row[r] = min_of(first + 4 * r, stop - 1);  // the last row again, rather than a branch
+      factor[r] = share_factor(scratch.weights + static_cast<int64_t>(slot) * plan.tile_rows + row[r],
+                               plan.tile_rows, splits);
     }
-  } else {
-    for (; first < stop; first += 8) {
-      merge_batch<T, 2, 8>(scratch, plan, slot, splits, output, first, stop);
+    for (int left = 0; left < size; left += 128) {
+      const int column = min_of(left + 4 * lane, size - 4);
+      const float* source = scratch.sums + slot * stride + column;
+      float4 o[kRows] = {};
+      for (int k = 0; k < splits; k += kTogether) {
+        float4 x[kTogether][kRows];
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          const float* share = source + min_of(k + u, splits - 1) * stride;
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            x[u][r] = __ldcg(reinterpret_cast<const float4*>(share + row[r] * size));
+          }
+        }
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            const float weight = __shfl_sync(0xffffffff, factor[r], min_of(k + u, 31));
+            if (k + u >= splits) continue;
+            o[r].x += x[u][r].x * weight, o[r].y += x[u][r].y * weight;
+            o[r].z += x[u][r].z * weight, o[r].w += x[u][r].w * weight;
+          }
+        }
+      }
+      if (left + 4 * lane >= size) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        T* target = output + tile_row_offset(plan, row[r]) + column;
+        target[0] = from_float<T>(o[r].x), target[1] = from_float<T>(o[r].y);
+        target[2] = from_float<T>(o[r].z), target[3] = from_float<T>(o[r].w);
+      }
     }
   }
 }

@@ -24,6 +24,21 @@ int heads_of_tile(int heads_per_key_head, int tile_rows) {
   return 1;
 }
 
+struct TileSize {
+  int rows, keys, rest;
+};
+
+TileSize tile_size(Kernel kernel, int head_size) {
+  switch (kernel) {
+    case Kernel::kSm90: {
+      const int keys = sm90_key_tile(head_size);
+      return {sm90_tile_rows(head_size), keys, keys};
+    }
+    case Kernel::kSm80: return {64, 64, 0};
+    default: return {32, 32, 0};
+  }
+}
+
 // How many rows are split over keys, and into how many shares. A dense tail always is; all rows are
 // where whole tiles would leave multiprocessors idle (decode, short chunks on a long cache).
 void plan_split(Plan& plan, const Device& device) {
@@ -48,14 +63,14 @@ constexpr size_t kAlign = 256;
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 struct ScratchLayout {
-  size_t counters, weights, sums;
+  size_t counters, items, weights, sums;
 };
 
 ScratchLayout layout_of(const Plan& plan) {
   const size_t tiles = static_cast<size_t>(plan.batch) * plan.groups * plan.split_tiles;
   const size_t rows = plan.splits > 1 ? tiles * plan.splits * plan.tile_rows : 0;
-  return {aligned((1 + tiles * kTileParts) * sizeof(int)), aligned(rows * sizeof(float2)),
-          aligned(rows * plan.value_head_size * sizeof(float))};
+  return {aligned((1 + tiles * kTileParts) * sizeof(int)), aligned(plan.items * sizeof(Item)),
+          aligned(rows * sizeof(float2)), aligned(rows * plan.value_head_size * sizeof(float))};
 }
 
 }  // namespace
@@ -96,7 +111,10 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
   plan.kv_heads = static_cast<int>(problem.kv_num_heads);
   plan.head_size = static_cast<int>(problem.head_size);
   plan.value_head_size = static_cast<int>(problem.value_head_size);
-  plan.tile_rows = kernel == Kernel::kSm90 ? 128 : (kernel == Kernel::kSm80 ? 64 : 32);
+  const TileSize tile = tile_size(kernel, plan.head_size);
+  plan.tile_rows = tile.rows;
+  plan.key_tile = tile.keys;
+  plan.key_rest = tile.rest;
   plan.pack = heads_of_tile(plan.heads / plan.kv_heads, plan.tile_rows);
   plan.positions = plan.tile_rows / plan.pack;
   plan.groups = plan.heads / plan.pack;
@@ -112,15 +130,18 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
 
 size_t scratch_bytes(const Plan& plan) {
   const ScratchLayout layout = layout_of(plan);
-  return layout.counters + layout.weights + layout.sums;
+  return layout.counters + layout.items + layout.weights + layout.sums;
 }
 
 Scratch scratch_at(const Plan& plan, void* workspace) {
   const ScratchLayout layout = layout_of(plan);
   char* base = static_cast<char*>(workspace);
   int* counters = reinterpret_cast<int*>(base);
-  return {counters, counters + 1, reinterpret_cast<float2*>(base + layout.counters),
-          reinterpret_cast<float*>(base + layout.counters + layout.weights)};
+  base += layout.counters;
+  Item* items = reinterpret_cast<Item*>(base);
+  base += layout.items;
+  return {counters, counters + 1, items, reinterpret_cast<float2*>(base),
+          reinterpret_cast<float*>(base + layout.weights)};
 }
 
 }  // namespace trianglemix
