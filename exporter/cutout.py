@@ -80,14 +80,14 @@ def _needed_nodes(
         for value in node.inputs:
             if value is None or value in edges:
                 continue
-            if is_op(node, "Shape", "Size") and _depends_on_weights(value, edges):
+            if is_op(node, "Shape", "Size") and depends_on_weights(value, edges):
                 shape_only.add(value)
             else:
                 pending.append(value)
     return nodes, shape_only
 
 
-def _depends_on_weights(value: ir.Value, edges: set[ir.Value]) -> bool:
+def depends_on_weights(value: ir.Value, edges: set[ir.Value]) -> bool:
     """Whether a float matrix takes part in the value's content, boundary values left aside."""
     pending, seen = [value], set()
     while pending:

@@ -82,10 +82,11 @@ def _choose(request: LayerRequest, plan: Plan | None, count: int, windowed: set[
     if plan is not None:
         layers = plan.triangle_layers or plan.layers_by_importance
         return _Choice(frozenset(layers), _plan_origin(request, plan))
-    deepest = max(1, count // _DEFAULT_SHARE)
+    usable = [layer for layer in range(count) if layer not in windowed] or list(range(count))
+    deepest = max(1, len(usable) // _DEFAULT_SHARE)
     return _Choice(
-        frozenset(range(count - deepest, count)),
-        f"default: the deepest quarter ({deepest} of {count} layers)",
+        frozenset(usable[-deepest:]),
+        f"default: the deepest quarter ({deepest} of {len(usable)} layers that can be chosen)",
         "no plan fits this model, so the deepest quarter of its layers was taken; which layers "
         "can be triangle layers is a property of the model: trianglemix-analyze finds out",
     )

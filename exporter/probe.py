@@ -6,7 +6,7 @@ Nothing here reads a weight: queries, keys and values are random. The measured s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -118,31 +118,45 @@ def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:
     return np.dtype(dtype.numpy())
 
 
-def measure_mask(
-    context: MatchContext, scores: ir.Value, weights: ir.Value, num_heads: int, has_past: bool
-) -> MaskClass:
-    """Mask class of the piece from scores `[B, H, S, T]` to softmax weights, at equal scores.
+ShapesOf = Callable[[CallSizes], dict[ir.Value, tuple[int, ...]]]
+"""Shapes of a site's boundary values in a call."""
 
+
+def measure_mask(
+    context: MatchContext, weights: ir.Value, shapes_of: ShapesOf, has_past: bool
+) -> MaskClass:
+    """Mask class of the piece that makes softmax weights `[B, H, S, T]`, at equal scores.
+
+    `shapes_of` gives the shapes of the values at which the piece begins, the scores among them.
     The past is made longer than any constant of the mask, so that a window shows.
 
     Raises:
         CutError: neither causal nor causal with a sliding window, or it does not run.
     """
-    cut = cut_out(context.graph, [scores], [weights])
+    cut = cut_out(context.graph, list(shapes_of(calls_for(has_past)[0])), [weights])
     longest = max([24, *cut.integer_constants()]) + 5
     sizes = CallSizes(2, 3, longest, pads=2) if has_past else CallSizes(2, longest, 0, pads=2)
     if not has_past and longest > 4096:
         raise CutError(
             f"a constant {longest - 5} in its mask is too long to measure without a cache"
         )
-    equal = np.zeros((sizes.batch, num_heads, sizes.length, sizes.total), np.float32)
-    inputs = ProbeInputs(context)
-    (result,) = run_cut(cut, inputs.feeds(cut, sizes, {scores: equal}))
-    visible = np.broadcast_to(np.greater(result, 0), equal.shape)
-    return _classify(visible, sizes)
+    equal = {
+        value: np.zeros(shape, np.float32)
+        for value, shape in shapes_of(sizes).items()
+        if value in cut.inputs
+    }
+    (result,) = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, equal))
+    if result.ndim != 4 or result.shape[-2:] != (sizes.length, sizes.total):
+        raise CutError(f"its weights have the shape {result.shape}, not [B, H, S, T]")
+    return classify_mask(np.greater(result, 0), sizes)
 
 
-def _classify(visible: NDArray[np.bool_], sizes: CallSizes) -> MaskClass:
+def classify_mask(visible: NDArray[np.bool_], sizes: CallSizes) -> MaskClass:
+    """Class of `visible`, which broadcasts to `[B, H, S, T]`.
+
+    Raises:
+        CutError: neither causal nor causal with a sliding window.
+    """
     i = np.arange(sizes.past, sizes.total)[:, None]
     j = np.arange(sizes.total)[None, :]
     first = sizes.first_valid()[:, None, None]

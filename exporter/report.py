@@ -123,7 +123,7 @@ def print_report(report: ExportReport, console: Console) -> None:
     """The table, the prediction, notes and warnings."""
     table = Table(title=f"{report.source} → {report.target}", title_justify="left")
     for name in ("layer", "found as", "heads", "head size", "scale", "mask", "action", "runs as"):
-        table.add_column(name, justify="right" if name == "layer" else "left")
+        table.add_column(name, justify="right" if name == "layer" else "left", no_wrap=True)
     for row in report.layers:
         heads = f"{row.num_heads}" + (f"/{row.kv_num_heads}" if row.kv_num_heads else "")
         size = (

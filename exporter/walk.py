@@ -119,6 +119,9 @@ def _step_back(heads: Heads, content: Collection[ir.Value]) -> Heads | None:
     source = _before_flat_swap(value)
     if source is not None:
         return Heads(source, axes[:2] + axes[3] + axes[2], heads.factors)
+    source = _before_merge_and_split(value) if axes == "BTHD" else None
+    if source is not None:
+        return Heads(source, axes, heads.factors)
     source = _before_repeat(value, axes)
     if source is not None:
         return Heads(source, axes, heads.factors)
@@ -143,6 +146,14 @@ def _before_flat_swap(value: ir.Value) -> ir.Value | None:
         return None
     inner = producer_of(swap.inputs[0], "Reshape")
     return inner.inputs[0] if inner else None
+
+
+def _before_merge_and_split(value: ir.Value) -> ir.Value | None:
+    """`x` of `Reshape4(Reshape3(x))`, which merges the heads and takes them apart again."""
+    outer = producer_of(value, "Reshape")
+    inner = producer_of(outer.inputs[0], "Reshape") if outer else None
+    merges = inner is not None and small_constant(inner.inputs[1]) is not None
+    return inner.inputs[0] if inner is not None and merges else None
 
 
 def _before_repeat(value: ir.Value, axes: str) -> ir.Value | None:
@@ -184,14 +195,24 @@ def _before_append(heads: Heads) -> Heads | None:
 
 
 def layout_chain(value: ir.Value) -> list[ir.Value]:
-    """The value and what reshapes and transposes make of it, as long as nothing else reads it."""
+    """The value and what only moves its numbers, as long as nothing else reads it."""
     chain = [value]
     while True:
         readers = [node for node in chain[-1].consumers() if not is_op(node, "Shape", "Size")]
         if len(readers) != 1 or chain[-1].is_graph_output():
             return chain
-        if not is_op(readers[0], "Reshape", "Transpose", *_SILENT):
-            return chain
-        if readers[0].inputs[0] is not chain[-1]:
+        if not _moves(readers[0], chain[-1]) and not _zeroes_rows(readers[0], chain[-1]):
             return chain
         chain.append(readers[0].outputs[0])
+
+
+def _moves(node: ir.Node, value: ir.Value) -> bool:
+    return is_op(node, "Reshape", "Transpose", *_SILENT) and node.inputs[0] is value
+
+
+def _zeroes_rows(node: ir.Node, value: ir.Value) -> bool:
+    """`Where(c, 0, x)`: how some exporters treat a row that sees no key (the operator gives 0)."""
+    if not is_op(node, "Where") or node.inputs[2] is not value:
+        return False
+    zero = small_constant(node.inputs[1], limit=1)
+    return zero is not None and float(zero.reshape(())) == 0.0

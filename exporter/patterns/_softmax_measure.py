@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -47,9 +48,8 @@ def measure(walk: Walk, context: MatchContext) -> Measured:
         ConfigurationError: head sizes that the operator does not take.
     """
     shape = _head_shape(walk, context)
-    mask = measure_mask(
-        context, walk.scores, walk.softmax.outputs[0], shape.num_heads, walk.has_past
-    )
+    weights = walk.softmax.outputs[0]
+    mask = measure_mask(context, weights, partial(_boundary, walk, shape), walk.has_past)
     outputs = [*walk.outputs, *(factor.value for factor in walk.factors)]
     probe = _Probe(walk, context, shape, mask, cut_out(context.graph, walk.boundary, outputs))
     found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
@@ -87,14 +87,33 @@ def _static_sizes(heads: Heads) -> tuple[int, int]:
     raise CutError(f"the file does not say how many heads of which size {heads.value.name} has")
 
 
-def _random_heads(heads: Heads, inputs: ProbeInputs, sizes: CallSizes) -> dict[ir.Value, Array]:
-    """New tokens and past of keys, or of values."""
+def _boundary(
+    walk: Walk, shape: AttentionShape, sizes: CallSizes
+) -> dict[ir.Value, tuple[int, ...]]:
+    """Shapes of scores, queries, and keys and values as new tokens and past."""
+    batch, heads, length = sizes.batch, shape.num_heads, sizes.length
+    return {
+        walk.scores: (batch, heads, length, sizes.total),
+        walk.query: (batch, heads, length, shape.head_size),
+        **_heads_shapes(walk.key, sizes),
+        **_heads_shapes(walk.value, sizes),
+    }
+
+
+def _heads_shapes(heads: Heads, sizes: CallSizes) -> dict[ir.Value, tuple[int, ...]]:
+    """Shapes of the new tokens and the past of keys, or of values."""
     count, size = _static_sizes(heads)
     by_axis = {"B": sizes.batch, "H": count, "T": sizes.length, "D": size}
-    given = {heads.value: inputs.normal(*(by_axis[axis] for axis in heads.axes))}
+    shapes = {heads.value: tuple(by_axis[axis] for axis in heads.axes)}
     if heads.past is not None:
-        given[heads.past] = inputs.normal(sizes.batch, count, sizes.past, size)
-    return given
+        shapes[heads.past] = (sizes.batch, count, sizes.past, size)
+    return shapes
+
+
+def _random_heads(heads: Heads, inputs: ProbeInputs, sizes: CallSizes) -> dict[ir.Value, Array]:
+    """New tokens and past of keys, or of values."""
+    shapes = _heads_shapes(heads, sizes)
+    return {value: inputs.normal(*shape) for value, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
