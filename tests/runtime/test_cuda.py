@@ -6,10 +6,11 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from tests.runtime.conftest import FolderMaker, prompt
-from tests.runtime.tiny_folder import TinyFolder
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.backends.ort_cache import SharedCache
+
+from tests.runtime.conftest import FolderMaker, prompt
+from tests.runtime.tiny_folder import TinyFolder
 
 pytestmark = [
     pytest.mark.gpu,
