@@ -80,20 +80,15 @@ def decomposed_attention(
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Attention in standard operators, keys and values repeated for their groups."""
     query = _heads(build, layer.query, SHAPE.num_heads)
-    present_key = build.op(
-        "Concat", layer.past_key, _heads(build, layer.key, SHAPE.kv_num_heads), axis=2
-    )
-    present_value = build.op(
-        "Concat", layer.past_value, _heads(build, layer.value, SHAPE.kv_num_heads), axis=2
-    )
-    keys = build.op("Transpose", _repeated(build, present_key), perm=[0, 1, 3, 2])
+    present_key = appended(build, layer.past_key, layer.key)
+    present_value = appended(build, layer.past_value, layer.value)
+    keys = build.op("Transpose", repeated(build, present_key), perm=[0, 1, 3, 2])
     scale = build.constant("scale", np.array(SHAPE.head_size**-0.5, np.float32))
     scores = build.op("Mul", build.op("MatMul", query, keys), scale)
-    masked = build.op("Add", scores, _causal_mask(build, layer))
+    masked = build.op("Add", scores, additive_mask(build, layer))
     weights = build.op("Softmax", masked, axis=-1)
-    result = build.op("MatMul", weights, _repeated(build, present_value))
-    rows = build.op("Transpose", result, perm=[0, 2, 1, 3])
-    return build.op("Reshape", rows, build.ints(0, 0, -1)), present_key, present_value
+    result = build.op("MatMul", weights, repeated(build, present_value))
+    return merged(build, result), present_key, present_value
 
 
 def group_query_attention(
@@ -145,7 +140,18 @@ def _heads(build: NodeBuilder, rows: ir.Value, count: int) -> ir.Value:
     return build.op("Transpose", split, perm=[0, 2, 1, 3])
 
 
-def _repeated(build: NodeBuilder, heads: ir.Value) -> ir.Value:
+def appended(build: NodeBuilder, past: ir.Value, rows: ir.Value) -> ir.Value:
+    """`[B, G, T, D]`: the past with the new tokens `[B, S, G*D]` after it."""
+    return build.op("Concat", past, _heads(build, rows, SHAPE.kv_num_heads), axis=2)
+
+
+def merged(build: NodeBuilder, heads: ir.Value) -> ir.Value:
+    """`[B, T, heads*D]` of `[B, heads, T, D]`."""
+    rows = build.op("Transpose", heads, perm=[0, 2, 1, 3])
+    return build.op("Reshape", rows, build.ints(0, 0, -1))
+
+
+def repeated(build: NodeBuilder, heads: ir.Value) -> ir.Value:
     """Each key/value head once for every query head of its group."""
     group = SHAPE.num_heads // SHAPE.kv_num_heads
     single = build.op("Unsqueeze", heads, build.ints(2))
@@ -153,7 +159,7 @@ def _repeated(build: NodeBuilder, heads: ir.Value) -> ir.Value:
     return build.op("Reshape", many, build.ints(0, SHAPE.num_heads, -1, SHAPE.head_size))
 
 
-def _causal_mask(build: NodeBuilder, layer: ExampleLayer) -> ir.Value:
+def additive_mask(build: NodeBuilder, layer: ExampleLayer) -> ir.Value:
     """`[B, 1, S, T]`: 0 where a row sees a key, else the least float."""
     total = build.dimension(layer.attention_mask, 1)
     length = build.dimension(layer.query, 1)

@@ -1,0 +1,196 @@
+"""Measures an attention that is one node: its mask, and whether its numbers are attention's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.lengths import NEVER_LAST
+from trianglemix.exporter.probe import (
+    TOLERANCE,
+    CallSizes,
+    ProbeInputs,
+    calls_for,
+    classify_mask,
+    measured_output_layout,
+    pattern_of,
+)
+from trianglemix.exporter.sites import Layout, MaskClass, MatchContext, Operand
+
+_MAX_UNCACHED: Final = 2048
+_UNIFORM: Final = 1e-3
+"""How far, relatively, equal scores may give unequal weights."""
+
+
+@dataclass(frozen=True)
+class NodeSite:
+    """An attention node as its inputs and attributes tell it; `key` and `value` are new tokens."""
+
+    anchor: ir.Node
+    shape: AttentionShape
+    scale: float
+    softcap: float
+    query: Operand
+    key: Operand
+    value: Operand
+    past: tuple[ir.Value, ir.Value] | None
+    present: tuple[ir.Value, ir.Value] | None
+
+    @property
+    def output(self) -> ir.Value:
+        return self.anchor.outputs[0]
+
+
+def measure_node(site: NodeSite, context: MatchContext) -> tuple[MaskClass, Layout]:
+    """Mask class of the node and layout of its output.
+
+    Raises:
+        CutError: it is not attention as the operator means it, or it does not run.
+    """
+    given = [site.query.value, site.key.value, site.value.value, *(site.past or ())]
+    inside = [x for x in site.present or () if x.producer() is site.anchor]
+    cut = cut_out(context.graph, given, [site.output, *inside])
+    probe = _Probe(site, context, cut)
+    mask = probe.mask()
+    layouts = {probe.compare(mask, sizes) for sizes in calls_for(site.past is not None)}
+    if len(layouts) > 1:
+        raise CutError("the layout of its output changes from call to call")
+    return mask, layouts.pop()
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Arrays `[B, heads, tokens, size]` for one call."""
+
+    query: Array
+    key: Array
+    value: Array
+    past_key: Array
+    past_value: Array
+
+
+class _Probe:
+    """The cut-out node and the values to run it on."""
+
+    def __init__(self, site: NodeSite, context: MatchContext, cut: CutOut) -> None:
+        self._site = site
+        self._inputs = ProbeInputs(context)
+        self._cut = cut
+
+    def mask(self) -> MaskClass:
+        """At equal scores a weight is 0 or the same for every key that a row sees.
+
+        Values that are one-hot in the token (a block of `Dv` tokens at a time) make the output
+        those weights, whatever the node's mask is made of.
+        """
+        has_past = self._site.past is not None
+        longest = max([24, *self._cut.integer_constants()]) + 5
+        sizes = CallSizes(2, 3, longest, pads=2) if has_past else CallSizes(2, longest, 0, pads=2)
+        if not has_past and longest > _MAX_UNCACHED:
+            raise CutError(f"constant {longest - 5} of its mask is too long to measure")
+        block = self._site.shape.value_head_size
+        parts = [self._weights(sizes, start) for start in range(0, sizes.total, block)]
+        weights = np.concatenate(parts, axis=-1)[..., : sizes.total]
+        visible = weights > 0
+        self._check_uniform(weights, visible)
+        return classify_mask(visible, sizes)
+
+    def compare(self, mask: MaskClass, sizes: CallSizes) -> Layout:
+        """The node's numbers against the reference's, on random heads; its presents too."""
+        heads = self._random(sizes)
+        output, *present = self._run(heads, sizes)
+        call = Call(
+            query=_rows(heads.query),
+            key=_rows(heads.key),
+            value=_rows(heads.value),
+            past_key=heads.past_key,
+            past_value=heads.past_value,
+            seqlens_k=np.full(sizes.batch, sizes.total - 1, np.int32),
+            total_sequence_length=sizes.total,
+            prompt_length=np.full(sizes.batch, NEVER_LAST, np.int32),
+            first_valid=sizes.first_valid(),
+        )
+        site = self._site
+        attention = Attention(site.shape, pattern_of(mask), site.scale, site.softcap)
+        _, layout = measured_output_layout([output], call, attention)
+        for ours, theirs in zip(triangle_attention(call, attention)[1:], present, strict=False):
+            if ours.shape != theirs.shape or np.abs(ours - theirs).max() > TOLERANCE:
+                raise CutError("its present is not its past with the new tokens appended")
+        return layout
+
+    def _weights(self, sizes: CallSizes, start: int) -> Array:
+        """`[B, H, S, Dv]`: weights of the keys `start` to `start + Dv`, at equal scores."""
+        heads = self._random(sizes)
+        shape = self._site.shape
+        hot = np.eye(sizes.total, shape.value_head_size, -start, np.float32)
+        values = np.broadcast_to(hot, (sizes.batch, shape.kv_num_heads, *hot.shape))
+        equal = _Heads(
+            np.zeros_like(heads.query),
+            np.zeros_like(heads.key),
+            np.ascontiguousarray(values[:, :, sizes.past :]),
+            np.zeros_like(heads.past_key),
+            np.ascontiguousarray(values[:, :, : sizes.past]),
+        )
+        output = self._run(equal, sizes)[0]
+        if output.ndim == 4:
+            return output
+        apart = output.reshape(sizes.batch, sizes.length, shape.num_heads, -1)
+        return apart.transpose(0, 2, 1, 3)
+
+    @staticmethod
+    def _check_uniform(weights: Array, visible: NDArray[np.bool_]) -> None:
+        count = visible.sum(axis=-1, keepdims=True)
+        error = np.where(visible, np.abs(weights * count - 1), 0.0).max()
+        if not error <= _UNIFORM:
+            raise CutError(
+                "its scores get more than a mask (an attention bias, or sinks in the softmax): "
+                f"equal scores give weights that differ by {error:.1e} of their mean"
+            )
+
+    def _random(self, sizes: CallSizes) -> _Heads:
+        shape, normal = self._site.shape, self._inputs.normal
+        kv = (sizes.batch, shape.kv_num_heads)
+        return _Heads(
+            normal(sizes.batch, shape.num_heads, sizes.length, shape.head_size),
+            normal(*kv, sizes.length, shape.head_size),
+            normal(*kv, sizes.length, shape.value_head_size),
+            normal(*kv, sizes.past, shape.head_size),
+            normal(*kv, sizes.past, shape.value_head_size),
+        )
+
+    def _run(self, heads: _Heads, sizes: CallSizes) -> Sequence[Array]:
+        site = self._site
+        given = {
+            site.query.value: _in_layout(heads.query, site.query.layout),
+            site.key.value: _in_layout(heads.key, site.key.layout),
+            site.value.value: _in_layout(heads.value, site.value.layout),
+        }
+        if site.past is not None:
+            given |= {site.past[0]: heads.past_key, site.past[1]: heads.past_value}
+        return run_cut(self._cut, self._inputs.feeds(self._cut, sizes, given))
+
+
+def scale_or_default(scale: float, head_size: int) -> float:
+    """A node's scale attribute; 0 stands for an absent one."""
+    default = head_size**-0.5
+    return default if scale == 0.0 or math.isclose(scale, default, rel_tol=1e-5) else scale
+
+
+def _rows(heads: Array) -> Array:
+    """`[B, S, heads*D]` of `[B, heads, S, D]`."""
+    return _in_layout(heads, Layout.FLAT)
+
+
+def _in_layout(heads: Array, layout: Layout) -> Array:
+    if layout is Layout.BHSD:
+        return heads
+    rows = heads.transpose(0, 2, 1, 3)
+    return rows if layout is Layout.BSHD else rows.reshape(*rows.shape[:2], -1)

@@ -1,0 +1,102 @@
+"""Reads keys and values of an attention node: their heads, and a cache appended before the node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.cutout import CutError
+from trianglemix.exporter.graph_roles import rank
+from trianglemix.exporter.sites import Layout, MatchContext, Operand
+from trianglemix.exporter.walk import Heads, producer_of, trace_heads
+
+
+@dataclass(frozen=True)
+class KeysAndValues:
+    """New tokens, and the cache that they are appended to outside the node (None without one)."""
+
+    key: Operand
+    value: Operand
+    past: tuple[ir.Value, ir.Value] | None
+    present: tuple[ir.Value, ir.Value] | None
+
+
+def find_appended(key: Operand, value: Operand, context: MatchContext) -> KeysAndValues:
+    """Walks back from a node's keys and values through repeats and reshapes to an append.
+
+    Raises:
+        CutError: keys and values do not come the same way, or are scaled on it.
+    """
+    found = [_trace(operand, context) for operand in (key, value)]
+    appended = [heads for heads in found if heads is not None and heads.past is not None]
+    if not appended:
+        return KeysAndValues(key, value, None, None)
+    if len(appended) == 1:
+        raise CutError("only one of keys and values is appended to a cache")
+    for heads in appended:
+        if heads.axes != "BHTD":
+            raise CutError(f"the axes of its cache are {heads.axes}, not BHTD")
+        if heads.factors:
+            raise CutError("its keys or values are scaled between the cache and the attention")
+    (past_key, joined_key), (past_value, joined_value) = (_cache(heads) for heads in appended)
+    return KeysAndValues(
+        Operand(appended[0].value, Layout.BHSD),
+        Operand(appended[1].value, Layout.BHSD),
+        (past_key, past_value),
+        (joined_key, joined_value),
+    )
+
+
+def _trace(operand: Operand, context: MatchContext) -> Heads | None:
+    if operand.layout is Layout.BHSD:
+        return trace_heads(operand.value, "BHTD", context.content)
+    merge = producer_of(operand.value, "Reshape")
+    apart = merge.inputs[0] if merge else None
+    if apart is None or (rank(apart) != 4 and producer_of(apart, "Transpose") is None):
+        return None
+    return trace_heads(apart, "BTHD", context.content)
+
+
+def _cache(heads: Heads) -> tuple[ir.Value, ir.Value]:
+    assert heads.past is not None
+    assert heads.joined is not None
+    return heads.past, heads.joined
+
+
+def head_shape(num_heads: int, kv_num_heads: int, cached: KeysAndValues) -> AttentionShape:
+    """Head layout; `kv_num_heads` 0 where only the cache or the new tokens can say it.
+
+    Raises:
+        ConfigurationError: the file does not say it, or sizes that the operator does not take.
+    """
+    kv_heads = _stated(cached, 0, 1) or kv_num_heads
+    sizes = [_stated(cached, index, 3) or _width(cached, index, kv_heads) for index in range(2)]
+    if not num_heads or not kv_heads or sizes[0] is None or sizes[1] is None:
+        raise ConfigurationError("the file does not say how many heads of which size it has")
+    return AttentionShape(num_heads, kv_heads, sizes[0], sizes[1])
+
+
+def static_size(value: ir.Value, axis: int) -> int | None:
+    """A dimension that the file states as a number."""
+    if value.shape is None or axis >= len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else None
+
+
+def _stated(cached: KeysAndValues, index: int, axis: int) -> int | None:
+    """A dimension of keys (0) or values (1) `[B, G, T, D]`, from the cache or the new tokens."""
+    operand = (cached.key, cached.value)[index]
+    size = None if cached.past is None else static_size(cached.past[index], axis)
+    if size is None and operand.layout is Layout.BHSD:
+        size = static_size(operand.value, axis)
+    return size
+
+
+def _width(cached: KeysAndValues, index: int, kv_heads: int) -> int | None:
+    """Head size of keys (0) or values (1) that come as `[B, S, G*D]`."""
+    operand = (cached.key, cached.value)[index]
+    width = static_size(operand.value, 2) if operand.layout is Layout.FLAT else None
+    return width // kv_heads if width and kv_heads and width % kv_heads == 0 else None
