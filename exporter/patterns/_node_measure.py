@@ -24,6 +24,7 @@ from trianglemix.exporter.probe import (
     pattern_of,
 )
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext, Operand
+from trianglemix.exporter.walk import layout_chain
 
 _MAX_UNCACHED: Final = 2048
 _UNIFORM: Final = 1e-3
@@ -44,26 +45,27 @@ class NodeSite:
     past: tuple[ir.Value, ir.Value] | None
     present: tuple[ir.Value, ir.Value] | None
 
-    @property
-    def output(self) -> ir.Value:
-        return self.anchor.outputs[0]
+    def outputs(self) -> list[ir.Value]:
+        """The result, and what only moves its numbers or zeroes rows that see no key."""
+        return layout_chain(self.anchor.outputs[0])
 
 
-def measure_node(site: NodeSite, context: MatchContext) -> tuple[MaskClass, Layout]:
-    """Mask class of the node and layout of its output.
+def measure_node(site: NodeSite, context: MatchContext) -> tuple[MaskClass, Operand]:
+    """Mask class of the node, and the last value that holds its result.
 
     Raises:
         CutError: it is not attention as the operator means it, or it does not run.
     """
     given = [site.query.value, site.key.value, site.value.value, *(site.past or ())]
     inside = [x for x in site.present or () if x.producer() is site.anchor]
-    cut = cut_out(context.graph, given, [site.output, *inside])
-    probe = _Probe(site, context, cut)
+    outputs = site.outputs()
+    probe = _Probe(site, context, cut_out(context.graph, given, [*outputs, *inside]))
     mask = probe.mask()
-    layouts = {probe.compare(mask, sizes) for sizes in calls_for(site.past is not None)}
-    if len(layouts) > 1:
+    found = {probe.compare(mask, sizes) for sizes in calls_for(site.past is not None)}
+    if len(found) > 1:
         raise CutError("the layout of its output changes from call to call")
-    return mask, layouts.pop()
+    index, layout = found.pop()
+    return mask, Operand(outputs[index], layout)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class _Probe:
 
     def __init__(self, site: NodeSite, context: MatchContext, cut: CutOut) -> None:
         self._site = site
+        self._count = len(site.outputs())
         self._inputs = ProbeInputs(context)
         self._cut = cut
 
@@ -103,10 +106,14 @@ class _Probe:
         self._check_uniform(weights, visible)
         return classify_mask(visible, sizes)
 
-    def compare(self, mask: MaskClass, sizes: CallSizes) -> Layout:
-        """The node's numbers against the reference's, on random heads; its presents too."""
+    def compare(self, mask: MaskClass, sizes: CallSizes) -> tuple[int, Layout]:
+        """The node's numbers against the reference's, on random heads; its presents too.
+
+        Returns which of the site's outputs holds the result, and its layout.
+        """
         heads = self._random(sizes)
-        output, *present = self._run(heads, sizes)
+        results = self._run(heads, sizes)
+        outputs, present = results[: self._count], results[self._count :]
         call = Call(
             query=_rows(heads.query),
             key=_rows(heads.key),
@@ -120,11 +127,11 @@ class _Probe:
         )
         site = self._site
         attention = Attention(site.shape, pattern_of(mask), site.scale, site.softcap)
-        _, layout = measured_output_layout([output], call, attention)
+        found = measured_output_layout(outputs, call, attention)
         for ours, theirs in zip(triangle_attention(call, attention)[1:], present, strict=False):
             if ours.shape != theirs.shape or np.abs(ours - theirs).max() > TOLERANCE:
                 raise CutError("its present is not its past with the new tokens appended")
-        return layout
+        return found
 
     def _weights(self, sizes: CallSizes, start: int) -> Array:
         """`[B, H, S, Dv]`: weights of the keys `start` to `start + Dv`, at equal scores."""

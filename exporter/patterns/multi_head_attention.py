@@ -69,7 +69,7 @@ class MultiHeadAttentionPattern:
             past=cached.past,
             present=cached.present,
         )
-        mask, layout = measure_node(site, context)
+        mask, output = measure_node(site, context)
         return AttentionSite(
             layer=-1,
             form=self.name,
@@ -83,7 +83,7 @@ class MultiHeadAttentionPattern:
             value=site.value,
             past=site.past,
             present=site.present,
-            output=Operand(site.output, layout),
+            output=output,
         )
 
 
