@@ -1,0 +1,118 @@
+"""A Hugging Face folder as a model to evaluate, dense or with triangle layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.evaluation.model import Answer, reset_peak_memory
+from trianglemix.runtime.memory import peak_resident_bytes
+from trianglemix.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HuggingFaceOptions:
+    """Device, float type and triangle layers (none = the model's own dense attention)."""
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    triangle_layers: Sequence[int] = ()
+    pattern: TrianglePattern = field(default_factory=TrianglePattern)
+
+
+class HuggingFaceModel:
+    """A causal language model of transformers, in PyTorch."""
+
+    def __init__(self, folder: Path, options: HuggingFaceOptions) -> None:
+        """Raises ConfigurationError when there is no tokenizer or the layers do not fit."""
+        from transformers import AutoModelForCausalLM
+
+        tokenizer = Tokenizer.from_folder(folder)
+        if tokenizer is None:
+            raise ConfigurationError(f"{folder} has no tokenizer.json, which the tasks need")
+        self._counted = reset_peak_memory()
+        self._tokenizer = tokenizer
+        self._options = options
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype)
+        self._model.to(options.device).eval()
+        if options.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self.use_layers(options.triangle_layers)
+
+    def use_layers(self, layers: Sequence[int]) -> None:
+        """Makes these the triangle layers (none = the model's own dense attention)."""
+        from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
+
+        self._layers = tuple(layers)
+        if layers:
+            patch(self._model, TriangleMixConfig.from_pattern(self._options.pattern, layers))
+        elif getattr(self._model.config, "trianglemix", None) is not None:
+            unpatch(self._model)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        return int(self._model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Kind, layers, pattern, device and float type."""
+        return {
+            "kind": "PyTorch",
+            "triangle_layers": list(self._layers),
+            "layers": self.num_layers,
+            "pattern": asdict(self._options.pattern) if self._layers else None,
+            "device": self._options.device,
+            "dtype": str(self._model.dtype),
+        }
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer."""
+        return self._tokenizer
+
+    def answer(self, ids: tuple[int, ...], max_new_tokens: int) -> Answer:
+        """Greedy, one prompt; the first token's logits are the only ones of the prefill."""
+        import torch
+        from trianglemix.pytorch import prompt_length
+
+        started = time.perf_counter()
+        new: list[int] = []
+        stops = self._stop_ids()
+        with torch.inference_mode(), prompt_length(len(ids)):
+            token, cache = self._step(torch.tensor([ids]), None)
+            ttft = time.perf_counter() - started
+            while token not in stops:
+                new.append(token)
+                if len(new) == max_new_tokens:
+                    break
+                token, cache = self._step(torch.tensor([[token]]), cache)
+        return Answer(self._tokenizer.decode(new), len(ids), ttft)
+
+    def _step(self, ids: Tensor, cache: Any) -> tuple[int, Any]:
+        output = self._model(
+            ids.to(self._model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return int(output.logits[0, -1].argmax()), output.past_key_values
+
+    def _stop_ids(self) -> frozenset[int]:
+        stop = self._model.generation_config.eos_token_id
+        return frozenset([stop] if isinstance(stop, int) else stop or ())
+
+    def peak_memory_mb(self) -> float | None:
+        """Peak memory since loading: the GPU's on CUDA, else the process's resident set."""
+        if self._options.device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.max_memory_allocated() / 2**20
+        return peak_resident_bytes() / 2**20 if self._counted else None
