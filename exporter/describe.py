@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.layers import LayerChoice
-from trianglemix.exporter.lengths import NO_LEFT_PADDING_NAME, PROMPT_LENGTH
+from trianglemix.exporter.lengths import PROMPT_LENGTH, is_no_left_padding
 from trianglemix.exporter.model_io import MODEL_FILE
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.sites import AttentionSite
@@ -70,9 +70,7 @@ def has_last_token_logits(roles: GraphRoles) -> bool:
 
 def takes_left_padding(model: ir.Model, roles: GraphRoles, target: Target, *, dense: bool) -> bool:
     """Whether every layer knows where a row begins, and positions come from outside."""
-    unpadded = any(
-        value.name == NO_LEFT_PADDING_NAME for node in model.graph for value in node.outputs
-    )
+    unpadded = any(is_no_left_padding(value) for node in model.graph for value in node.outputs)
     return target.left_padding and not dense and not unpadded and roles.position_ids is not None
 
 

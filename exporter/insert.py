@@ -14,9 +14,9 @@ from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.lengths import (
-    NEVER_LAST_NAME,
     Lengths,
     add_prompt_length_input,
+    is_never_last,
     lengths_from_mask,
     lengths_from_node,
     never_last,
@@ -160,7 +160,7 @@ def is_triangle_attention(node: ir.Node) -> bool:
 def is_triangle(node: ir.Node) -> bool:
     """Whether a TriangleAttention node drops keys that its source keeps."""
     window = node.attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
-    return window != contract.DENSE_WINDOW and needed_input(node, 7).name != NEVER_LAST_NAME
+    return window != contract.DENSE_WINDOW and not is_never_last(needed_input(node, 7))
 
 
 def layer_of(node: ir.Node) -> int | None:

@@ -110,8 +110,15 @@ class NodeBuilder:
             return self.op(op_type, value, self.ints(axis), keepdims=0)
         return self.op(op_type, value, axes=[axis], keepdims=0)
 
+    def rename(self, value: ir.Value, name: str) -> ir.Value:
+        """Gives a new value a name that says what it is, with a number where it is taken."""
+        value.name = self._first_free(f"{PREFIX}/{name}")
+        return value
+
     def _unique(self, op_type: str) -> str:
-        base = f"{self._scope}/{op_type}"
+        return self._first_free(f"{self._scope}/{op_type}")
+
+    def _first_free(self, base: str) -> str:
         candidates = (base if n == 0 else f"{base}_{n}" for n in count())
         name = next(name for name in candidates if name not in self._taken)
         self._taken.add(name)

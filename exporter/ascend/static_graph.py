@@ -20,7 +20,7 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.last_token import find_head
-from trianglemix.exporter.lengths import NEVER_LAST_NAME, PROMPT_LENGTH
+from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
 from trianglemix.exporter.shared_cache import FreeCacheLengthPass
 from trianglemix.exporter.walk import is_op, needed_input
 
@@ -226,7 +226,7 @@ def _geometry(node: ir.Node) -> LayerGeometry:
         attributes.get_float(contract.ATTR_SCALE, 0.0),
         attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
     )
-    return LayerGeometry(attention, dtype, needed_input(node, 7).name == NEVER_LAST_NAME)
+    return LayerGeometry(attention, dtype, is_never_last(needed_input(node, 7)))
 
 
 def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.lengths import NEVER_LAST_NAME, PROMPT_LENGTH
+from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.sites import (
@@ -86,7 +86,7 @@ def _own_window(node: ir.Node, exported: bool) -> int | None:
     bare = not attributes.get_int(contract.ATTR_SINK, 0) and (
         attributes.get_int(contract.ATTR_LAST, 1) == 1
     )
-    never_last = needed_input(node, 7).name == NEVER_LAST_NAME or not exported
+    never_last = is_never_last(needed_input(node, 7)) or not exported
     return window if window > 0 and bare and never_last else None
 
 

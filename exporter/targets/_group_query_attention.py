@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.insert import is_triangle, is_triangle_attention, replace_value
-from trianglemix.exporter.lengths import NO_LEFT_PADDING_NAME
+from trianglemix.exporter.lengths import is_no_left_padding
 from trianglemix.exporter.node_builder import PREFIX, AttributeValue, NodeBuilder
 from trianglemix.exporter.walk import needed_input
 
@@ -29,12 +29,9 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
         sites = [node for node in graph if is_triangle_attention(node) and not is_triangle(node)]
         if not sites:
             return ir.passes.PassResult(model, False)
-        build = NodeBuilder(graph, "group_query_attention")
-        seqlens = build.op("Max", needed_input(sites[0], 5), build.int32(0))
-        bad_rows = _bad_rows(build, sites[0])
-        graph.insert_before(sites[0], build.nodes)
-        for layer, node in enumerate(sites):
-            self._lower(graph, node, seqlens, bad_rows if layer == len(sites) - 1 else None)
+        clamped: dict[ir.Value, ir.Value] = {}
+        for node in sites:
+            self._lower(graph, node, clamped, is_last=node is sites[-1])
         graph.opset_imports[_DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
@@ -46,19 +43,23 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
 
     @staticmethod
     def _lower(
-        graph: ir.Graph, node: ir.Node, seqlens: ir.Value, bad_rows: ir.Value | None
+        graph: ir.Graph, node: ir.Node, clamped: dict[ir.Value, ir.Value], *, is_last: bool
     ) -> None:
         scope = (node.name or "").removeprefix(f"{PREFIX}/").rpartition("/")[0]
         build = NodeBuilder(graph, scope)  # the layer's own
+        seqlens = needed_input(node, 5)
+        if seqlens not in clamped:
+            clamped[seqlens] = build.op("Max", seqlens, build.int32(0))
         lowered = build.node(
             "GroupQueryAttention",
-            [*node.inputs[:5], seqlens, node.inputs[6]],
+            [*node.inputs[:5], clamped[seqlens], node.inputs[6]],
             domain=_DOMAIN,
             attributes=_attributes(node),
             num_outputs=3,
         )
         output = lowered.outputs[0]
         output.type = node.outputs[0].type
+        bad_rows = _bad_rows(build, node) if is_last else None
         if bad_rows is not None:
             nan = build.constant("nan", np.array(np.nan, np.float32))
             output = build.op("Where", bad_rows, build.op("CastLike", nan, output), output)
@@ -91,7 +92,7 @@ def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
 def _bad_rows(build: NodeBuilder, node: ir.Node) -> ir.Value | None:
     """`[B, 1, 1]` bool: rows that GroupQueryAttention would get wrong; None where none can be."""
     seqlens, first_valid = needed_input(node, 5), needed_input(node, 8)
-    if first_valid.name == NO_LEFT_PADDING_NAME:
+    if is_no_left_padding(first_valid):
         return None
     padded = build.op("Greater", first_valid, build.int32(0))
     bad = build.op("Or", padded, build.op("Less", seqlens, build.int32(0)))

@@ -1,0 +1,70 @@
+"""The example decoder of the patterns in float64 NumPy, any layer with any pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.exporter.sites import Example
+
+Array = NDArray[Any]
+
+
+def example_logits(
+    example: Example,
+    ids: Array,
+    patterns: Mapping[int, TrianglePattern],
+    first_valid: Array | None = None,
+    *,
+    rotates: bool = False,
+) -> Array:
+    """`[B, N, vocabulary]` of a whole prompt in one call."""
+    weights = {
+        name.split("weight.", 1)[1]: value.const_value.numpy().astype(np.float64)
+        for name, value in example.model.graph.initializers.items()
+        if "weight." in name and value.const_value is not None
+    }
+    hidden = weights["embedding"][ids]
+    for layer in range(example.num_layers):
+        query, key, value = (hidden @ weights[f"{layer}.{part}"] for part in "qkv")
+        if rotates:
+            query = _rotated(query, example.shape.num_heads)
+            key = _rotated(key, example.shape.kv_num_heads)
+        attention = Attention(example.shape, patterns.get(layer, DENSE_PATTERN))
+        result = _attend(query, key, value, first_valid, attention)
+        hidden = hidden + result @ weights[f"{layer}.o"]
+    return hidden @ weights["head"]
+
+
+def _attend(
+    query: Array, key: Array, value: Array, first_valid: Array | None, attention: Attention
+) -> Array:
+    batch, length = query.shape[:2]
+    shape = attention.shape
+    call = Call(
+        query,
+        key,
+        value,
+        np.zeros((batch, shape.kv_num_heads, 0, shape.head_size)),
+        np.zeros((batch, shape.kv_num_heads, 0, shape.value_head_size)),
+        np.full(batch, length - 1, np.int32),
+        length,
+        first_valid=first_valid,
+    )
+    return triangle_attention(call, attention)[0]
+
+
+def _rotated(rows: Array, heads: int) -> Array:
+    """The rotation of the example: angles `position * 10**-(4 * i / (D / 2))`, halves apart."""
+    batch, length, width = rows.shape
+    x = rows.reshape(batch, length, heads, width // heads)
+    half = x.shape[-1] // 2
+    angle = np.arange(length)[:, None] * 10.0 ** -np.arange(0, 4, 4 / half)
+    cos, sin = np.cos(angle)[None, :, None], np.sin(angle)[None, :, None]
+    first, second = x[..., :half], x[..., half:]
+    turned = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(rows.shape)
