@@ -6,9 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from trianglemix.custom_ops.library import LIBRARY_NAME
 from trianglemix.runtime import TriangleSession
 
 from tests.runtime.conftest import FolderMaker
@@ -89,3 +91,21 @@ def test_interrupted_in_the_middle(make_folder: FolderMaker) -> None:
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert b"Traceback" not in errors
+
+
+def test_interrupted_inside_a_long_step(make_folder: FolderMaker, tmp_path: Path) -> None:
+    endless = make_folder(TinyFolder(context_length=None, position_ids=False))
+    file = tmp_path / "prompt.txt"
+    file.write_text("a" * 150_000)  # tens of seconds in its dense layer, all in native code
+    command = [*COMMAND, str(endless), "--prompt-file", str(file), "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while LIBRARY_NAME not in maps.read_text():  # the session is being opened
+            time.sleep(0.05)
+        time.sleep(2)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 3
+    assert process.returncode == 130
+    assert errors == b"\ninterrupted\n"
