@@ -137,7 +137,7 @@ def _trace(flat: FlatModel, arguments: tuple[Any, ...], layers: int, path: Path)
     axes |= {name: {0: batch, 2: past} for name in inputs[3:]}
     axes |= {name: {0: batch, 2: total} for name in outputs[1:]}
     register_symbolic(OPSET)
-    with _frozen_values_refused(), torch.no_grad():
+    with refuse_frozen_values(), torch.no_grad():
         torch.onnx.export(
             flat,
             arguments,
@@ -154,7 +154,7 @@ def _trace(flat: FlatModel, arguments: tuple[Any, ...], layers: int, path: Path)
 
 
 @contextlib.contextmanager
-def _frozen_values_refused() -> Iterator[None]:
+def refuse_frozen_values() -> Iterator[None]:
     """A trace that turns a tensor into a Python value would be wrong for every other input."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -162,6 +162,8 @@ def _frozen_values_refused() -> Iterator[None]:
     torch_code = str(Path(torch.__file__).parent)  # its own argument checks, not data flow
     for warning in caught:
         traced = warning.category.__name__ == "TracerWarning"
+        if str(warning.message).startswith("torch.tensor results are registered as constants"):
+            continue  # made of a Python constant: data in it would have warned by itself
         if traced and not warning.filename.startswith(torch_code):
             raise RefusedError(
                 f"the model's code decides by its input at {Path(warning.filename).name}:"
@@ -177,22 +179,16 @@ def _attach_weights(graph: ir.Graph, flat: FlatModel) -> None:
             continue
         graph.inputs.remove(value)
         weight = parameters[value.name].detach()
-        for node, index in list(value.uses()):
-            transposed = _transposition(node, weight)
-            if transposed is not None:
-                folded = _initializer(graph, f"{value.name}.transposed", transposed)
-                node.outputs[0].replace_all_uses_with(folded)
-                graph.remove(node, safe=True)
-                del index
+        for node, _ in list(value.uses()):
+            if node.op_type != "Transpose":
+                continue
+            order = node.attributes["perm"].as_ints()
+            name = ".".join([str(value.name), "transposed", *map(str, order)])
+            folded = _initializer(graph, name, weight.permute(*order))
+            node.outputs[0].replace_all_uses_with(folded)
+            graph.remove(node, safe=True)
         if value.uses():
             value.replace_all_uses_with(_initializer(graph, f"{value.name}.weight", weight))
-
-
-def _transposition(node: ir.Node, weight: torch.Tensor) -> torch.Tensor | None:
-    """The weight as a Transpose node would make it (a view), None for other nodes."""
-    if node.op_type != "Transpose":
-        return None
-    return weight.permute(*node.attributes["perm"].as_ints())
 
 
 def _initializer(graph: ir.Graph, name: str, weight: torch.Tensor) -> ir.Value:

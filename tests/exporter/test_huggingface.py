@@ -21,6 +21,7 @@ from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.torch_attention import classify_mask
+from trianglemix.exporter.torch_graph import refuse_frozen_values
 from trianglemix.exporter.torch_worker import export_model
 
 from tests.tiny_models import FOLDER_FAMILIES, tiny_folder
@@ -294,3 +295,14 @@ def test_masks_of_another_class_are_refused() -> None:
         classify_mask(mask_function=blockwise, local_size=None)
     with pytest.raises(RefusedError, match="window 4"):
         classify_mask(mask_function=blockwise, local_size=4)
+
+
+def test_values_that_tracing_would_freeze_are_refused() -> None:
+    def decides(x: torch.Tensor) -> torch.Tensor:
+        return x * (2 if x.sum() > 0 else 3)
+
+    with (
+        pytest.raises(RefusedError, match=r"decides by its input at test_huggingface\.py"),
+        refuse_frozen_values(),
+    ):
+        torch.jit.trace(decides, torch.ones(2))
