@@ -47,6 +47,7 @@ ROUTES: Final[dict[str, tuple[str, str]]] = {
     **dict.fromkeys(_TORCH_ROUTES, (_HERE, "torch_routes")),
     "onnx-exporter": (_HERE, "transformers_route"),
     "onnx-exporter-cpu": (_HERE, "transformers_route"),
+    "onnx-exporter-cuda": (_HERE, "transformers_route"),
     "onnx-exporter-dml": (_HERE, "transformers_route"),
 }
 """Route: the environment and the module of `tools.sources` that make it."""

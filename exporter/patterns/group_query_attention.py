@@ -9,6 +9,7 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -23,14 +24,14 @@ from trianglemix.exporter.walk import needed_input
 
 _DOMAIN: Final = "com.microsoft"
 _QUERY, _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _SEQLENS, _TOTAL, _COS, _SIN = range(9)
+_Q_NORM, _K_NORM = 14, 15
+_NORM_EPSILON: Final = 1e-6  # the attribute's default
 _NOT_CARRIED: Final = {
     9: "position_ids",
     10: "attention_bias",
     11: "head_sink",
     12: "k_scale",
     13: "v_scale",
-    14: "q_norm_weight",
-    15: "k_norm_weight",
 }
 _CARRIED_ATTRIBUTES: Final = frozenset(
     {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary",
@@ -70,6 +71,8 @@ class GroupQueryAttentionPattern:
         shape = _head_shape(node)
         build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         query, key, value = _projections(node, shape, build)
+        query = _normed(node, _Q_NORM, query, shape, build)
+        key = _normed(node, _K_NORM, key, shape, build)
         if _rotates(node):
             positions = _positions(needed_input(node, _SEQLENS), context, build)
             query = _rotated(node, query, shape.num_heads, positions, build)
@@ -159,6 +162,17 @@ def _projections(
     sizes = build.ints(shape.num_heads * shape.head_size, kv_width, kv_width)
     split = build.node("Split", [query, sizes], attributes={"axis": -1}, num_outputs=3)
     return split.outputs[0], split.outputs[1], split.outputs[2]
+
+
+def _normed(
+    node: ir.Node, index: int, rows: ir.Value, shape: AttentionShape, build: NodeBuilder
+) -> ir.Value:
+    """The per-head RMS norm that the node did inside, before it rotated."""
+    weight = node.inputs[index] if index < len(node.inputs) else None
+    if weight is None:
+        return rows
+    epsilon = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
+    return head_norm(build, rows, weight, shape.head_size, epsilon)
 
 
 def _positions(seqlens: ir.Value, context: MatchContext, build: NodeBuilder) -> ir.Value:

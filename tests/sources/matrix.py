@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -29,7 +30,11 @@ def run_cell(route: str, family: str) -> Cell:
     if (folder / REASON).is_file():
         reason = (folder / REASON).read_text(encoding="utf-8").splitlines()[0]
         return Cell(route, family, Status.NOT_MADE, reason)
-    return measure_cell(route, family, model_file(folder), SOURCES / "folder" / family)
+    try:
+        return measure_cell(route, family, model_file(folder), SOURCES / "folder" / family)
+    except Exception as error:  # a crash is as wrong as a wrong number
+        logging.exception("%s %s", route, family)
+        return Cell(route, family, Status.WRONG, f"crash: {type(error).__name__}: {error}")
 
 
 def model_file(folder: Path) -> Path:

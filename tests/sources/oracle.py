@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Triangle:
-    """The triangle layers and their pattern; `prompt_length` is `N` of the formula, for all rows."""
+    """The triangle layers and their pattern; `prompt_length` is `N` of the formula."""
 
     layers: frozenset[int]
     pattern: TrianglePattern

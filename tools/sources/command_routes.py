@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,14 @@ def make(route: str, folder: Path, target: Path) -> None:
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=offline, timeout=600)
     if done.returncode or not list(target.glob("*.onnx")):
-        words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise RuntimeError(words[-1] if words else f"exit code {done.returncode}, no words")
+        raise RuntimeError(_last_error(done.stdout + done.stderr) or f"exit code {done.returncode}")
+
+
+def _last_error(text: str) -> str | None:
+    """The line that names the exception, or else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or [None])[-1]
 
 
 if __name__ == "__main__":
