@@ -78,8 +78,8 @@ class OrtBackend:
     def open_cache(self, batch: int, slots: int) -> DeviceCache:
         """See `Backend.open_cache`.
 
-        The function body reads its past after its present may have been written, so that it never
-        gets one buffer for both.
+        The function body computes scores for every slot, used or not, and standard operators
+        promise nothing about one buffer for past and present: it gets neither spare slots nor one.
         """
         if self._manifest.shared_cache and self._kernel == "native":
             return SharedCache(self._session, self._manifest, self._provider, batch, slots)

@@ -14,6 +14,7 @@ from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.backends import ort as ort_backend
 from trianglemix.runtime.backends.ort import FALLBACK_SCORE_BYTES
+from trianglemix.runtime.backends.ort_cache import GrowingCache
 from trianglemix.runtime.errors import FallbackError, ProviderError
 
 from tests.runtime.conftest import FolderMaker, prompt
@@ -50,6 +51,7 @@ def test_fallback_gives_the_same_tokens(
     result = slow.generate(prompt(60), 10, prefill_chunk=16)
     assert (expected.kernel, result.kernel, slow.kernel) == ("native", "fallback", "fallback")
     assert result.ids == expected.ids
+    assert isinstance(slow.backend.open_cache(1, 64), GrowingCache)
 
 
 def test_a_library_that_does_not_load_is_a_missing_one(
