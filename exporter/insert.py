@@ -19,6 +19,7 @@ from trianglemix.exporter.lengths import (
     is_never_last,
     lengths_from_mask,
     lengths_from_node,
+    nan_where,
     never_last,
 )
 from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
@@ -79,6 +80,9 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         node = self._node(build, site, lengths)
         flat = node.outputs[0]
         flat.type, flat.shape = site.output.value.type, None
+        if site.lengths is None and site is self._sites[-1]:
+            impossible = build.op("Less", lengths.seqlens_k, build.int32(0))
+            flat = nan_where(build, impossible, flat)
         result = _in_layout(build, flat, site.output, site.shape)
         new_nodes = [*site.prologue, *build.nodes]
         old = site.output.value.producer()

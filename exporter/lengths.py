@@ -7,7 +7,8 @@ last `S` of `T`; that is what an exported decoder does, whatever the padding)::
     row_end       = index after the last 1    prompt_length = row_end, unless the caller says more
 
 A mask whose ones have a hole between them cannot be said by the operator: its row gets
-`seqlens_k = -2`, an impossible length that the CPU kernel refuses with a text.
+`seqlens_k = -2`, an impossible length that the CPU kernel refuses with a text; where the kernel
+does not look (CUDA, the function body), the last attention gives that row NaN.
 """
 
 from __future__ import annotations
@@ -118,6 +119,17 @@ def is_never_last(prompt_length: ir.Value) -> bool:
 def is_no_left_padding(first_valid: ir.Value) -> bool:
     """Whether a node's `first_valid` is 0 because its source knows no left padding."""
     return (first_valid.name or "").startswith(f"{PREFIX}/{_NO_LEFT_PADDING_NAME}")
+
+
+def nan_where(build: NodeBuilder, bad_rows: ir.Value, rows: ir.Value) -> ir.Value:
+    """`rows` `[B, S, width]` with NaN in the rows of the batch where `bad_rows` `[B]` is true.
+
+    It makes wrong input loud on devices whose kernels do not look at lengths.
+    """
+    nan = build.op("CastLike", build.constant("nan", np.array(np.nan, np.float32)), rows)
+    marked = build.op("Where", build.op("Unsqueeze", bad_rows, build.ints(1, 2)), nan, rows)
+    marked.type = rows.type
+    return marked
 
 
 def _told_or(build: NodeBuilder, told: ir.Value, otherwise: ir.Value) -> ir.Value:

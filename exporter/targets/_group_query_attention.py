@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.insert import is_triangle, is_triangle_attention, replace_value
-from trianglemix.exporter.lengths import is_no_left_padding
+from trianglemix.exporter.lengths import is_no_left_padding, nan_where
 from trianglemix.exporter.node_builder import PREFIX, AttributeValue, NodeBuilder
 from trianglemix.exporter.walk import needed_input
 
@@ -20,8 +19,8 @@ _DOMAIN: Final = "com.microsoft"
 class LowerDenseSitesPass(ir.passes.InPlacePass):
     """Every dense or windowed site becomes GroupQueryAttention; triangle sites stay.
 
-    GroupQueryAttention knows no left padding. A row that is padded on the left, or whose lengths
-    are impossible, therefore gets NaN from the last such site on: wrong input is never silent.
+    GroupQueryAttention knows no left padding. A row that is padded on the left therefore gets NaN
+    from the last such site on: wrong input is never silent.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -59,10 +58,10 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
         )
         output = lowered.outputs[0]
         output.type = node.outputs[0].type
-        bad_rows = _bad_rows(build, node) if is_last else None
-        if bad_rows is not None:
-            nan = build.constant("nan", np.array(np.nan, np.float32))
-            output = build.op("Where", bad_rows, build.op("CastLike", nan, output), output)
+        first_valid = needed_input(node, 8)
+        if is_last and not is_no_left_padding(first_valid):
+            padded = build.op("Greater", first_valid, build.int32(0))
+            output = nan_where(build, padded, output)
         graph.insert_before(node, build.nodes)
         for old, new in zip(node.outputs, [output, *lowered.outputs[1:]], strict=True):
             replace_value(old, new)
@@ -87,13 +86,3 @@ def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
     if window != contract.DENSE_WINDOW:
         attributes["local_window_size"] = window
     return attributes
-
-
-def _bad_rows(build: NodeBuilder, node: ir.Node) -> ir.Value | None:
-    """`[B, 1, 1]` bool: rows that GroupQueryAttention would get wrong; None where none can be."""
-    seqlens, first_valid = needed_input(node, 5), needed_input(node, 8)
-    if is_no_left_padding(first_valid):
-        return None
-    padded = build.op("Greater", first_valid, build.int32(0))
-    bad = build.op("Or", padded, build.op("Less", seqlens, build.int32(0)))
-    return build.op("Unsqueeze", bad, build.ints(1, 2))
