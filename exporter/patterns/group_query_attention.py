@@ -35,13 +35,12 @@ _NOT_CARRIED: Final = {
 }
 _CARRIED_ATTRIBUTES: Final = frozenset(
     {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary",
-     "rotary_interleaved", "qk_norm_epsilon"}
+     "rotary_interleaved", "qk_norm_epsilon", "sliding_window_cache"}
 )  # fmt: skip
 _NEUTRAL_ATTRIBUTES: Final[dict[str, tuple[int | str, ...]]] = {
     "smooth_softmax": (0, -1),
     "qk_output": (0,),
     "causal": (1,),
-    "sliding_window_cache": (0,),
     "kv_cache_bit_width": (0,),
     "k_quant_type": ("NONE",),
     "v_quant_type": ("NONE",),
@@ -111,6 +110,12 @@ def _trouble(node: ir.Node) -> str | None:
             return f"it has no input {name}"
     if len(node.outputs) < 3:
         return "it does not hand out its present key and value"
+    if node.attributes.get_int("sliding_window_cache", 0):
+        return (
+            "its cache is a ring of the size of its window (sliding_window_cache=1), which "
+            "TriangleAttention cannot read; build the model with full caches "
+            "(genai's builder: --extra_options windowed_kv_cache=false)"
+        )
     for name, attribute in node.attributes.items():
         if name in _CARRIED_ATTRIBUTES:
             continue

@@ -30,8 +30,9 @@ ROUTES: Final[dict[str, list[str]]] = {
     "optimum": [str(_BIN / "optimum-cli"), "export", "onnx", "--task",
                 "text-generation-with-past", "-m", "{folder}", "{target}"],
     "genai-fp32-cpu": _genai("fp32", "cpu"),
-    "genai-fp32-cpu-unpacked": _genai("fp32", "cpu", "disable_qkv_fusion=true"),
-    "genai-int4-cpu": _genai("int4", "cpu"),
+    "genai-fp32-cpu-unpacked": _genai("fp32", "cpu", "fuse_qkv=false", "windowed_kv_cache=false"),
+    # float32 activations: rounded to 8 bits, tiny differences jump by a hundredth of a logit
+    "genai-int4-cpu": _genai("int4", "cpu", "accuracy_level=1"),
     "genai-fp16-cuda": _genai("fp16", "cuda"),
     "mobius": _mobius(),
     "mobius-cpu": _mobius("--ep", "cpu"),
