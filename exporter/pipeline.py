@@ -22,6 +22,7 @@ from trianglemix.exporter.describe import (
     read_context_length,
 )
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.genai_folder import write_genai_config
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import (
     ROW_END,
@@ -34,6 +35,8 @@ from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
 from trianglemix.exporter.leftovers import check_no_square_left
 from trianglemix.exporter.model_io import (
+    MODEL_FILE,
+    Source,
     copy_companions,
     find_source,
     load_model,
@@ -104,9 +107,7 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
             return report
         observer.stage("save")
         if target.offline is None:
-            notes = save_model(
-                model, source.path.parent, folder, options.weights, observer.progress
-            )
+            notes = _save(model, source, folder, options, observer)
         else:
             manifest, notes = target.offline.package(
                 model, manifest, folder, options, observer.progress
@@ -241,6 +242,16 @@ def _verified(
                 f"{check.max_error:.2e}, allowed {check.tolerance:.2e}; nothing was written"
             )
     return replace(report, verification=tuple(checks), notes=(*report.notes, *notes))
+
+
+def _save(
+    model: ir.Model, source: Source, folder: Path, options: ExportOptions, observer: Observer
+) -> list[str]:
+    """The model's files, and genai's configuration where the source has one."""
+    notes = save_model(model, source.path.parent, folder, options.weights, observer.progress)
+    library = any(is_triangle_attention(node) for node in model.graph)
+    notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
+    return notes
 
 
 def _copied_note(names: Sequence[str]) -> str:
