@@ -13,7 +13,10 @@ CITY: Final = "Lisbon"
 NUMBER: Final = "48213"
 _NEEDLE: Final = f"The special magic number for {CITY} is {NUMBER}."
 _TASK: Final = "A special magic number is hidden in the following text. Remember it.\n\n"
-_QUESTION: Final = f"\n\nWhat is the special magic number for {CITY} mentioned in the text above?"
+_QUESTION: Final = (
+    f"\n\nWhat is the special magic number for {CITY} mentioned in the text above? "
+    "Answer with the number only."
+)
 _DEPTH: Final = 0.35  # where the number is, as a share of the text: far outside every window
 _SEED: Final = 7
 
