@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.function_body import build_function
@@ -35,8 +34,8 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
     """Every site becomes the operator: `patterns` by layer, dense mode for the other layers.
 
     A site whose source slides a window keeps exactly that window. Afterwards each node has all
-    nine inputs and all attributes, the model carries the operator's function, the past and
-    present keep their graph names, and what only the old attentions used is gone.
+    nine inputs and all attributes, the model carries the operator's function, and past and
+    present keep their graph names. What only the old attentions used is dead, but still there.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         model.functions[function.identifier()] = function
         graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION
         model.meta[ROW_END] = next(iter(self._lengths.values())).row_end
-        common.RemoveUnusedNodesPass()(model)
         _sort(graph)
         return ir.passes.PassResult(model, True)
 
@@ -92,6 +90,8 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         if site.present is not None:
             for value, present in zip(site.present, node.outputs[1:], strict=True):
                 replace_value(value, present)
+        if not any(value.uses() or value.is_graph_output() for value in site.anchor.outputs):
+            graph.remove(site.anchor, safe=True)
 
     def _node(self, build: NodeBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
         query = _flat(build, site.query)

@@ -166,12 +166,12 @@ def _rewrite(
     options: ExportOptions,
     target: Target,
 ) -> None:
-    """Insert, free the cache's length, keep the last logits, lower."""
+    """Insert, keep the last logits, free the cache's length, lower."""
     patterns = dict.fromkeys(choice.layers, choice.pattern)
     InsertTriangleAttentionPass(sites.found, roles, patterns)(model)
-    FreeCacheLengthPass(roles)(model)
     if options.last_token_logits:
         KeepLastLogitsPass(roles, model.meta[ROW_END])(model)
+    FreeCacheLengthPass(roles)(model)
     for lower in target.lower_dense_twin if options.dense else target.lower:
         lower()(model)
     DropUnusedPass()(model)

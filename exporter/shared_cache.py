@@ -27,6 +27,7 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
+        common.RemoveUnusedNodesPass()(model)  # dead masks ask for lengths, too
         for node in [node for node in graph if is_triangle_attention(node)]:
             for past in node.inputs[3:5]:
                 self._free(graph, past, "past")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.exporter.lengths import NEVER_LAST
 from trianglemix.exporter.sites import Example
 
 Array = NDArray[Any]
@@ -21,8 +22,10 @@ def example_logits(
     first_valid: Array | None = None,
     *,
     rotates: bool = False,
+    windows: Mapping[int, int] | None = None,
+    softcap: float = 0.0,
 ) -> Array:
-    """`[B, N, vocabulary]` of a whole prompt in one call."""
+    """`[B, N, vocabulary]` of a whole prompt in one call; `windows` of the layers that slide."""
     weights = {
         name.split("weight.", 1)[1]: value.const_value.numpy().astype(np.float64)
         for name, value in example.model.graph.initializers.items()
@@ -34,15 +37,23 @@ def example_logits(
         if rotates:
             query = _rotated(query, example.shape.num_heads)
             key = _rotated(key, example.shape.kv_num_heads)
-        attention = Attention(example.shape, patterns.get(layer, DENSE_PATTERN))
-        result = _attend(query, key, value, first_valid, attention)
+        window = (windows or {}).get(layer)
+        pattern = TrianglePattern(0, window, 1) if window else patterns.get(layer, DENSE_PATTERN)
+        never = np.full(len(ids), NEVER_LAST, np.int32) if window else None
+        attention = Attention(example.shape, pattern, softcap=softcap)
+        result = _attend(query, key, value, (first_valid, never), attention)
         hidden = hidden + result @ weights[f"{layer}.o"]
     return hidden @ weights["head"]
 
 
 def _attend(
-    query: Array, key: Array, value: Array, first_valid: Array | None, attention: Attention
+    query: Array,
+    key: Array,
+    value: Array,
+    bounds: tuple[Array | None, Array | None],
+    attention: Attention,
 ) -> Array:
+    """`bounds`: first_valid and prompt_length."""
     batch, length = query.shape[:2]
     shape = attention.shape
     call = Call(
@@ -53,7 +64,8 @@ def _attend(
         np.zeros((batch, shape.kv_num_heads, 0, shape.value_head_size)),
         np.full(batch, length - 1, np.int32),
         length,
-        first_valid=first_valid,
+        first_valid=bounds[0],
+        prompt_length=bounds[1],
     )
     return triangle_attention(call, attention)[0]
 

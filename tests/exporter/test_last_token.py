@@ -1,0 +1,61 @@
+"""Last-token logits are the row that the full logits have at each row's last real token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trianglemix.custom_ops.manifest import Manifest
+
+from tests.exporter.exports import Session, assert_close, export_to, random_ids
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module", params=["dynamo-sdpa-20", "torchscript-18", "gqa"])
+def folders(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("last")
+    model = tiny_model("qwen2", request.param)
+    export_to(model.path, root / "all", layers=(1,))
+    export_to(model.path, root / "last", layers=(1,), last_token_logits=True)
+    return root / "all", root / "last"
+
+
+def test_each_row_gives_its_last_real_token(folders: tuple[Path, Path]) -> None:
+    whole, last = (Session.of(folder) for folder in folders)
+    ids = random_ids(3, 30, 256)
+    mask = np.ones_like(ids)
+    mask[1, 22:] = 0
+    mask[2, 1:] = 0
+    full = whole.logits(ids, mask)
+    picked = full[np.arange(3), [29, 21, 0]][:, None]
+    assert_close(last.logits(ids, mask), picked)
+
+
+def test_chunks_and_decode_steps(folders: tuple[Path, Path]) -> None:
+    whole, last = (Session.of(folder) for folder in folders)
+    ids = random_ids(2, 31, 256)
+    caches = [session.empty_cache(2) for session in (whole, last)]
+    for start, end in ((0, 14), (14, 30), (30, 31)):
+        mask = np.ones((2, end), np.int64)
+        results = [
+            session.run(ids[:, start:end], mask, cache)
+            for session, cache in zip((whole, last), caches, strict=True)
+        ]
+        assert_close(results[1]["logits"], results[0]["logits"][:, -1:])
+        caches = [
+            session.carried(result) for session, result in zip((whole, last), results, strict=True)
+        ]
+
+
+def test_manifest_and_report_say_so(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    assert [Manifest.load(folder).last_token_logits for folder in folders] == [False, True]
+    model = tiny_model("qwen2", "dynamo-sdpa-20")
+    report = export_to(
+        model.path, tmp_path / "x", layers=(1,), last_token_logits=True, prompt_length=1001
+    )
+    assert report.last_token is not None
+    assert report.last_token.logits_bytes == 1000 * model.vocab_size * 4
+    assert report.last_token.head_flops == 2 * 1000 * model.vocab_size * 48

@@ -1,0 +1,69 @@
+"""An exported model can be exported again with other layers, and its windows and lengths stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.patterns.softmax import PATTERN
+
+from tests.exporter import odd_models
+from tests.exporter.example_oracle import example_logits
+from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
+from tests.tiny_models import tiny_model
+
+SMALL = TrianglePattern(2, 6, 3)
+
+
+@pytest.mark.parametrize("route", ["dynamo-sdpa-20", "gqa"])
+def test_other_layers_of_an_exported_model(route: str, tmp_path: Path) -> None:
+    source = tiny_model("llama", route).path
+    export_to(source, tmp_path / "first", layers=(0, 1))
+    export_to(tmp_path / "first", tmp_path / "again", layers=(2,))
+    export_to(source, tmp_path / "direct", layers=(2,))
+    assert Manifest.load(tmp_path / "again").triangle_layers == (2,)
+    ids = random_ids(2, 33, 256)
+    mask = np.ones_like(ids)
+    mask[1, 25:] = 0
+    again, direct = (Session.of(tmp_path / name) for name in ("again", "direct"))
+    assert again.manifest == direct.manifest
+    assert_close(again.logits(ids, mask), direct.logits(ids, mask))
+    told = [again.logits(ids, prompt_length=[50]), direct.logits(ids, prompt_length=[50])]
+    assert_close(*told)
+
+
+def test_windowed_layers_stay_windowed(tmp_path: Path) -> None:
+    example = odd_models.every_second_windowed()
+    path = save_example(example.model, tmp_path / "source")
+    export_to(path, tmp_path / "first", layers=(1,))
+    report = export_to(tmp_path / "first", tmp_path / "again", layers=(1,))
+    assert [row.action for row in report.layers] == ["windowed", "triangle", "windowed"]
+    windows = {0: odd_models.WINDOW, 2: odd_models.WINDOW}
+    ids = random_ids(1, 33)
+    expected = example_logits(example, ids, {1: SMALL}, windows=windows)
+    assert_close(Session.of(tmp_path / "again").logits(ids), expected)
+
+
+def test_last_token_logits_added_afterwards(tmp_path: Path) -> None:
+    path = save_example(PATTERN.example().model, tmp_path / "source")
+    export_to(path, tmp_path / "first", layers=(1,))
+    export_to(tmp_path / "first", tmp_path / "again", layers=(1,), last_token_logits=True)
+    ids = random_ids(2, 30)
+    mask = np.ones_like(ids)
+    mask[1, 20:] = 0
+    full = Session.of(tmp_path / "first").logits(ids, mask)
+    last = Session.of(tmp_path / "again").logits(ids, mask, prompt_length=[0, 0])
+    assert_close(last, full[np.arange(2), [29, 19]][:, None])
+
+
+def test_the_dense_twin_of_an_exported_model(tmp_path: Path) -> None:
+    example = PATTERN.example()
+    path = save_example(example.model, tmp_path / "source")
+    export_to(path, tmp_path / "first", layers=(1,))
+    export_to(tmp_path / "first", tmp_path / "dense", dense=True)
+    ids = random_ids(1, 33)
+    expected = example_logits(example, ids, {})
+    assert_close(Session.of(tmp_path / "dense").logits(ids), expected)
