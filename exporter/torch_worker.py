@@ -69,7 +69,7 @@ def _load(folder: Path, dtype: str) -> Any:
     if model.dtype == torch.bfloat16:
         _logger.warning(
             "the weights are bfloat16, for which ONNX Runtime's CPU provider has no kernels; "
-            "for the CPU export with --dtype float32"
+            "for the CPU export with --target cpu, which makes them float32"
         )
     return model.eval()
 
