@@ -1,0 +1,1 @@
+"""Accuracy tasks and time to first token, of exported folders and of Hugging Face models."""

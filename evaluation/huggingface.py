@@ -41,8 +41,8 @@ class HuggingFaceModel:
         self._counted = reset_peak_memory()
         self._tokenizer = tokenizer
         self._options = options
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype)
-        self._model.to(options.device).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype)
+        self.model.to(options.device).eval()
         if options.device.startswith("cuda"):
             import torch
 
@@ -55,14 +55,14 @@ class HuggingFaceModel:
 
         self._layers = tuple(layers)
         if layers:
-            patch(self._model, TriangleMixConfig.from_pattern(self._options.pattern, layers))
-        elif getattr(self._model.config, "trianglemix", None) is not None:
-            unpatch(self._model)
+            patch(self.model, TriangleMixConfig.from_pattern(self._options.pattern, layers))
+        elif getattr(self.model.config, "trianglemix", None) is not None:
+            unpatch(self.model)
 
     @property
     def num_layers(self) -> int:
         """How many layers the model has."""
-        return int(self._model.config.get_text_config().num_hidden_layers)
+        return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -73,7 +73,7 @@ class HuggingFaceModel:
             "layers": self.num_layers,
             "pattern": asdict(self._options.pattern) if self._layers else None,
             "device": self._options.device,
-            "dtype": str(self._model.dtype),
+            "dtype": str(self.model.dtype),
         }
 
     @property
@@ -100,13 +100,13 @@ class HuggingFaceModel:
         return Answer(self._tokenizer.decode(new), len(ids), ttft)
 
     def _step(self, ids: Tensor, cache: Any) -> tuple[int, Any]:
-        output = self._model(
-            ids.to(self._model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        output = self.model(
+            ids.to(self.model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
         )
         return int(output.logits[0, -1].argmax()), output.past_key_values
 
     def _stop_ids(self) -> frozenset[int]:
-        stop = self._model.generation_config.eos_token_id
+        stop = self.model.generation_config.eos_token_id
         return frozenset([stop] if isinstance(stop, int) else stop or ())
 
     def peak_memory_mb(self) -> float | None:

@@ -1,0 +1,67 @@
+"""A Hugging Face folder to analyse: the loaded model, its tokenizer, its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trianglemix.analysis.errors import AnalysisError
+from trianglemix.exporter.plan import Fingerprint
+from trianglemix.runtime.tokenizer import Tokenizer
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class AnalysedModel:
+    """`model` is a transformers causal language model."""
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer
+    fingerprint: Fingerprint
+
+
+def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel:
+    """Loads the folder for probing.
+
+    Raises:
+        AnalysisError: no causal language model there, or no tokenizer.json.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer is None:
+        raise AnalysisError(f"{folder} has no tokenizer.json; give a Hugging Face model folder")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision))
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else repr(error)
+        raise AnalysisError(f"{folder} holds no causal language model: {first}") from error
+    model.to(device).eval()
+    return AnalysedModel(folder.resolve().name, model, tokenizer, fingerprint_of(model.config))
+
+
+def fingerprint_of(config: Any) -> Fingerprint:
+    """The shape that a plan is bound to, from a transformers configuration."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None)
+    head_size = getattr(text, "head_dim", None)
+    return Fingerprint(
+        num_layers=int(text.num_hidden_layers),
+        num_heads=heads,
+        kv_num_heads=int(kv_heads or heads),
+        head_size=int(head_size or text.hidden_size // heads),
+        hidden_size=int(text.hidden_size),
+        vocabulary_size=int(text.vocab_size),
+    )
+
+
+def candidate_layers(config: Any) -> tuple[int, ...]:
+    """Layers that see the whole prompt: those with a sliding window of their own are left out."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")

@@ -1,0 +1,140 @@
+"""One self-contained HTML page of an analysis, and the pictures beside it as PNG files."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.exporter.plan import Plan
+
+_MASK_FACTOR: Final = 3
+"""The mask is drawn for a prompt this many times as long as what is kept whole."""
+_MASK_LIMIT: Final = 2048
+_STYLE: Final = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+img { max-width: 100%; } figure { margin: 1rem 0; overflow-x: auto; }
+figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; } code { overflow-wrap: anywhere; }
+"""
+
+
+def save_pictures(plan: Plan, output: Path) -> Path:
+    """Writes `<plan>.gradients.png`, `.mask.png`, `.accuracy.png` and `.html`; returns the page.
+
+    The plan's figures are those of `plan_writer.figures_of`.
+    """
+    pattern = plan.pattern or TrianglePattern()
+    length = min(_MASK_LIMIT, _MASK_FACTOR * (pattern.exact_length or _MASK_LIMIT))
+    check = plan.figures.get("check")
+    pictures = {
+        "gradients": gradient_bars(plan.figures["gradients_by_layer"], plan.triangle_layers),
+        "mask": mask_picture(pattern, length),
+    }
+    if check:
+        pictures["accuracy"] = accuracy_curve(check)
+    for name, png in pictures.items():
+        output.with_suffix(f".{name}.png").write_bytes(png)
+    page = output.with_suffix(".html")
+    page.write_text(_page(plan, pictures, length), encoding="utf-8")
+    return page
+
+
+def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
+    name = escape(plan.name)
+    pattern = plan.pattern or TrianglePattern()
+    parts = [
+        f"<h1>Triangle layers of {name}</h1>",
+        f"<p><code>--layers {_ranges(plan.triangle_layers)}</code> "
+        f"({len(plan.triangle_layers)} of {plan.fingerprint.num_layers} layers). "
+        f"{escape(plan.origin)}.</p>",
+        "<h2>What each section of each layer is worth</h2>",
+        _figure(
+            pictures["gradients"],
+            "Mean absolute gradient of the right answer's logit with respect to a section's "
+            "attention weights, on a log scale. A layer whose Middle bar is short loses little "
+            "when the Middle section is dropped.",
+        ),
+        _stability(plan.figures),
+    ]
+    if "accuracy" in pictures:
+        parts += ["<h2>The check on a task</h2>", _check_part(plan, pictures["accuracy"])]
+    parts += [
+        "<h2>What a triangle layer keeps</h2>",
+        _figure(
+            pictures["mask"],
+            f"A prompt of {length} tokens with {pattern.num_sink_tokens} sinks, a window of "
+            f"{pattern.sliding_window_size} and {pattern.num_last_tokens} dense last rows.",
+        ),
+    ]
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Triangle layers of {name}</title><style>{_STYLE}</style></head>"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _stability(figures: Mapping[str, Any]) -> str:
+    halves = figures.get("rank_correlation_of_halves")
+    data = escape(str(figures.get("probe", {}).get("data", "")))
+    sentence = f"<p>Data: {data}."
+    if halves is not None:
+        sentence += f" Rank correlation between the two halves of the samples: {halves:.3f}."
+    return sentence + "</p>"
+
+
+def _check_part(plan: Plan, picture: bytes) -> str:
+    check = plan.figures["check"]
+    named = [("plan", trial) for trial in check["trials"]] + [("control", check["control"])]
+    rows = [_row("dense", check["dense"], None)]
+    rows += [
+        _row(f"{name}, {len(trial['layers'])} layers", trial["score"], trial["difference"])
+        for name, trial in named
+    ]
+    head = "<tr><th></th><th>right, %</th><th>against dense, points (95%)</th></tr>"
+    caption = (
+        f"{check['samples']} samples, the same for every row. The control makes the most important "
+        "layers triangle layers: a check that cannot see the harm in that sees nothing."
+    )
+    return (
+        f"<p>Verdict: <b>{escape(check['verdict'])}</b></p>"
+        f"<table>{head}{''.join(rows)}</table>{_figure(picture, caption)}"
+    )
+
+
+def _row(name: str, score: Mapping[str, float], difference: Mapping[str, float] | None) -> str:
+    change = ""
+    if difference:
+        mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+        change = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"<tr><td>{name}</td><td>{100 * score['mean']:.1f}</td><td>{change}</td></tr>"
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = b64encode(png).decode("ascii")
+    text = escape(caption)
+    return (
+        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """`4,6,9-13`, as `--layers` takes it."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1][1:] = [layer]
+        else:
+            parts.append([layer])
+    return ",".join("-".join(str(end) for end in part) for part in parts)

@@ -1,0 +1,160 @@
+"""`trianglemix-eval`: accuracy and time to first token of a model, beside another one's."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
+from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
+from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
+from trianglemix.evaluation.model import AnswerModel, Loader
+from trianglemix.evaluation.page import save_page
+from trianglemix.evaluation.report import Comparison, save_json, table_of
+from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
+from trianglemix.evaluation.task_list import all_tasks, pick_tasks
+from trianglemix.exporter.options import parse_layers
+from trianglemix.exporter.plan import Plan
+
+_FAILED: Final = 1
+_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The command line, parsed."""
+
+    folder: Path
+    against: Path | None
+    output: Path
+    tasks: tuple[str, ...]
+    tokens: int
+    samples: int
+    seed: int
+    provider: str
+    threads: int | None
+    device: str
+    dtype: str
+    plan: Path | None
+    layers: str | None
+
+
+def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        for task in all_tasks().values():
+            click.echo(f"{task.name:18} {task.description}")
+        context.exit()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="The baseline's folder.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("evaluation.json"))
+@click.option("--tasks", help="Comma-separated names; all thirteen without it.", default="")
+@click.option("--list-tasks", is_flag=True, is_eager=True, expose_value=False, callback=_list_tasks)
+@click.option("--tokens", type=click.IntRange(64), default=4096, show_default=True)
+@click.option("--samples", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first.")
+@click.option("--provider", default="auto", show_default=True, help="Of exported folders.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of exported folders.")
+@click.option("--device", default="cpu", show_default=True, help="Of Hugging Face folders.")
+@click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")
+@click.option("--layers", help="Of a Hugging Face FOLDER: 4,6,9-13.")
+def main(tasks: str, **given: Any) -> None:
+    """Asks the model in FOLDER the tasks, and the one of --against the same samples.
+
+    FOLDER and --against are folders written by trianglemix-export, or Hugging Face folders, which
+    run in PyTorch; the latter are dense, except for FOLDER with --plan or --layers. Without
+    --against a Hugging Face FOLDER with triangle layers is compared with itself, dense.
+    """
+    console = Console(stderr=True)
+    try:
+        names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+        _evaluate(_Options(tasks=names, **given), console)
+    except TriangleMixError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(_FAILED)
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        sys.exit(_INTERRUPTED)
+
+
+def _evaluate(options: _Options, console: Console) -> None:
+    if not options.output.parent.is_dir():
+        raise ConfigurationError(f"the folder of {options.output} does not exist; make it first")
+    setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
+    chosen = _hugging_face_layers(options)
+    baseline = options.against or (options.folder if chosen.triangle_layers else None)
+    models = [(options.folder.resolve().name, _loader(options.folder, options, chosen))]
+    if baseline:
+        dense = HuggingFaceOptions(options.device, options.dtype)
+        name = baseline.resolve().name if options.against else "dense"
+        models.insert(0, (name, _loader(baseline, options, dense)))
+    if chosen.triangle_layers and not options.against:
+        models[1] = (f"{len(chosen.triangle_layers)} triangle layers", models[1][1])
+    runs = _run(models, setup, console)
+    against = runs[0] if baseline else None
+    comparison = Comparison(setup, against, runs[-1], compare(runs[0], runs[-1]))
+    save_json(comparison, options.output)
+    page = options.output.with_suffix(".html")
+    save_page(comparison, page)
+    Console().print(table_of(comparison))
+    console.print(f"answers: {options.output}; page: {page}", markup=False, soft_wrap=True)
+
+
+def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> list[ModelRun]:
+    total = len(models) * len(setup.tasks) * setup.samples
+    with Progress(console=console) as bar:
+        task = bar.add_task("loading", total=total)
+        return [
+            run_model(name, load, setup, lambda text: bar.update(task, advance=1, description=text))
+            for name, load in models
+        ]
+
+
+def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Loader:
+    if (folder / MANIFEST).is_file():
+        return partial(_open_exported, folder, options)
+    if (folder / "config.json").is_file():
+        return partial(HuggingFaceModel, folder, chosen)
+    raise ConfigurationError(
+        f"{folder} is neither a folder of trianglemix-export ({MANIFEST}) nor a Hugging Face model "
+        "(config.json); give one of the two"
+    )
+
+
+def _open_exported(folder: Path, options: _Options) -> AnswerModel:
+    from trianglemix.evaluation.onnx_model import OnnxModel
+
+    return OnnxModel(folder, options.provider, options.threads)
+
+
+def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
+    plain = HuggingFaceOptions(options.device, options.dtype)
+    if options.plan is None and options.layers is None:
+        return plain
+    if (options.folder / MANIFEST).is_file():
+        raise ConfigurationError(
+            "--plan and --layers are for a Hugging Face folder, but the layers of "
+            f"{options.folder} were chosen when it was exported; leave them out"
+        )
+    if options.plan is not None and options.layers is not None:
+        raise ConfigurationError("--plan and --layers name layers in two ways; give one")
+    if options.plan is not None:
+        plan = Plan.load(options.plan)
+        layers = plan.triangle_layers or plan.layers_by_importance
+        pattern = plan.pattern or plain.pattern
+        return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
+    layers = parse_layers(options.layers or "")
+    return HuggingFaceOptions(options.device, options.dtype, layers, plain.pattern)
+
+
+if __name__ == "__main__":
+    main()

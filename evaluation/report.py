@@ -1,0 +1,87 @@
+"""A comparison as JSON and as a table on the screen."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from trianglemix.evaluation.run import ModelRun, Row, Setup
+from trianglemix.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same samples; without a baseline, one run beside itself is not shown."""
+
+    setup: Setup
+    baseline: ModelRun | None
+    candidate: ModelRun
+    rows: Sequence[Row]
+
+
+def save_json(comparison: Comparison, path: Path) -> None:
+    """Everything: the setting, the machine, the rows, each answer."""
+    runs = [run for run in (comparison.baseline, comparison.candidate) if run]
+    content: dict[str, Any] = {
+        "tokens": comparison.setup.tokens,
+        "samples": comparison.setup.samples,
+        "first_seed": comparison.setup.first_seed,
+        "machine": platform.platform(),
+        "trianglemix": version("trianglemix"),
+        "rows": [asdict(row) for row in comparison.rows],
+        "models": [
+            {
+                "name": run.name,
+                **run.facts,
+                "peak_memory_mb": run.peak_memory_mb,
+                "median_ttft_s": run.median_ttft_s(),
+                "outcomes": [asdict(outcome) for outcome in run.outcomes],
+            }
+            for run in runs
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def table_of(comparison: Comparison) -> Table:
+    """Tasks down, models across; percent right, points of difference, with 95% intervals."""
+    base, ours = comparison.baseline, comparison.candidate
+    title = f"{comparison.setup.tokens} tokens, {comparison.setup.samples} samples a task"
+    if base is None:
+        table = Table("task", f"{ours.name}, %", "time to first token, s", title=title)
+        for row in comparison.rows:
+            ttft = ours.median_ttft_s(None if row.task == "all" else row.task)
+            table.add_row(row.task, percent(row.candidate), f"{ttft:.2f}")
+        return table
+    table = Table(
+        "task",
+        f"{base.name}, %",
+        f"{ours.name}, %",
+        "difference, points",
+        "ttft ratio",
+        title=title,
+    )
+    for row in comparison.rows:
+        table.add_row(
+            row.task,
+            percent(row.baseline),
+            percent(row.candidate),
+            percent(row.difference, signed=True),
+            f"{row.ttft_ratio:.2f}",
+        )
+    return table
+
+
+def percent(interval: Interval, signed: bool = False) -> str:
+    """`75.0 (61.2 to 85.1)`."""
+    form = "{:+.1f}" if signed else "{:.1f}"
+    mean, low, high = (
+        form.format(100 * value) for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} ({low} to {high})"
