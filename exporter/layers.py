@@ -80,8 +80,7 @@ def _choose(request: LayerRequest, plan: Plan | None, count: int, windowed: set[
     if request.count is not None:
         return _counted(request.count, plan, count, windowed)
     if plan is not None:
-        layers = plan.triangle_layers or plan.layers_by_importance
-        return _Choice(frozenset(layers), _plan_origin(request, plan))
+        return _Choice(plan.chosen_layers, _plan_origin(request, plan))
     usable = [layer for layer in range(count) if layer not in windowed] or list(range(count))
     deepest = max(1, len(usable) // _DEFAULT_SHARE)
     return _Choice(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -91,6 +91,11 @@ class Plan:
                 )
         if len(set(layers)) != len(layers):
             raise PlanError(f"{name} of the plan for {self.name} names a layer twice: {layers}")
+
+    @property
+    def chosen_layers(self) -> frozenset[int]:
+        """The recommended set: `triangle_layers`, or else every layer that is listed."""
+        return frozenset(self.triangle_layers or self.layers_by_importance)
 
     def check_fits(self, model: Fingerprint) -> None:
         """Raises PlanError when the plan was made for a model of another shape."""
@@ -165,6 +170,20 @@ def shipped_plans() -> list[Plan]:
 
 
 def find_shipped_plan(model: Fingerprint) -> Plan | None:
-    """The shipped plan whose fingerprint fits the model, if there is one."""
+    """The shipped plan whose fingerprint fits the model, if there is one.
+
+    Models of one shape may share a plan; its name then lists them all.
+
+    Raises:
+        PlanError: several plans fit and disagree.
+    """
     fitting = [plan for plan in shipped_plans() if not plan.fingerprint.mismatches(model)]
-    return fitting[0] if fitting else None
+    if not fitting:
+        return None
+    names = " or ".join(plan.name for plan in fitting)
+    if len({(plan.chosen_layers, plan.pattern) for plan in fitting}) > 1:
+        raise PlanError(
+            f"several shipped plans fit a model of this shape ({names}) and disagree; "
+            "pass the right one with --plan"
+        )
+    return replace(fitting[0], name=names)
