@@ -115,6 +115,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         for node in [node for node in graph if is_triangle_attention(node)]:
             seqlens, total = needed_input(node, 5), needed_input(node, 6)
             if seqlens.producer() not in tape.nodes:
+                _lengths_are_possible(seqlens, tape)
                 seqlens.replace_all_uses_with(tape.op("Sub", [end, tape.int32([1])]))
             if total.producer() not in tape.nodes:
                 total.replace_all_uses_with(end)
@@ -197,6 +198,13 @@ def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:
     for constant in tape.initializers:
         graph.register_initializer(constant)
     return logits
+
+
+def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
+    """The guard `seqlens_k < 0` against masks with holes: here are no masks, so it is false."""
+    for node in list(seqlens.consumers()):
+        if is_op(node, "Less") and node.inputs[0] is seqlens:
+            node.outputs[0].replace_all_uses_with(tape.constant(np.zeros(1, np.bool_)))
 
 
 def _geometry(node: ir.Node) -> LayerGeometry:

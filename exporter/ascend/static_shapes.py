@@ -42,6 +42,8 @@ class FoldStaticShapesPass(ir.passes.InPlacePass):
             value.shape = ir.Shape(self._sizes[value.name])
         opsets = [onnx.helper.make_opsetid("", model.graph.opset_imports[""])]
         for node in list(model.graph):
+            if _drop_choice(model.graph, node):
+                continue
             known = _from_shape(node)
             if known is None and _is_constant(node):
                 known = _evaluated(node, opsets)
@@ -72,6 +74,24 @@ def _from_shape(node: ir.Node) -> list[NDArray[Any]] | None:
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", None)
     return [np.array(dims[start:end], np.int64)]
+
+
+def _drop_choice(graph: ir.Graph, node: ir.Node) -> bool:
+    """Takes away a Where of one constant condition, if the branch it takes has the full shape."""
+    if node.domain or node.op_type != "Where":
+        return False
+    condition = _constant(node.inputs[0])
+    if condition is None or condition.size != 1 or node.outputs[0].is_graph_output():
+        return False
+    taken, other = node.inputs[1:] if bool(condition.numpy().item()) else node.inputs[:0:-1]
+    assert taken is not None
+    assert other is not None
+    shapes = static_shape(taken), static_shape(other)
+    if None in shapes or np.broadcast_shapes(*shapes, (1,)) != shapes[0]:  # type: ignore[arg-type]
+        return False
+    node.outputs[0].replace_all_uses_with(taken)
+    graph.remove(node, safe=True)
+    return True
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

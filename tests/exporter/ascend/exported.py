@@ -39,19 +39,22 @@ class Pair:
     report: ExportReport
 
 
-def export_ascend(source: Path, output: Path, request: AscendRequest | None = None) -> ExportReport:
+def export_ascend(
+    source: Path,
+    output: Path,
+    request: AscendRequest | None = None,
+    layers: LayerRequest = TRIANGLE,
+) -> ExportReport:
     request = request or AscendRequest(chunk=CHUNK, max_length=SLOTS)
     options = ExportOptions(
-        source, output, target="ascend", layers=TRIANGLE, pattern=PATTERN, ascend=request
+        source, output, target="ascend", layers=layers, pattern=PATTERN, ascend=request
     )
     return export(options, Silent())
 
 
-def export_pair(source: Path, folder: Path) -> Pair:
-    report = export_ascend(source, folder / "ascend")
-    options = ExportOptions(
-        source, folder / "cpu", layers=TRIANGLE, pattern=PATTERN, weights="copy"
-    )
+def export_pair(source: Path, folder: Path, layers: LayerRequest = TRIANGLE) -> Pair:
+    report = export_ascend(source, folder / "ascend", layers=layers)
+    options = ExportOptions(source, folder / "cpu", layers=layers, pattern=PATTERN, weights="copy")
     export(options, Silent())
     return Pair(folder / "ascend", folder / "cpu", report)
 

@@ -16,7 +16,7 @@ from trianglemix.exporter.ascend.finding import Severity
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.options import AscendRequest
+from trianglemix.exporter.options import AscendRequest, LayerRequest
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.session import TriangleSession
@@ -33,7 +33,7 @@ from tests.exporter.ascend.exported import (
     tiny_source,
 )
 from tests.exporter.ascend.half_model import save_half
-from tests.tiny_models import PAIRS
+from tests.tiny_models import PAIRS, tiny_folder
 
 LENGTHS = (1, LAST - 1, LAST, LAST + 1, LAST + CHUNK, 83, 201)
 FILES = (f"stream_{CHUNK}.onnx", "tail.onnx", "decode.onnx")
@@ -45,9 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.mark.parametrize(("family", "route"), PAIRS)
-def test_same_tokens_as_the_cpu_operator_and_no_lint(
-    family: str, route: str, tmp_path: Path
-) -> None:
+def test_tokens_of_the_cpu_operator_and_no_lint(family: str, route: str, tmp_path: Path) -> None:
     made = export_pair(tiny_source(family, route), tmp_path)
     ascend, cpu = (TriangleSession.from_folder(path) for path in (made.ascend, made.cpu))
     assert (ascend.kernel, cpu.kernel) == ("static", "native")
@@ -245,3 +243,24 @@ def test_an_operator_without_a_spelling_is_refused_by_name(tmp_path: Path) -> No
     onnx.save(model, tmp_path / "source" / "model.onnx")
     with pytest.raises(RefusedError, match=r"node odd_one is com\.microsoft::BiasGelu"):
         export_ascend(tmp_path / "source" / "model.onnx", tmp_path / "out")
+
+
+def test_layers_that_slide_a_window_of_their_own(tmp_path: Path) -> None:
+    """Gemma 2, from a folder: windows and softcaps, in the stream, the tail and decoding."""
+    made = export_pair(tiny_folder("gemma2"), tmp_path, LayerRequest(layers=(1,)))
+    assert [layer.action for layer in made.report.layers] == ["windowed", "triangle", "windowed"]
+    ascend, cpu = (TriangleSession.from_folder(path) for path in (made.ascend, made.cpu))
+    for length in LENGTHS:
+        ids = prompt(length)
+        assert ascend.generate(ids, 6).ids == cpu.generate(ids, 6).ids, length
+        assert np.abs(last_logits(ascend, ids) - last_logits(cpu, ids)).max() < 1e-3, length
+
+
+def test_nothing_of_the_guards_against_masks_is_left(pair: Pair) -> None:
+    for file in FILES:
+        model = onnx.load(pair.ascend / file, load_external_data=False)
+        names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+        assert not any("nan" in name.lower() for name in names)
+        for tensor in model.graph.initializer:
+            if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+                assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
