@@ -32,6 +32,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks
+from trianglemix.exporter.plan import Fingerprint
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -113,16 +114,13 @@ def main(**given: Any) -> None:
 
 def _analyze(options: _Options, console: Console) -> None:
     _check_rules(options)
-    subject = load_model(options.folder, options.device, options.precision)
-    settings = _settings(options, subject)
-    importance = _measure(options, subject, settings, console)
-    ranked = ranked_layers(importance, candidate_layers(subject.model.config))
+    measured = _measure(options, console)
+    importance, ranked = measured.importance, measured.ranked
     rule, plans = _plans(options, importance, ranked)
-    del subject.model  # the check loads its own
     check = _check(options, plans, ranked, console) if options.check_samples else None
     chosen = check.layers if check and check.layers else plans[-1]
-    plan = build_plan(subject.name, subject.fingerprint, options.pattern, ranked, chosen)
-    figures = figures_of(importance, settings, rule, check)
+    plan = build_plan(measured.name, measured.fingerprint, options.pattern, ranked, chosen)
+    figures = figures_of(importance, measured.settings, rule, check)
     plan = replace(plan, origin=_origin(rule, check), figures=figures)
     plan.save(options.output)
     _show(console, importance, plan.triangle_layers, check)
@@ -163,9 +161,20 @@ def _settings(options: _Options, subject: AnalysedModel) -> dict[str, Any]:
     }
 
 
-def _measure(
-    options: _Options, subject: AnalysedModel, settings: dict[str, Any], console: Console
-) -> Importance:
+@dataclass(frozen=True)
+class _Measured:
+    """What is left of the model when it is let go, before the check loads its own."""
+
+    name: str
+    fingerprint: Fingerprint
+    settings: dict[str, Any]
+    importance: Importance
+    ranked: tuple[int, ...]
+
+
+def _measure(options: _Options, console: Console) -> _Measured:
+    subject = load_model(options.folder, options.device, options.precision)
+    settings = _settings(options, subject)
     data = DataSettings(options.samples, options.tokens, options.data)
     samples = probe_samples(subject.tokenizer, data)
     record = Record(options.output.with_suffix(".probe.jsonl"), settings)
@@ -176,7 +185,9 @@ def _measure(
     with Progress(console=console) as bar:
         task = bar.add_task("gradients", total=len(samples))
         done = probe_all(samples, one, record, lambda n: bar.update(task, completed=n))
-    return importance_of(done)
+    importance = importance_of(done)
+    ranked = ranked_layers(importance, candidate_layers(subject.model.config))
+    return _Measured(subject.name, subject.fingerprint, settings, importance, ranked)
 
 
 def _plans(

@@ -51,7 +51,8 @@ def flex_triangle(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    """Compiled for the first length, then once more for all lengths; lengths are tensors."""
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
     return compiled
 
 
@@ -76,7 +77,7 @@ def triangle_block_mask(
 
     All layers of one call share it, and so do calls with the same lengths.
     """
-    start = grid.rows.start
+    start = torch.tensor(grid.rows.start, device=device)
     first = torch.tensor(grid.rows.first_valid, device=device)
     prompt = torch.tensor(grid.rows.prompt_length, device=device)
 
