@@ -35,6 +35,7 @@ from trianglemix.exporter.report import print_near_misses, print_report
 from trianglemix.exporter.sites import Sites
 
 PROGRAM: Final = "trianglemix-export"
+_PIPE_WIDTH: Final = 120
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
@@ -99,7 +100,7 @@ def command(context: click.Context, /, **_: object) -> None:
     """
     given = context.params
     quiet = bool(given["quiet"])
-    console = Console(quiet=quiet, soft_wrap=True)
+    console = _console(quiet)
     if given["lint"]:
         _lint(given, console)
         return
@@ -156,6 +157,12 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         force=given["force"],
         ascend=ascend_request(given),
     )
+
+
+def _console(quiet: bool) -> Console:
+    """The screen; a table that goes to a file or a pipe is not squeezed."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(quiet=quiet, soft_wrap=True, width=width)
 
 
 def _set_up_logging(level: str) -> None:
@@ -256,3 +263,7 @@ def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
     print(f"{PROGRAM}: error: {line}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
