@@ -59,8 +59,8 @@ bool encode_maps(Sm90Params& params, const TriangleProblem& problem, const Plan&
               encode_map(&params.key, half, Tile::kSwizzle, problem.present_key, cache) &&
               encode_map(&params.value, half, Tile::kSwizzle, problem.present_value, cache);
   cache.box[1] = 16;
-  return good && encode_map(&params.key_sinks, half, Tile::kSwizzle, problem.present_key, cache) &&
-         encode_map(&params.value_sinks, half, Tile::kSwizzle, problem.present_value, cache);
+  return good && encode_map(&params.key_small, half, Tile::kSwizzle, problem.present_key, cache) &&
+         encode_map(&params.value_small, half, Tile::kSwizzle, problem.present_value, cache);
 }
 
 template <typename T, int kD>

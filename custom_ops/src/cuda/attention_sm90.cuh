@@ -18,7 +18,7 @@
 namespace trianglemix {
 
 struct Sm90Params {
-  CUtensorMap query, key, value, key_sinks, value_sinks;
+  CUtensorMap query, key, value, key_small, value_small;
   Plan plan;
   Lengths lengths;
   Scratch scratch;
@@ -29,11 +29,12 @@ template <int kD>
 struct Sm90Tile {
   static constexpr int kRows = sm90_tile_rows(kD), kStrips = kRows / 64;  // a warpgroup each
   static constexpr int kKeys = sm90_key_tile(kD);  // keys of a whole tile
-  static constexpr int kSinks = 16, kEdge = kKeys, kSmall = kSinks + kEdge;
+  static constexpr int kSinks = 16, kEdge = sm90_key_edge(kD), kSmall = kSinks + kEdge;
   static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;  // bytes of a slab's row
   static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
-  static constexpr int kSlots = 5, kQueries = kD > 128 ? 1 : 2, kItems = 4;
-  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = kSmall * kD * 2;
+  static constexpr int kQueries = kD > 128 ? 1 : 2, kItems = 4;
+  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = max_of(kKeys, kSmall) * kD * 2;
+  static constexpr int kSlots = min_of(8, (225 * 1024 - kQueries * kQueryBytes) / kSlotBytes);
   static constexpr int kThreads = 128 * (1 + kStrips);
   static constexpr int kProducerRegisters = kStrips == 3 ? 32 : 56;
   static constexpr int kConsumerRegisters = kStrips == 3 ? 160 : 224;
@@ -110,21 +111,26 @@ struct Producer {
   Ring<Tile::kSlots> slots;
   Ring<Tile::kQueries> queries;
   int number, produced = 0;
+  Item ahead;  // the item after the one being loaded, fetched while that one's tiles are
 
   __device__ Producer(const Sm90Params& params, const Sm90Shared<kD>& shared)
       : params(params), shared(shared), number(blockIdx.x) {}
 
+  __device__ __forceinline__ void fetch() {
+    ahead.rows = 0;
+    if (number >= params.plan.items) return;
+    const int4* source = reinterpret_cast<const int4*>(params.scratch.items + number);
+#pragma unroll
+    for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&ahead)[i] = source[i];
+    number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
+  }
+
   // The next item with any rows, in shared memory for the consumers; rows == 0 after the last. Its
   // place in the ring is free: with the queries of the item before it, the one that was here ended.
-  __device__ const Item& next_item() {
+  __device__ __forceinline__ const Item& next_item() {
+    while (ahead.rows == 0 && number < params.plan.items) fetch();
     Item& target = shared.items[produced++ % Tile::kItems];
-    target.rows = 0;
-    while (target.rows == 0 && number < params.plan.items) {
-      const int4* source = reinterpret_cast<const int4*>(params.scratch.items + number);
-      number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
-#pragma unroll
-      for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&target)[i] = source[i];
-    }
+    target = ahead;
     return target;
   }
 
@@ -150,33 +156,35 @@ struct Producer {
 
   __device__ void load_box(const CUtensorMap& map, const Item& item, uint32_t target, int stride,
                            int first) {
-    const int head = item.b * params.plan.kv_heads + item.kv_head;
-#pragma unroll 1
+#pragma unroll
     for (int slab = 0; slab < Tile::kSlabs; ++slab) {
       tma_load_3d(target + slab * stride * Tile::kSwizzle, &map, shared.full(slots.index),
-                  slab * Tile::kSlabColumns, first, head);
+                  slab * Tile::kSlabColumns, first, item.b * params.plan.kv_heads + item.kv_head);
     }
   }
   __device__ void load_tile(const CUtensorMap& map, const Item& item, int first) {
     load_box(map, item, open_slot(Tile::kKeys), Tile::kKeys, first);
     slots.advance();
   }
-  __device__ void load_small(const CUtensorMap& sinks, const CUtensorMap& map, const Item& item,
-                             int edge) {
+  __device__ void load_small(const CUtensorMap& map, const Item& item, int edge) {
     const uint32_t target = open_slot(Tile::kSmall);
-    load_box(sinks, item, target, Tile::kSmall, item.first_valid);
-    load_box(map, item, target + Tile::kSinks * Tile::kSwizzle, Tile::kSmall, edge);
+#pragma unroll 1
+    for (int row = 0; row < Tile::kSmall; row += Tile::kSinks) {
+      const int first = row == 0 ? item.first_valid : edge + row - Tile::kSinks;
+      load_box(map, item, target + row * Tile::kSwizzle, Tile::kSmall, first);
+    }
     slots.advance();
   }
 
   // Tiles in the order in which the consumers take them.
   __device__ void run() {
     const Item* item = nullptr;
+    fetch();
     while (true) {
       const Item& next = next_item();
       load_queries(next);
       if (next.rows > 0) {
-        load_small(params.key_sinks, params.key, next, KeyTiles<kD>(next).edge(next));
+        load_small(params.key_small, next, KeyTiles<kD>(next).edge(next));
       }
       if (item != nullptr) {
         const KeyTiles<kD> tiles(*item);
@@ -184,12 +192,13 @@ struct Producer {
       }
       if (next.rows == 0) return;
       item = &next;
+      fetch();
       const KeyTiles<kD> tiles(next);
 #pragma unroll 1
       for (int t = 0; t < tiles.count; ++t) {
         load_tile(params.key, next, tiles.first(next, t));
         if (t == 0) {
-          load_small(params.value_sinks, params.value, next, tiles.edge(next));
+          load_small(params.value_small, next, tiles.edge(next));
         } else {
           load_tile(params.value, next, tiles.first(next, t - 1));
         }
@@ -223,9 +232,6 @@ struct Consumer {
   Ring<Tile::kQueries> queries;
   const int strip, row;  // tile rows 64 * strip ...; the lane's first tile row
   const int column;     // the lane's first column in each 8
-  int relative[2];      // positions of the lane's rows, relative to the item
-  int offset[2];        // elements of the output from the item's first row to the lane's rows
-  float scale;          // scores to base 2 exponents (after cap_scores, if capped)
   OnlineSoftmax state;
 
   __device__ Consumer(const Sm90Params& params, const Sm90Shared<kD>& shared)
@@ -233,12 +239,12 @@ struct Consumer {
         shared(shared),
         strip(threadIdx.x / 128 - 1),
         row(64 * strip + 16 * (threadIdx.x / 32 % 4) + threadIdx.x % 32 / 4),
-        column(2 * (threadIdx.x % 4)) {
-    for (int r = 0; r < 2; ++r) {
-      relative[r] = (row + 8 * r) / params.plan.pack;
-      offset[r] = tile_row_offset(params.plan, row + 8 * r);
-    }
-    scale = params.plan.softcap > 0.0f ? kLog2E : params.plan.scale * kLog2E;
+        column(2 * (threadIdx.x % 4)) {}
+
+  // Position of the lane's row r of two, relative to the item's first. (Registers are scarce here:
+  // what is cheap to find again is not kept.)
+  __device__ __forceinline__ int relative(int r) const {
+    return position_of_row(params.plan, row + 8 * r);
   }
 
   __device__ __forceinline__ void release(uint32_t barrier) {
@@ -295,14 +301,12 @@ struct Consumer {
     mask.sink = item.sink_end - first - column;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      mask.causal[r] = item.position + relative[r] - first - column;
+      mask.causal[r] = item.position + relative(r) - first - column;
       mask.window[r] = mask.causal[r] - item.window;
     }
     return mask;
   }
 
-  template <int kCount>
-  __device__ __forceinline__ bool weigh(float (&s)[kCount]) { return state.weigh(s, scale); }
   template <int kCount>
   __device__ __forceinline__ void cap(float (&s)[kCount]) {
     if (params.plan.softcap > 0.0f) cap_scores(s, params.plan.scale, params.plan.softcap);
@@ -314,24 +318,31 @@ struct Consumer {
     const int sinks = item.sinks - 1 - column;
     mask_causal<0, Tile::kSinks / 2>(s, {sinks, sinks});
     mask_columns<Tile::kSinks / 2, Tile::kSmall / 2>(s, range_mask(item, edge));
-    weigh(s);
+    state.weigh_row(s, params.plan.exponent, 0);
+    state.weigh_row(s, params.plan.exponent, 1);
   }
 
-  // Whole tile t: most need no mask, the one on the diagonal only its causal strip.
-  __device__ __forceinline__ bool weigh_tile(float (&s)[Tile::kKeys / 2], const Item& item,
-                                             const KeyTiles<kD>& tiles, int t) {
-    cap(s);
-    const int first = tiles.first(item, t);
+  // Which mask whole tile t needs: most none, the one on the diagonal only its causal half.
+  enum class Mask { kNone, kCausal, kSinks, kAll };
+  __device__ __forceinline__ Mask mask_of(const Item& item, const KeyTiles<kD>& tiles, int t,
+                                          int first) {
     const int whole = max_of(item.low, item.position + item.rows - item.window);
-    if (t < tiles.sink_tiles) {
+    if (t < tiles.sink_tiles) return Mask::kSinks;
+    if (first < whole) return Mask::kAll;
+    return first + Tile::kKeys - 1 > item.position ? Mask::kCausal : Mask::kNone;
+  }
+  __device__ __forceinline__ void mask_tile(float (&s)[Tile::kKeys / 2], const Item& item,
+                                            Mask mask, int first) {
+    cap(s);
+    if (mask == Mask::kNone) return;
+    if (mask == Mask::kSinks) {
       const int last = item.first_valid + item.sinks - 1 - first - column;
       mask_causal<0, Tile::kKeys / 2>(s, {last, last});
-    } else if (first < whole) {
+    } else if (mask == Mask::kAll) {
       mask_columns<0, Tile::kKeys / 2>(s, range_mask(item, first));
-    } else if (first + Tile::kKeys - 1 > item.position) {
+    } else {
       mask_causal<0, Tile::kKeys / 2>(s, range_mask(item, first).causal);
     }
-    return weigh(s);
   }
 
   // Scores of tile t beside the values of the tile before it, which is the small one if kFirst.
@@ -352,16 +363,20 @@ struct Consumer {
     issue_scores<Tile::kKeys>(s, shared.query(query) + 64 * strip * Tile::kSwizzle, shared.slot(k));
     if constexpr (kFirst) issue_values<Tile::kSmall>(o, p_small, shared.slot(v), false);
     else issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
+    const int first = tiles.first(item, t);
+    const Mask mask = mask_of(item, tiles, t, first);
     wgmma_wait<1>();
     pin(s);
     release(shared.empty(k));
-    const bool moved = weigh_tile(s, item, tiles, t);
-    state.settle();
-    wgmma_wait<0>();
+    if (Tile::kQueries == 1 && t == tiles.count - 1) release(shared.query_empty(query));
+    mask_tile(s, item, mask, first);
+    bool moved = state.weigh_row(s, params.plan.exponent, 0);
+    state.settle(0);
+    wgmma_wait<0>();  // between the rows: the values' slot is free sooner
     pin(o);
-    pin(s);
     release(shared.empty(v));
-    if (moved) rescale(o, state.factor);
+    moved |= state.weigh_row(s, params.plan.exponent, 1);
+    if (__any_sync(0xffffffff, moved)) rescale(o, state.factor);
     pack_weights<T>(p, s);
   }
 
@@ -393,11 +408,10 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < kPieces / 2; ++i) {
       const int piece = (32 * i + lane) % kPieces, r = (32 * i + lane) / kPieces;
-      const int low = __shfl_sync(0xffffffff, relative[0] < item.rows ? offset[0] : -1, r % 8 * 4);
-      const int high = __shfl_sync(0xffffffff, relative[1] < item.rows ? offset[1] : -1, r % 8 * 4);
-      const int target = r < 8 ? low : high;
-      if (target >= 0) {
-        *reinterpret_cast<uint4*>(output + target + 8 * piece) = load_shared(address(r, piece));
+      const int tile_row = row - lane / 4 + r;
+      if (position_of_row(params.plan, tile_row) < item.rows) {
+        *reinterpret_cast<uint4*>(output + tile_row_offset(params.plan, tile_row) + 8 * piece) =
+            load_shared(address(r, piece));
       }
     }
     fence_async_shared();  // the copy engine writes here next
@@ -406,11 +420,17 @@ struct Consumer {
 
   __device__ __forceinline__ void finish(const float (&o)[kD / 2], const Item& item, int query) {
     state.finish();
-    if (item.splits == 1) {
+    if (item.splits == 1 && Tile::kQueries > 1) {
       store_rows(o, item, query);
+    } else if (item.splits == 1) {  // the queries' place was given back early
+      const bool used[2] = {relative(0) < item.rows, relative(1) < item.rows};
+      const int offset[2] = {tile_row_offset(params.plan, row),
+                             tile_row_offset(params.plan, row + 8)};
+      trianglemix::store_rows<T>(static_cast<T*>(params.output) + item_offset(params.plan, item), o,
+                                 state, offset, used);
     } else {
-      const bool used[2] = {relative[0] < item.rows, relative[1] < item.rows};
-      store_partial(params.scratch, params.plan, item, o, state, scale, row, used);
+      const bool used[2] = {relative(0) < item.rows, relative(1) < item.rows};
+      store_partial(params.scratch, params.plan, item, o, state, params.plan.exponent, row, used);
       if (arrives_last(params.scratch, params.plan, item, strip, 1 + strip, 128,
                        shared.flags + strip)) {
         T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
@@ -464,6 +484,7 @@ struct Consumer {
         }
       } else {
         for (int t = 0; t < 2 * tiles.count; ++t) skip_slot();
+        if (Tile::kQueries == 1) release(shared.query_empty(query));
       }
       const Item* next = &open_item(++taken);
       k = slots.index;
@@ -475,15 +496,15 @@ struct Consumer {
       mbarrier_wait(shared.full(v), slots.parity);
       slots.advance();
       clear_dead_tile(shared.slot(v), *item, tiles.first(*item, tiles.count - 1));
-        wgmma_fence();
+      wgmma_fence();
       issue_scores<Tile::kSmall>(
           s_small, shared.query(queries.index) + 64 * strip * Tile::kSwizzle, shared.slot(k));
       issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
-        wgmma_wait<0>();
+      wgmma_wait<0>();
       pin(o);
       release(shared.empty(v));
       if (active) finish(o, *item, query);
-      release(shared.query_empty(query));
+      if (Tile::kQueries > 1) release(shared.query_empty(query));
       item = next;
     }
   }

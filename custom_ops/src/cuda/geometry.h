@@ -26,8 +26,8 @@ constexpr int kNoWindow = 1 << 30;  // wider than any buffer: lengths are below 
 constexpr int kMaxTokens = 1 << 29;
 
 TM_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-TM_HOST_DEVICE int min_of(int a, int b) { return a < b ? a : b; }
-TM_HOST_DEVICE int max_of(int a, int b) { return a > b ? a : b; }
+TM_HOST_DEVICE constexpr int min_of(int a, int b) { return a < b ? a : b; }
+TM_HOST_DEVICE constexpr int max_of(int a, int b) { return a > b ? a : b; }
 TM_HOST_DEVICE int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : (x > high ? high : x);
 }
@@ -38,12 +38,15 @@ struct Plan {
   int heads, kv_heads;                  // H, G
   int head_size, value_head_size;       // D, Dv
   int tile_rows, pack, positions;       // pack * positions <= tile_rows
+  int key_tile, key_rest;                // a share of split keys is key_tile * k + key_rest
   int groups;                           // H / pack; group g reads key head g * pack / (H / G)
   int sink, window, last;               // window == kNoWindow: dense mode
   int split_rows, split_tiles, splits;  // at most split_rows rows of a batch row are split
   int row_tiles;                        // upper bound of unsplit tiles per batch row and group
   int split_items, items;               // work items: the split ones come first
+  int pack_reciprocal;                  // row / pack == row * pack_reciprocal >> 16 in a tile
   float scale, softcap;
+  float exponent;  // of 2 per unit of score, once capped
 };
 
 // One batch row, from the lengths on the device. An impossible length gives no rows at all.
@@ -113,8 +116,8 @@ TM_HOST_DEVICE void set_window(Item& item, const Plan& plan) {
 
 TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile) {
   const int keys = max_of(0, item.high - item.low);
-  const int share =
-      max_of(1, ceil_div(ceil_div(keys, plan.splits) - remainder, key_tile)) * key_tile + remainder;
+  const int whole = ceil_div(ceil_div(keys, plan.splits) - plan.key_rest, plan.key_tile);
+  const int share = max_of(1, whole) * plan.key_tile + plan.key_rest;
   item.splits = max_of(1, ceil_div(keys, share));
   if (item.split >= item.splits) return false;
   item.slot = ((item.b * plan.groups + item.group) * plan.split_tiles + tile) * plan.splits;

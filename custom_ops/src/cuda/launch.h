@@ -18,8 +18,14 @@ struct Device {
 const char* query_device(Device* device);
 
 // Tiles of the Hopper kernel: three warpgroups of 64 rows where the registers allow it.
-constexpr int sm90_tile_rows(int head_size) { return head_size > 128 ? 128 : 192; }
-constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 80; }
+constexpr int sm90_tile_rows(int) { return 128; }
+#ifdef TM_B96
+constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 96; }
+constexpr int sm90_key_edge(int head_size) { return head_size > 128 ? 48 : 64; }
+#else
+constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 128; }
+constexpr int sm90_key_edge(int head_size) { return head_size > 128 ? 48 : 32; }
+#endif
 
 enum class Kernel { kSm90, kSm80, kFloat32 };
 

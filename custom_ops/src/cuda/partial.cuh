@@ -26,8 +26,12 @@ __device__ __forceinline__ int64_t item_offset(const Plan& plan, const Item& ite
   const int64_t token = static_cast<int64_t>(item.b) * plan.length + item.row;
   return (token * plan.heads + item.group * plan.pack) * plan.value_head_size;
 }
+__device__ __forceinline__ int position_of_row(const Plan& plan, int row) {
+  return row * plan.pack_reciprocal >> 16;
+}
 __device__ __forceinline__ int tile_row_offset(const Plan& plan, int row) {
-  return (row / plan.pack * plan.heads + row % plan.pack) * plan.value_head_size;
+  const int position = position_of_row(plan, row);
+  return (position * (plan.heads - plan.pack) + row) * plan.value_head_size;
 }
 
 template <typename T>
@@ -75,7 +79,7 @@ __device__ __forceinline__ float share_factor(const float2* weights, int64_t str
 template <typename T>
 __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan, int slot,
                                         int splits, T* output, int first, int stop) {
-  constexpr int kRows = 4, kTogether = 2;
+  constexpr int kRows = 2, kTogether = 2;
   const int lane = threadIdx.x % 32, size = plan.value_head_size;
   const int64_t stride = static_cast<int64_t>(plan.tile_rows) * size;
   for (; first < stop; first += 4 * kRows) {

@@ -32,7 +32,7 @@ TileSize tile_size(Kernel kernel, int head_size) {
   switch (kernel) {
     case Kernel::kSm90: {
       const int keys = sm90_key_tile(head_size);
-      return {sm90_tile_rows(head_size), keys, keys};
+      return {sm90_tile_rows(head_size), keys, sm90_key_edge(head_size)};
     }
     case Kernel::kSm80: return {64, 64, 0};
     default: return {32, 32, 0};
@@ -116,6 +116,7 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
   plan.key_tile = tile.keys;
   plan.key_rest = tile.rest;
   plan.pack = heads_of_tile(plan.heads / plan.kv_heads, plan.tile_rows);
+  plan.pack_reciprocal = ceil_div(1 << 16, plan.pack);
   plan.positions = plan.tile_rows / plan.pack;
   plan.groups = plan.heads / plan.pack;
   plan.sink = clamp_int(problem.pattern.sink, 0, kMaxTokens);
@@ -124,6 +125,7 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
   plan.last = clamp_int(problem.pattern.last, 1, kMaxTokens);
   plan.scale = problem.scale;
   plan.softcap = problem.softcap;
+  plan.exponent = (problem.softcap > 0 ? 1.0f : problem.scale) * kLog2E;
   plan_split(plan, device);
   return plan;
 }

@@ -59,44 +59,37 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) peak[r] = kNoMax, sum[r] = 0.0f, factor[r] = 1.0f;
   }
 
-  // Scores to weights 2^((s - peak) * scale), in place. True if some row of the warp has a new
-  // peak: then whatever was summed before is to be multiplied by `factor`.
+  // Scores of the lane's row r to weights 2^((s - peak) * scale), in place. True if the row has a new
+  // peak: then whatever was summed before is to be multiplied by factor[r].
   template <int kCount>
-  __device__ __forceinline__ bool weigh(float (&s)[kCount], float scale) {
-    bool moved = false;
+  __device__ __forceinline__ bool weigh_row(float (&s)[kCount], float scale, int r) {
+    float high = fmaxf(s[2 * r], s[2 * r + 1]);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float high = fmaxf(s[2 * r], s[2 * r + 1]);
+    for (int i = 4; i < kCount; i += 4) high = fmaxf(high, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+    high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 1));
+    high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 2));
+    const bool moved = (high - peak[r]) * scale > kLag;
+    factor[r] = moved ? exp2_approx((peak[r] - high) * scale) : 1.0f;
+    peak[r] = moved ? high : peak[r];
+    const float shift = -peak[r] * scale;
+    float part[2] = {0.0f, 0.0f};
 #pragma unroll
-      for (int i = 4; i < kCount; i += 4) high = fmaxf(high, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 1));
-      high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 2));
-      factor[r] = 1.0f;
-      if ((high - peak[r]) * scale > kLag) {
-        factor[r] = exp2_approx((peak[r] - high) * scale);
-        peak[r] = high;
-        moved = true;
+    for (int i = 0; i < kCount; i += 4) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float& x = s[i + 2 * r + e];
+        x = exp2_approx(fmaf(x, scale, shift));
+        part[e] += x;
       }
-      const float shift = -peak[r] * scale;
-      float part[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int i = 0; i < kCount; i += 4) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& x = s[i + 2 * r + e];
-          x = exp2_approx(fmaf(x, scale, shift));
-          part[e] += x;
-        }
-      }
-      sum[r] = sum[r] * factor[r] + (part[0] + part[1]);
     }
-    return __any_sync(0xffffffff, moved);
+    sum[r] = sum[r] * factor[r] + (part[0] + part[1]);
+    return moved;
   }
 
-  // Makes all weights be computed before what follows, beside a matrix product that is in flight: the
-  // assembler would sink them below the wait for it. A branch on the sums, never taken, does.
-  __device__ __forceinline__ void settle() const {
-    if (sum[0] + sum[1] < 0.0f) __trap();
+  // Makes a row's weights be computed before what follows, beside a matrix product in flight: the
+  // assembler would sink them below the wait for it. A branch on the sum, never taken, does.
+  __device__ __forceinline__ void settle(int r) const {
+    if (sum[r] < 0.0f) __trap();
   }
 
   // Sums of whole rows, over the four lanes that share them.

@@ -100,6 +100,7 @@ struct Wgmma;
   struct Wgmma<CPP> { \
     TM_SCORES(48, 24, "%24", "%25", "%26", TYPE) \
     TM_SCORES(64, 32, "%32", "%33", "%34", TYPE) \
+    TM_SCORES(128, 64, "%64", "%65", "%66", TYPE) \
     TM_SCORES(80, 40, "%40", "%41", "%42", TYPE) \
     TM_SCORES(96, 48, "%48", "%49", "%50", TYPE) \
     TM_VALUES(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", TYPE) \
