@@ -81,8 +81,9 @@ def load_model(path: Path) -> ir.Model:
             f"{path} is not a readable ONNX file (truncated or something else); export or "
             "download it again"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExportError(f"{path} cannot be read as an ONNX model: {_line(error)}") from error
+    except (OSError, ValueError, TypeError, KeyError, ir.serde.SerdeError) as error:
+        cause = error.__cause__ or error  # SerdeError's own text is the whole graph
+        raise ExportError(f"{path} cannot be read as an ONNX model: {_line(cause)}") from error
     if not list(model.graph) and not model.graph.inputs:
         raise ExportError(f"{path} holds no graph; it is empty, cut off or not an ONNX model")
     for tensor in external_tensors(model):
@@ -201,5 +202,5 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
     return copied
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

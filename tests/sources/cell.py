@@ -64,7 +64,7 @@ class Cell:
         return self.source_error is None or self.source_error < self.source_tolerance
 
 
-class _Silent:
+class SilentObserver:
     """An observer that keeps the sites."""
 
     def stage(self, name: str) -> None: ...
@@ -110,11 +110,11 @@ def _export(path: Path, output: Path, pattern: PatternRequest) -> ExportReport:
         path, output, pattern=pattern, layers=LayerRequest(start_layer=0), weights="copy"
     )
     try:
-        return export(options, _Silent())
+        return export(options, SilentObserver())
     except ExportError as error:
         if "all chosen ones slide" not in str(error):
             raise
-    return export(replace(options, dense=True, layers=LayerRequest()), _Silent())
+    return export(replace(options, dense=True, layers=LayerRequest()), SilentObserver())
 
 
 @dataclass(frozen=True)

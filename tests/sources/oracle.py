@@ -49,10 +49,13 @@ class Oracle:
     """transformers' model of a folder, every token of a text in one pass without a cache."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "num_experts_per_tok"):  # the grouped product knows no float64
+            config._experts_implementation = "eager"
         self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager"
+            folder, config=config, dtype=dtype, attn_implementation="eager"
         ).eval()
 
     def logits(self, text: Text, triangle: Triangle | None = None) -> Array:
