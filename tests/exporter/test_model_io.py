@@ -1,0 +1,230 @@
+"""Weights are linked or copied, never loaded; sources stay what they were; bad data is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from trianglemix.exporter import model_io, output_folder
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.model_io import find_source
+from trianglemix.exporter.patterns.softmax import PATTERN
+
+from tests.exporter.exports import Session, assert_close, export_to, random_ids
+from tests.tiny_models import tiny_model
+
+DATA = "weights/model.bin"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model whose weights lie in a file in a folder of their own."""
+    folder = tmp_path / "source"
+    (folder / "weights").mkdir(parents=True)
+    ir.save(PATTERN.example().model, folder / "model.onnx", external_data=DATA)
+    assert (folder / DATA).stat().st_size > 1000
+    (folder / "config.json").write_text('{"max_position_embeddings": 321}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "private.txt").write_text("not to be copied")
+    return folder / "model.onnx"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_links_share_the_file_and_copies_do_not(source: Path, tmp_path: Path) -> None:
+    export_to(source, tmp_path / "linked", layers=(1,))
+    export_to(source, tmp_path / "copied", layers=(1,), weights="copy")
+    original, linked, copied = (
+        (folder / DATA).stat()
+        for folder in (source.parent, tmp_path / "linked", tmp_path / "copied")
+    )
+    assert linked.st_ino == original.st_ino
+    assert copied.st_ino != original.st_ino
+    ids = random_ids(1, 30)
+    assert_close(
+        Session.of(tmp_path / "linked").logits(ids), Session.of(tmp_path / "copied").logits(ids), 0
+    )
+
+
+def test_another_file_system_gets_copies_and_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(output_folder.os, "link", refuse)
+    report = export_to(source, tmp_path / "out", layers=(1,))
+    assert any("another file system" in note for note in report.notes)
+    assert (tmp_path / "out" / DATA).read_bytes() == (source.parent / DATA).read_bytes()
+
+
+def test_the_source_is_never_changed(source: Path, tmp_path: Path) -> None:
+    before = _hashes(source.parent)
+    stamps = {path: path.stat().st_mtime_ns for path in source.parent.rglob("*") if path.is_file()}
+    export_to(source, tmp_path / "out", layers=(1,))
+    export_to(source, tmp_path / "out", layers=(2,), force=True, weights="copy")
+    assert _hashes(source.parent) == before
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_an_export_survives_its_source_and_its_successor(source: Path, tmp_path: Path) -> None:
+    export_to(source, tmp_path / "first", layers=(1,))
+    ids = random_ids(1, 30)
+    expected = Session.of(tmp_path / "first").logits(ids)
+    export_to(tmp_path / "first", tmp_path / "second", layers=(1,))
+    for path in (source, source.parent / DATA):
+        path.unlink()
+    assert_close(Session.of(tmp_path / "second").logits(ids), expected)
+
+
+def test_companions_are_copied_and_nothing_else(source: Path, tmp_path: Path) -> None:
+    export_to(source, tmp_path / "out", layers=(1,))
+    assert sorted(_hashes(tmp_path / "out")) == [
+        "config.json",
+        "export_report.json",
+        "manifest.json",
+        "model.onnx",
+        "tokenizer.json",
+        DATA,
+    ]
+
+
+def test_large_inline_weights_go_to_a_data_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ir.save(PATTERN.example().model, tmp_path / "model.onnx")
+    monkeypatch.setattr(model_io, "_MAX_INLINE_BYTES", 2000)
+    report = export_to(tmp_path / "model.onnx", tmp_path / "out", layers=(1,))
+    assert any("moved to" in note for note in report.notes)
+    monkeypatch.undo()
+    export_to(tmp_path / "model.onnx", tmp_path / "inline", layers=(1,))
+    small, large = ((tmp_path / name / "model.onnx").stat().st_size for name in ("out", "inline"))
+    assert small < large
+    ids = random_ids(1, 30)
+    results = [Session.of(tmp_path / name).logits(ids) for name in ("out", "inline")]
+    assert_close(*results, 0)
+
+
+def _remove(folder: Path) -> None:
+    (folder / DATA).unlink()
+
+
+def _cut_short(folder: Path) -> None:
+    os.truncate(folder / DATA, 1000)
+
+
+def _link_outside(folder: Path) -> None:
+    outside = folder.parent / "outside.bin"
+    (folder / DATA).rename(outside)
+    (folder / DATA).symlink_to(outside)
+
+
+def _point_to(location: str, folder: Path) -> None:
+    model = ir.load(folder / "model.onnx")
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                location, tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=tensor.name,
+            )  # fmt: skip
+    ir.save(model, folder / "model.onnx")
+
+
+def _point_above(folder: Path) -> None:
+    _point_to("../weights.bin", folder)
+
+
+def _point_to_root(folder: Path) -> None:
+    _point_to("/etc/hostname", folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_remove, "is missing"),
+        (_cut_short, "cut off"),
+        (_link_outside, "leads outside"),
+        (_point_above, "outside the model's folder"),
+        (_point_to_root, "outside the model's folder"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_external_data_is_refused(
+    spoil: object, message: str, source: Path, tmp_path: Path
+) -> None:
+    assert callable(spoil)
+    spoil(source.parent)
+    with pytest.raises(ExportError, match=message):
+        export_to(source, tmp_path / "out", layers=(1,))
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_sources_are_found(tmp_path: Path) -> None:
+    (tmp_path / "one.onnx").write_bytes(b"")
+    assert find_source(tmp_path).path.name == "one.onnx"
+    (tmp_path / "two.onnx").write_bytes(b"")
+    with pytest.raises(ExportError, match=r"several ONNX models \(one\.onnx, two\.onnx\)"):
+        find_source(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert find_source(tmp_path).path.name == "model.onnx"
+    hub = tmp_path / "hub"
+    (hub / "onnx").mkdir(parents=True)
+    (hub / "config.json").write_text("{}")
+    assert find_source(hub).is_huggingface
+    (hub / "onnx" / "model.onnx").write_bytes(b"")
+    found = find_source(hub)
+    assert (found.path, found.companions) == (hub / "onnx" / "model.onnx", hub)
+
+
+_EXPORT = (
+    "import resource, sys\n"
+    "from pathlib import Path\n"
+    "from tests.exporter.exports import export_to\n"
+    "export_to(Path(sys.argv[1]), Path(sys.argv[2]), layers=(1,), last_token_logits=True)\n"
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+)
+
+
+def _peak_kib(source: Path, output: Path) -> int:
+    command = [sys.executable, "-c", _EXPORT, str(source), str(output)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_memory_stays_flat_as_the_model_grows(tmp_path: Path) -> None:
+    """A gigabyte of (sparse) weights more: the export needs no more memory for it."""
+    peaks = []
+    for name, rows in (("small", 61), ("large", (1 << 30) // 160)):
+        model = PATTERN.example().model
+        folder = tmp_path / name
+        folder.mkdir()
+        for part, shape in (("embedding", (rows, 40)), ("head", (40, rows))):
+            weight = model.graph.initializers[f"trianglemix/weight.{part}"]
+            size = 4 * int(np.prod(shape))
+            os.truncate(os.open(folder / f"{part}.data", os.O_CREAT | os.O_RDWR), size)
+            weight.const_value = ir.ExternalTensor(
+                f"{part}.data", 0, size, ir.DataType.FLOAT,
+                shape=ir.Shape(shape), name=weight.name or "", base_dir=folder,
+            )  # fmt: skip
+            weight.shape = ir.Shape(shape)
+        ir.save(model, folder / "model.onnx")
+        peaks.append(_peak_kib(folder / "model.onnx", tmp_path / f"out-{name}"))
+    assert peaks[1] < 400 << 10
+    assert peaks[1] < peaks[0] + (40 << 10), peaks
+
+
+def test_a_real_route_links_its_data(tmp_path: Path) -> None:
+    model = tiny_model("llama", "dynamo-sdpa-20")
+    export_to(model.path, tmp_path / "out", layers=(1,))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.onnx", "manifest.json", "config.json", "tokenizer.json"} <= names
