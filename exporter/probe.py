@@ -6,6 +6,7 @@ Nothing here reads a weight: queries, keys and values are random. The measured s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,7 @@ from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
 
 TOLERANCE: Final = 1e-4
+_MAX_PROBE_BYTES: Final = 2 << 30
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -89,7 +91,7 @@ class ProbeInputs:
         if value is roles.input_ids:
             return np.ones((sizes.batch, sizes.length), _numpy_dtype(value))
         if "position" in (value.name or "") and value.is_graph_input():
-            positions = np.arange(sizes.past, sizes.total, dtype=_numpy_dtype(value))
+            positions = np.arange(sizes.past, sizes.total).astype(_numpy_dtype(value))
             return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
         if value in roles.caches:
             return np.zeros(self._shape_of(value, sizes, sizes.past), np.float32)
@@ -140,11 +142,10 @@ def measure_mask(
         raise CutError(
             f"a constant {longest - 5} in its mask is too long to measure without a cache"
         )
-    equal = {
-        value: np.zeros(shape, np.float32)
-        for value, shape in shapes_of(sizes).items()
-        if value in cut.inputs
-    }
+    shapes = {value: shape for value, shape in shapes_of(sizes).items() if value in cut.inputs}
+    if sum(4 * math.prod(shape) for shape in shapes.values()) > _MAX_PROBE_BYTES:
+        raise CutError(f"its mask holds a constant ({longest - 5}) too large to be measured")
+    equal = {value: np.zeros(shape, np.float32) for value, shape in shapes.items()}
     (result,) = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, equal))
     if result.ndim != 4 or result.shape[-2:] != (sizes.length, sizes.total):
         raise CutError(f"its weights have the shape {result.shape}, not [B, H, S, T]")

@@ -24,7 +24,7 @@ from trianglemix.exporter.probe import (
     pattern_of,
 )
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
-from trianglemix.exporter.walk import Factor, Heads
+from trianglemix.exporter.walk import Factor, Heads, producer_of, small_constant
 
 _SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}
 """How far a scale may be from `D**-0.5` and still mean it, in types that round it; else 1e-5."""
@@ -79,22 +79,34 @@ def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:
 def _static_sizes(heads: Heads) -> tuple[int, int]:
     """Heads and head size, from the cache or else from the new tokens."""
     for value, axes in ((heads.past, "BHTD"), (heads.value, heads.axes)):
-        if value is None or value.shape is None:
+        sizes = _known_sizes(value)
+        if len(sizes) != len(axes):
             continue
-        count, size = value.shape[axes.index("H")], value.shape[axes.index("D")]
-        if isinstance(count, int) and isinstance(size, int):
+        count, size = sizes[axes.index("H")], sizes[axes.index("D")]
+        if count is not None and size is not None:
             return count, size
     raise CutError(f"the file does not say how many heads of which size {heads.value.name} has")
+
+
+def _known_sizes(value: ir.Value | None) -> list[int | None]:
+    """Sizes of a value's axes, from the file or from the constant of the Reshape that made it."""
+    if value is not None and value.shape is not None:
+        return [size if isinstance(size, int) else None for size in value.shape]
+    reshape = producer_of(value, "Reshape")
+    wanted = small_constant(reshape.inputs[1]) if reshape else None
+    if wanted is None:
+        return []
+    return [int(size) if size > 0 else None for size in wanted.reshape(-1)]
 
 
 def _boundary(
     walk: Walk, shape: AttentionShape, sizes: CallSizes
 ) -> dict[ir.Value, tuple[int, ...]]:
-    """Shapes of scores, queries, and keys and values as new tokens and past."""
-    batch, heads, length = sizes.batch, shape.num_heads, sizes.length
+    """Shapes of scores (one head does for all), queries, and keys and values with their past."""
+    batch, length = sizes.batch, sizes.length
     return {
-        walk.scores: (batch, heads, length, sizes.total),
-        walk.query: (batch, heads, length, shape.head_size),
+        walk.scores: (batch, 1, length, sizes.total),
+        walk.query: (batch, shape.num_heads, length, shape.head_size),
         **_heads_shapes(walk.key, sizes),
         **_heads_shapes(walk.value, sizes),
     }
