@@ -1,7 +1,7 @@
 // Attention in float32 without tensor cores: simple, for checking and for models kept in float32.
 //
-// A block of four warps takes one work item of 32 tile rows, a warp eight of them. For scores a lane
-// is a key, for values a lane is a column (and every 32nd after it).
+// A block of four warps takes one work item of 32 tile rows, a warp eight of them. For scores a
+// lane is a key, for values a lane is a column (and every 32nd after it).
 #include "launch.h"
 #include "partial.cuh"
 
@@ -97,8 +97,7 @@ struct Float32Warp {
     for (int r = 0; r < kWarpRows; ++r) {
       const int row = kWarpRows * warp + r;
       if (position_of_row(plan, row) >= item.rows) continue;
-      const int64_t index =
-          static_cast<int64_t>(item.slot + item.split) * plan.tile_rows + row;
+      const int64_t index = static_cast<int64_t>(item.slot + item.split) * plan.tile_rows + row;
       const bool whole = item.splits == 1;
       const float scale = !whole ? 1.0f : (sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f);
       float* target = whole ? output + tile_row_offset(plan, row)
@@ -138,7 +137,8 @@ __global__ void __launch_bounds__(kThreads)
   const Plan& plan = params.plan;
   Float32Warp warp(params, item, raw);
   load_queries(raw, params, item);
-  const int64_t slots = (static_cast<int64_t>(item.b) * plan.kv_heads + item.kv_head) * plan.capacity;
+  const int64_t slots =
+      (static_cast<int64_t>(item.b) * plan.kv_heads + item.kv_head) * plan.capacity;
   const int sink_tiles = ceil_div(item.sinks, kKeys);
   const int count = sink_tiles + ceil_div(max_of(0, item.high - item.low), kKeys);
   for (int t = 0; t < count; ++t) {
@@ -161,12 +161,16 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t launch_float32(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
                            cudaStream_t stream) {
   const auto pointer = [](const void* p) { return static_cast<const float*>(p); };
-  const Float32Params params{plan, scratch, pointer(problem.query), pointer(problem.present_key),
-                             pointer(problem.present_value), static_cast<float*>(problem.output)};
+  const Float32Params params{plan,
+                             scratch,
+                             pointer(problem.query),
+                             pointer(problem.present_key),
+                             pointer(problem.present_value),
+                             static_cast<float*>(problem.output)};
   const int floats = (kRows + kKeys) * pitch(plan.head_size) + kKeys * pitch(plan.value_head_size);
   const int bytes = floats * static_cast<int>(sizeof(float));
-  const cudaError_t e = cudaFuncSetAttribute(
-      attention_float32, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t e =
+      cudaFuncSetAttribute(attention_float32, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (e != cudaSuccess) return e;
   attention_float32<<<plan.items, kThreads, bytes, stream>>>(params);
   return cudaGetLastError();

@@ -28,10 +28,13 @@ struct Sm80Tile {
 
 __device__ __forceinline__ void copy_async(uint32_t target, const void* source, bool exists) {
   const int bytes = exists ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kPending>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -41,24 +44,28 @@ template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(uint32_t (&x)[4], uint32_t address) {
   if constexpr (kTransposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
   } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(address) : "memory");
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
   }
 }
 
 // d[16, 8] += a[16, 16] b[16, 8]
 template <typename T>
 __device__ __forceinline__ void multiply(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
-#define TM_MULTIPLY(CPP, TYPE)                                                                    \
-  template <>                                                                                     \
-  __device__ __forceinline__ void multiply<CPP>(float* d, const uint32_t* a, uint32_t b0,         \
-                                                uint32_t b1) {                                    \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                           \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                 \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                 \
+#define TM_MULTIPLY(CPP, TYPE)                                                            \
+  template <>                                                                             \
+  __device__ __forceinline__ void multiply<CPP>(float* d, const uint32_t* a, uint32_t b0, \
+                                                uint32_t b1) {                            \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                   \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));         \
   }
 TM_MULTIPLY(__nv_bfloat16, "bf16")
 TM_MULTIPLY(__half, "f16")
@@ -69,7 +76,8 @@ __device__ __forceinline__ uint32_t place(int row, int piece) {
   return row * Sm80Tile<kD>::kLine + ((piece ^ (row % 8)) * 16);
 }
 
-// Rows `first` ... of a [*, size] tensor; rows outside [from, to) and columns past `size` are zeros.
+// Rows `first` ... of a [*, size] tensor; rows outside [from, to) and columns past `size` are
+// zeros.
 template <int kD>
 __device__ __forceinline__ void load_keys(uint32_t target, const void* base, int size, int first,
                                           int from, int to) {

@@ -1,8 +1,8 @@
-// Launches the Hopper kernel: tensor maps over the operator's own tensors, one block a multiprocessor.
-#include "attention_sm90.cuh"
-
+// Launches the Hopper kernel: tensor maps over the operator's own tensors, one block a
+// multiprocessor.
 #include <cuda_runtime.h>
 
+#include "attention_sm90.cuh"
 #include "launch.h"
 
 namespace trianglemix {
@@ -21,7 +21,8 @@ Encode find_encoder() {
     const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
                                                            cudaEnableDefault, &found);
     return e == cudaSuccess && found == cudaDriverEntryPointSuccess
-               ? reinterpret_cast<Encode>(symbol) : nullptr;
+               ? reinterpret_cast<Encode>(symbol)
+               : nullptr;
   }();
   return encode;
 }
@@ -50,11 +51,14 @@ bool encode_maps(Sm90Params& params, const TriangleProblem& problem, const Plan&
   const cuuint64_t line = 2 * kD, d = kD;
   const auto u64 = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const auto u32 = [](int x) { return static_cast<cuuint32_t>(x); };
-  const MapShape query{4, {d, u64(plan.heads), u64(plan.length), u64(plan.batch)},
+  const MapShape query{4,
+                       {d, u64(plan.heads), u64(plan.length), u64(plan.batch)},
                        {line, plan.heads * line, plan.length * plan.heads * line},
                        {Tile::kSlabColumns, u32(plan.pack), u32(plan.positions), 1}};
-  MapShape cache{3, {d, u64(plan.capacity), u64(problem.batch * problem.kv_num_heads), 1},
-                 {line, plan.capacity * line, 0}, {Tile::kSlabColumns, Tile::kKeys, 1, 1}};
+  MapShape cache{3,
+                 {d, u64(plan.capacity), u64(problem.batch * problem.kv_num_heads), 1},
+                 {line, plan.capacity * line, 0},
+                 {Tile::kSlabColumns, Tile::kKeys, 1, 1}};
   bool good = encode_map(&params.query, half, Tile::kSwizzle, problem.query, query) &&
               encode_map(&params.key, half, Tile::kSwizzle, problem.present_key, cache) &&
               encode_map(&params.value, half, Tile::kSwizzle, problem.present_value, cache);
@@ -75,8 +79,8 @@ cudaError_t launch(const TriangleProblem& problem, const Plan& plan, const Scrat
   params.scratch = scratch;
   params.output = problem.output;
   const auto kernel = attention_sm90<T, kD>;
-  const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Tile::kShared);
+  const cudaError_t e =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared);
   if (e != cudaSuccess) return e;
   const int blocks = min_of(device.multiprocessors, plan.items);
   kernel<<<blocks, Tile::kThreads, Tile::kShared, stream>>>(params);
@@ -88,12 +92,17 @@ cudaError_t launch_type(const TriangleProblem& problem, const Plan& plan, const 
                         const Device& device, cudaStream_t stream) {
   switch (plan.head_size) {
 #ifndef TM_ONLY_128
-    case 64: return launch<T, 64>(problem, plan, scratch, device, stream);
-    case 96: return launch<T, 96>(problem, plan, scratch, device, stream);
-    case 256: return launch<T, 256>(problem, plan, scratch, device, stream);
+    case 64:
+      return launch<T, 64>(problem, plan, scratch, device, stream);
+    case 96:
+      return launch<T, 96>(problem, plan, scratch, device, stream);
+    case 256:
+      return launch<T, 256>(problem, plan, scratch, device, stream);
 #endif
-    case 128: return launch<T, 128>(problem, plan, scratch, device, stream);
-    default: return cudaErrorInvalidValue;
+    case 128:
+      return launch<T, 128>(problem, plan, scratch, device, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -38,7 +38,7 @@ struct Plan {
   int heads, kv_heads;                  // H, G
   int head_size, value_head_size;       // D, Dv
   int tile_rows, pack, positions;       // pack * positions <= tile_rows
-  int key_tile, key_rest;                // a share of split keys is key_tile * k + key_rest
+  int key_tile, key_rest;               // a share of split keys is key_tile * k + key_rest
   int groups;                           // H / pack; group g reads key head g * pack / (H / G)
   int sink, window, last;               // window == kNoWindow: dense mode
   int split_rows, split_tiles, splits;  // at most split_rows rows of a batch row are split
@@ -79,8 +79,8 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
   return r;
 }
 
-// One tile of rows and its keys: the sinks first_valid .. first_valid + sinks (all below `low`), and the range
-// low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
+// One tile of rows and its keys: the sinks first_valid .. first_valid + sinks (all below `low`),
+// and the range low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
 struct alignas(16) Item {
   int b, group, kv_head;
   int row, rows;  // first new row, number of positions

@@ -17,15 +17,10 @@ struct Device {
 // Facts of the current device; null on success, else an error text.
 const char* query_device(Device* device);
 
-// Tiles of the Hopper kernel: three warpgroups of 64 rows where the registers allow it.
-constexpr int sm90_tile_rows(int) { return 128; }
-#ifdef TM_B96
-constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 96; }
-constexpr int sm90_key_edge(int head_size) { return head_size > 128 ? 48 : 64; }
-#else
+// Tiles of the Hopper kernel: rows, keys of a whole tile, keys of the small tile's edge part.
+constexpr int sm90_tile_rows = 128;
 constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 128; }
 constexpr int sm90_key_edge(int head_size) { return head_size > 128 ? 48 : 32; }
-#endif
 
 enum class Kernel { kSm90, kSm80, kFloat32 };
 

@@ -25,9 +25,12 @@ size_t workspace_bytes(const TriangleProblem* problem) {
 cudaError_t launch_attention(Kernel kernel, const TriangleProblem& problem, const Plan& plan,
                              const Scratch& scratch, const Device& device, cudaStream_t stream) {
   switch (kernel) {
-    case Kernel::kSm90: return launch_sm90(problem, plan, scratch, device, stream);
-    case Kernel::kSm80: return launch_sm80(problem, plan, scratch, stream);
-    default: return launch_float32(problem, plan, scratch, stream);
+    case Kernel::kSm90:
+      return launch_sm90(problem, plan, scratch, device, stream);
+    case Kernel::kSm80:
+      return launch_sm80(problem, plan, scratch, stream);
+    default:
+      return launch_float32(problem, plan, scratch, stream);
   }
 }
 

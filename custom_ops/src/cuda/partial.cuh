@@ -19,9 +19,10 @@ struct Scratch {
   float* sums;      // [split tiles, splits, tile_rows, Dv]
 };
 
-constexpr int kTileParts = 3;  // strips of 64 rows of a tile count their arrivals separately
+constexpr int kTileParts = 2;  // strips of 64 rows of a tile count their arrivals separately
 
-// Element offsets in the output [B, S, H * Dv]: of an item's first row, and of a tile row from there.
+// Element offsets in the output [B, S, H * Dv]: of an item's first row, and of a tile row from
+// there.
 __device__ __forceinline__ int64_t item_offset(const Plan& plan, const Item& item) {
   const int64_t token = static_cast<int64_t>(item.b) * plan.length + item.row;
   return (token * plan.heads + item.group * plan.pack) * plan.value_head_size;
@@ -37,9 +38,13 @@ __device__ __forceinline__ int tile_row_offset(const Plan& plan, int row) {
 template <typename T>
 __device__ __forceinline__ T from_float(float x);
 template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
 template <>
-__device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
@@ -74,8 +79,8 @@ __device__ __forceinline__ float share_factor(const float2* weights, int64_t str
   return sum > 0.0f ? factor / sum : 0.0f;
 }
 
-// Adds up tile rows `first`, `first + 4`, ... below `stop` (one of four warps); splits <= 32. A lane
-// adds four columns of kRows rows at a time, whose reads are under way together.
+// Adds up tile rows `first`, `first + 4`, ... below `stop` (one of four warps); splits <= 32. A
+// lane adds four columns of kRows rows at a time, whose reads are under way together.
 template <typename T>
 __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan, int slot,
                                         int splits, T* output, int first, int stop) {
@@ -88,8 +93,9 @@ __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       row[r] = min_of(first + 4 * r, stop - 1);  // the last row again, rather than a branch
-      factor[r] = share_factor(scratch.weights + static_cast<int64_t>(slot) * plan.tile_rows + row[r],
-                               plan.tile_rows, splits);
+      factor[r] =
+          share_factor(scratch.weights + static_cast<int64_t>(slot) * plan.tile_rows + row[r],
+                       plan.tile_rows, splits);
     }
     for (int left = 0; left < size; left += 128) {
       const int column = min_of(left + 4 * lane, size - 4);
@@ -159,7 +165,10 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4]) {
     for (int k = 0; k < 2; ++k) {
       const int low = bit == 1 ? 2 * k : k, high = low + bit;
       const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? x[low] : x[high], bit);
-      if (upper) x[low] = got; else x[high] = got;
+      if (upper)
+        x[low] = got;
+      else
+        x[high] = got;
     }
   }
 }

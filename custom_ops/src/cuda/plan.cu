@@ -9,7 +9,7 @@ namespace trianglemix {
 namespace {
 
 constexpr int kMaxSplits = 16;
-constexpr int kMinShare = 1024;   // keys of a share: below that merging costs more than it hides
+constexpr int kMinShare = 1024;  // keys of a share: below that merging costs more than it hides
 constexpr int kItemsPerMultiprocessor = 4;
 
 int clamp_int(int64_t x, int64_t low, int64_t high) {
@@ -32,10 +32,12 @@ TileSize tile_size(Kernel kernel, int head_size) {
   switch (kernel) {
     case Kernel::kSm90: {
       const int keys = sm90_key_tile(head_size);
-      return {sm90_tile_rows(head_size), keys, sm90_key_edge(head_size)};
+      return {sm90_tile_rows, keys, sm90_key_edge(head_size)};
     }
-    case Kernel::kSm80: return {64, 64, 0};
-    default: return {32, 32, 0};
+    case Kernel::kSm80:
+      return {64, 64, 0};
+    default:
+      return {32, 32, 0};
   }
 }
 
@@ -121,7 +123,8 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
   plan.groups = plan.heads / plan.pack;
   plan.sink = clamp_int(problem.pattern.sink, 0, kMaxTokens);
   plan.window = problem.pattern.window == kDenseWindow || problem.pattern.window >= kMaxTokens
-                    ? kNoWindow : static_cast<int>(problem.pattern.window);
+                    ? kNoWindow
+                    : static_cast<int>(problem.pattern.window);
   plan.last = clamp_int(problem.pattern.last, 1, kMaxTokens);
   plan.scale = problem.scale;
   plan.softcap = problem.softcap;

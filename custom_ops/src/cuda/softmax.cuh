@@ -1,7 +1,8 @@
 // Online softmax over score fragments of the tensor cores, and the masks of the boundary tiles.
 //
 // Fragment layout (the same for mma.sync and wgmma): of a 16-row strip, a lane holds rows lane / 4
-// and lane / 4 + 8; element 4 * j + 2 * r + e is row r of the two, column 8 * j + 2 * (lane % 4) + e.
+// and lane / 4 + 8; element 4 * j + 2 * r + e is row r of the two, column 8 * j + 2 * (lane % 4) +
+// e.
 #pragma once
 
 #include "ptx.cuh"
@@ -59,8 +60,8 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) peak[r] = kNoMax, sum[r] = 0.0f, factor[r] = 1.0f;
   }
 
-  // Scores of the lane's row r to weights 2^((s - peak) * scale), in place. True if the row has a new
-  // peak: then whatever was summed before is to be multiplied by factor[r].
+  // Scores of the lane's row r to weights 2^((s - peak) * scale), in place. True if the row has a
+  // new peak: then whatever was summed before is to be multiplied by factor[r].
   template <int kCount>
   __device__ __forceinline__ bool weigh_row(float (&s)[kCount], float scale, int r) {
     float high = fmaxf(s[2 * r], s[2 * r + 1]);

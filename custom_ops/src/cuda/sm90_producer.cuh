@@ -1,0 +1,112 @@
+// The Hopper kernel's producer: one thread that draws work items and streams their tiles.
+#pragma once
+
+#include "sm90_tile.cuh"
+
+namespace trianglemix {
+
+template <int kD>
+struct Producer {
+  using Tile = Sm90Tile<kD>;
+  const Sm90Params& params;
+  const Sm90Shared<kD>& shared;
+  Ring<Tile::kSlots> slots;
+  Ring<Tile::kQueries> queries;
+  int number, produced = 0;
+  Item ahead;  // the item after the one being loaded, fetched while that one's tiles are
+
+  __device__ Producer(const Sm90Params& params, const Sm90Shared<kD>& shared)
+      : params(params), shared(shared), number(blockIdx.x) {}
+
+  __device__ __forceinline__ void fetch() {
+    ahead.rows = 0;
+    if (number >= params.plan.items) return;
+    const int4* source = reinterpret_cast<const int4*>(params.scratch.items + number);
+#pragma unroll
+    for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&ahead)[i] = source[i];
+    number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
+  }
+
+  // The next item with any rows, in shared memory for the consumers; rows == 0 after the last. Its
+  // place in the ring is free: with the queries of the item before it, the one that was here ended.
+  __device__ __forceinline__ const Item& next_item() {
+    while (ahead.rows == 0 && number < params.plan.items) fetch();
+    Item& target = shared.items[produced++ % Tile::kItems];
+    target = ahead;
+    return target;
+  }
+
+  __device__ void load_queries(const Item& item) {
+    mbarrier_wait(shared.query_empty(queries.index), queries.parity ^ 1);
+    const uint32_t barrier = shared.query_full(queries.index);
+    if (item.rows == 0) return mbarrier_arrive(barrier);
+    mbarrier_expect(barrier, params.plan.positions * params.plan.pack * kD * 2);
+    for (int slab = 0; slab < Tile::kSlabs; ++slab) {
+      tma_load_4d(shared.query(queries.index) + slab * Tile::kRows * Tile::kSwizzle, &params.query,
+                  barrier, slab * Tile::kSlabColumns, item.group * params.plan.pack, item.row,
+                  item.b);
+    }
+    queries.advance();
+  }
+
+  // Waits for a free slot and promises `keys` rows to it.
+  __device__ uint32_t open_slot(int keys) {
+    mbarrier_wait(shared.empty(slots.index), slots.parity ^ 1);
+    mbarrier_expect(shared.full(slots.index), keys * kD * 2);
+    return shared.slot(slots.index);
+  }
+
+  __device__ void load_box(const CUtensorMap& map, const Item& item, uint32_t target, int stride,
+                           int first) {
+#pragma unroll
+    for (int slab = 0; slab < Tile::kSlabs; ++slab) {
+      tma_load_3d(target + slab * stride * Tile::kSwizzle, &map, shared.full(slots.index),
+                  slab * Tile::kSlabColumns, first, item.b * params.plan.kv_heads + item.kv_head);
+    }
+  }
+  __device__ void load_tile(const CUtensorMap& map, const Item& item, int first) {
+    load_box(map, item, open_slot(Tile::kKeys), Tile::kKeys, first);
+    slots.advance();
+  }
+  __device__ void load_small(const CUtensorMap& map, const Item& item, int edge) {
+    const uint32_t target = open_slot(Tile::kSmall);
+#pragma unroll 1
+    for (int row = 0; row < Tile::kSmall; row += Tile::kSinks) {
+      const int first = row == 0 ? item.first_valid : edge + row - Tile::kSinks;
+      load_box(map, item, target + row * Tile::kSwizzle, Tile::kSmall, first);
+    }
+    slots.advance();
+  }
+
+  // Tiles in the order in which the consumers take them.
+  __device__ void run() {
+    const Item* item = nullptr;
+    fetch();
+    while (true) {
+      const Item& next = next_item();
+      load_queries(next);
+      if (next.rows > 0) {
+        load_small(params.key_small, next, KeyTiles<kD>(next).edge(next));
+      }
+      if (item != nullptr) {
+        const KeyTiles<kD> tiles(*item);
+        load_tile(params.value, *item, tiles.first(*item, tiles.count - 1));
+      }
+      if (next.rows == 0) return;
+      item = &next;
+      fetch();
+      const KeyTiles<kD> tiles(next);
+#pragma unroll 1
+      for (int t = 0; t < tiles.count; ++t) {
+        load_tile(params.key, next, tiles.first(next, t));
+        if (t == 0) {
+          load_small(params.value_small, next, tiles.edge(next));
+        } else {
+          load_tile(params.value, next, tiles.first(next, t - 1));
+        }
+      }
+    }
+  }
+};
+
+}  // namespace trianglemix

@@ -1,0 +1,94 @@
+// The Hopper kernel's parameters, its place in shared memory, and the key tiles of an item.
+#pragma once
+
+#include <cuda.h>
+
+#include "launch.h"
+#include "partial.cuh"
+
+namespace trianglemix {
+
+struct Sm90Params {
+  CUtensorMap query, key, value, key_small, value_small;
+  Plan plan;
+  Lengths lengths;
+  Scratch scratch;
+  void* output;
+};
+
+template <int kD>
+struct Sm90Tile {
+  static constexpr int kRows = sm90_tile_rows, kStrips = kRows / 64;  // a warpgroup each
+  static constexpr int kKeys = sm90_key_tile(kD);                     // keys of a whole tile
+  static constexpr int kSinks = 16, kEdge = sm90_key_edge(kD), kSmall = kSinks + kEdge;
+  static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;  // bytes of a slab's row
+  static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
+  static constexpr int kQueries = kD > 128 ? 1 : 2, kItems = 4;
+  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = max_of(kKeys, kSmall) * kD * 2;
+  static constexpr int kSlots = min_of(8, (225 * 1024 - kQueries * kQueryBytes) / kSlotBytes);
+  static constexpr int kThreads = 128 * (1 + kStrips);
+  static constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
+  static constexpr int kShared = 1024 + kQueries * kQueryBytes + kSlots * kSlotBytes +
+                                 16 * (kSlots + kQueries) +
+                                 kItems * static_cast<int>(sizeof(Item)) + 16;
+};
+
+// Addresses in shared memory.
+template <int kD>
+struct Sm90Shared {
+  using Tile = Sm90Tile<kD>;
+  uint32_t base;
+  Item* items;
+  int* flags;
+
+  __device__ explicit Sm90Shared(char* raw) {
+    char* aligned = raw + ((1024 - shared_address(raw) % 1024) % 1024);
+    base = shared_address(aligned);
+    char* tail = aligned + Tile::kQueries * Tile::kQueryBytes + Tile::kSlots * Tile::kSlotBytes +
+                 16 * (Tile::kSlots + Tile::kQueries);
+    items = reinterpret_cast<Item*>(tail);
+    flags = reinterpret_cast<int*>(tail + Tile::kItems * sizeof(Item));
+  }
+  __device__ uint32_t query(int i) const { return base + i * Tile::kQueryBytes; }
+  __device__ uint32_t slot(int i) const {
+    return base + Tile::kQueries * Tile::kQueryBytes + i * Tile::kSlotBytes;
+  }
+  __device__ uint32_t full(int i) const { return slot(Tile::kSlots) + 8 * i; }
+  __device__ uint32_t empty(int i) const { return full(Tile::kSlots + i); }
+  __device__ uint32_t query_full(int i) const { return full(2 * Tile::kSlots + i); }
+  __device__ uint32_t query_empty(int i) const {
+    return full(2 * Tile::kSlots + Tile::kQueries + i);
+  }
+};
+
+// Position in a ring of `kSize` buffers; `parity` flips with every round.
+template <int kSize>
+struct Ring {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++index == kSize) index = 0, parity ^= 1;
+  }
+};
+
+// Key tiles of one item: `sink_tiles` whole tiles of sinks beyond 16, then those of the range.
+template <int kD>
+struct KeyTiles {
+  using Tile = Sm90Tile<kD>;
+  int sink_tiles, count;
+
+  __device__ __forceinline__ explicit KeyTiles(const Item& item) {
+    sink_tiles = ceil_div(max_of(0, item.sinks - Tile::kSinks), Tile::kKeys);
+    count = sink_tiles + max_of(1, ceil_div(item.high - item.low - Tile::kEdge, Tile::kKeys));
+  }
+  // First key of whole tile t, and of the small tile's edge part.
+  __device__ __forceinline__ int first(const Item& item, int t) const {
+    return t < sink_tiles ? item.first_valid + Tile::kSinks + t * Tile::kKeys
+                          : item.high - (count - t) * Tile::kKeys;
+  }
+  __device__ __forceinline__ int edge(const Item& item) const {
+    return item.high - (count - sink_tiles) * Tile::kKeys - Tile::kEdge;
+  }
+};
+
+}  // namespace trianglemix
