@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trianglemix.analysis.errors import AnalysisError
+from trianglemix.evaluation.huggingface import fingerprint_of
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -42,22 +43,6 @@ def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel
         raise AnalysisError(f"{folder} holds no causal language model: {first}") from error
     model.to(device).eval()
     return AnalysedModel(folder.resolve().name, model, tokenizer, fingerprint_of(model.config))
-
-
-def fingerprint_of(config: Any) -> Fingerprint:
-    """The shape that a plan is bound to, from a transformers configuration."""
-    text = config.get_text_config()
-    heads = int(text.num_attention_heads)
-    kv_heads = getattr(text, "num_key_value_heads", None)
-    head_size = getattr(text, "head_dim", None)
-    return Fingerprint(
-        num_layers=int(text.num_hidden_layers),
-        num_heads=heads,
-        kv_num_heads=int(kv_heads or heads),
-        head_size=int(head_size or text.hidden_size // heads),
-        hidden_size=int(text.hidden_size),
-        vocabulary_size=int(text.vocab_size),
-    )
 
 
 def candidate_layers(config: Any) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ def mask_picture(pattern: TrianglePattern, length: int) -> bytes:
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     axes.grid(False)
+    axes.spines[["left", "bottom"]].set_visible(False)  # it would hide the sinks
     names = ("Streaming: kept", "Middle: dropped", "Last: kept")
     patches = [Patch(color=c, label=n) for c, n in zip(colors[1:], names, strict=True)]
     axes.legend(handles=patches, frameon=False, loc="upper right")

@@ -13,14 +13,18 @@ from rich.console import Console
 from rich.progress import Progress
 from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
 from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
-from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
+from trianglemix.evaluation.huggingface import (
+    HuggingFaceModel,
+    HuggingFaceOptions,
+    fingerprint_of,
+)
 from trianglemix.evaluation.model import AnswerModel, Loader
 from trianglemix.evaluation.page import save_page
 from trianglemix.evaluation.report import Comparison, save_json, table_of
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.options import parse_layers
-from trianglemix.exporter.plan import Plan
+from trianglemix.exporter.plan import Fingerprint, Plan
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -147,13 +151,31 @@ def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
         )
     if options.plan is not None and options.layers is not None:
         raise ConfigurationError("--plan and --layers name layers in two ways; give one")
+    shape = _shape(options.folder)
+    pattern = plain.pattern
     if options.plan is not None:
         plan = Plan.load(options.plan)
+        plan.check_fits(shape)
         layers = plan.triangle_layers or plan.layers_by_importance
-        pattern = plan.pattern or plain.pattern
-        return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
-    layers = parse_layers(options.layers or "")
-    return HuggingFaceOptions(options.device, options.dtype, layers, plain.pattern)
+        pattern = plan.pattern or pattern
+    else:
+        layers = parse_layers(options.layers or "")
+    if layers[-1] >= shape.num_layers:
+        raise ConfigurationError(
+            f"--layers names layer {layers[-1]}, but the model has {shape.num_layers} layers "
+            f"(0-{shape.num_layers - 1})"
+        )
+    return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
+
+
+def _shape(folder: Path) -> Fingerprint:
+    from transformers import AutoConfig
+
+    try:
+        return fingerprint_of(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigurationError(f"{folder} is no Hugging Face model folder: {first}") from error
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.model import Answer, reset_peak_memory
+from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.memory import peak_resident_bytes
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -116,3 +117,19 @@ class HuggingFaceModel:
 
             return torch.cuda.max_memory_allocated() / 2**20
         return peak_resident_bytes() / 2**20 if self._counted else None
+
+
+def fingerprint_of(config: Any) -> Fingerprint:
+    """The shape that a plan is bound to, from a transformers configuration."""
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None)
+    head_size = getattr(text, "head_dim", None)
+    return Fingerprint(
+        num_layers=int(text.num_hidden_layers),
+        num_heads=heads,
+        kv_num_heads=int(kv_heads or heads),
+        head_size=int(head_size or text.hidden_size // heads),
+        hidden_size=int(text.hidden_size),
+        vocabulary_size=int(text.vocab_size),
+    )

@@ -35,30 +35,32 @@ def fitted_prompt(task: Task, seed: int, tokens: int, encode: Encode) -> Prompt:
     """
     room = tokens - task.max_new_tokens
     size = max(1, int(room / task.unit_tokens))
-    best: Prompt | None = None
+    fitting: tuple[int, Prompt] | None = None
     too_large: int | None = None
     for _ in range(_ROUNDS):
         prompt = _build(task, seed, size, encode)
         length = len(prompt.ids)
         if length <= room:
-            best, fitted = prompt, size
-            if room - length <= 2 * task.unit_tokens or too_large == size + 1:
+            fitting = (size, prompt)
+            if room - length <= 2 * task.unit_tokens:
                 break
-            size = max(size + 1, int(size * room / length))
-            size = size if too_large is None else min(size, too_large - 1)
-            if size == fitted:
-                break
+            grown = max(size + 1, int(size * room / length))
         else:
-            if size == 1:
-                break
-            too_large = size if too_large is None else min(too_large, size)
-            size = max(1, min(size - 1, int(size * room / length)))
-    if best is None:
+            too_large = size
+            grown = size
+        lowest = fitting[0] + 1 if fitting else 1
+        if too_large is None:
+            size = grown
+        elif lowest >= too_large:
+            break
+        else:
+            size = (lowest + too_large) // 2 if grown >= too_large else grown
+    if fitting is None:
         raise ConfigurationError(
             f"task {task.name} does not fit into {tokens} tokens: its smallest prompt and answer "
             "are longer; ask for more tokens"
         )
-    return best
+    return fitting[1]
 
 
 def _build(task: Task, seed: int, size: int, encode: Encode) -> Prompt:

@@ -1,0 +1,126 @@
+"""Exported folders and Hugging Face models give the same answers, through the command line too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.evaluation.cli import main
+from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
+from trianglemix.evaluation.likelihood import FolderScorer
+from trianglemix.evaluation.model import encode_sample
+from trianglemix.evaluation.onnx_model import OnnxModel
+from trianglemix.evaluation.task import Sample
+from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.pipeline import export
+from trianglemix.runtime.session import TriangleSession
+
+from tests.end_to_end.test_tiny_llm import SilentObserver
+from tests.tiny_models import tiny_folder, tiny_model
+
+PATTERN = TrianglePattern(4, 24, 8)
+LAYERS = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with triangle layers 1 and 2, as ONNX."""
+    output = tmp_path_factory.mktemp("evaluation") / "tiny"
+    options = ExportOptions(
+        source=tiny_model("llama").path,
+        output=output,
+        layers=LayerRequest(layers=LAYERS),
+        pattern=PatternRequest(4, 24, 8),
+        last_token_logits=True,
+    )
+    export(options, SilentObserver())
+    return output
+
+
+def test_both_kinds_of_model_answer_the_same(folder: Path) -> None:
+    onnx = OnnxModel(folder, "cpu")
+    options = HuggingFaceOptions("cpu", "float32", LAYERS, PATTERN)
+    torch_model = HuggingFaceModel(tiny_folder("llama"), options)
+    sample = Sample("a text that is long enough to lose its middle " * 4, " so", ("x",))
+    ids = tuple(encode_sample(onnx.tokenizer, sample))
+    assert list(ids) == encode_sample(torch_model.tokenizer, sample)
+    ours, theirs = onnx.answer(ids, 12), torch_model.answer(ids, 12)
+    assert (ours.text, ours.prompt_tokens) == (theirs.text, len(ids))
+    assert theirs.text
+    torch_model.use_layers(())
+    assert torch_model.answer(ids, 12).text != theirs.text
+    assert onnx.facts["triangle_layers"] == list(LAYERS)
+    assert (onnx.peak_memory_mb() or 1) > 0
+
+
+def test_the_prompt_ends_with_the_beginning_of_the_answer(folder: Path) -> None:
+    onnx = OnnxModel(folder, "cpu")
+    ids = encode_sample(onnx.tokenizer, Sample("the question", " It is", ("x",)))
+    text = onnx.tokenizer.decode(ids)
+    assert text.endswith("It is")
+    assert ids[0] != ids[-len("It is")]
+    assert len(ids) == len("the question") + len("It is") + 3  # user, end, assistant
+
+
+def test_likelihoods_are_those_of_the_source_model(folder: Path) -> None:
+    """Short texts lose nothing: they must score as the source model scores them."""
+    scorer = FolderScorer(TriangleSession.from_folder(folder, "cpu"))
+    source = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype=torch.float32).eval()
+    context, continuation = "abc de", " fgh"
+    ids = scorer.tokenizer.encode(context + continuation)
+    with torch.no_grad():
+        logs = torch.log_softmax(source(torch.tensor([ids])).logits[0].double(), -1)
+    start = len(scorer.tokenizer.encode(context))
+    expected = sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
+    found = scorer.likelihood(context, continuation)
+    assert found.logarithm == pytest.approx(expected, abs=1e-3)
+    assert not found.greedy
+    best = scorer.session.generate(scorer.tokenizer.encode(context), 3).ids
+    assert scorer.token_likelihood(scorer.tokenizer.encode(context), best).greedy
+    first = scorer.rolling("abcdef")
+    assert first < 0
+    assert np.isfinite(first)
+    answer = scorer.generate(context, (), 8)
+    assert scorer.generate(context, (answer[2],), 8) == answer.split(answer[2])[0]
+
+
+def test_the_command_compares_folders_and_writes_its_page(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    arguments = ["--tasks", "niah_single_1,vt", "--tokens", "900", "--samples", "2"]
+    command = [str(folder), "--against", str(tiny_folder("llama")), "-o", str(output), *arguments]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    content = json.loads(output.read_text())
+    assert [row["task"] for row in content["rows"]] == ["niah_single_1", "vt", "all"]
+    assert [model["kind"] for model in content["models"]] == ["PyTorch", "ONNX Runtime"]
+    assert len(content["models"][1]["outcomes"]) == 4
+    page = output.with_suffix(".html").read_text()
+    assert "<svg" in page
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nowhere"], "neither a folder of trianglemix-export"),
+        (["FOLDER", "--layers", "1"], "leave them out"),
+        (["FOLDER", "--tasks", "chess"], "no task 'chess'"),
+        (["SOURCE", "--layers", "x"], "'x'"),
+        (["SOURCE", "--layers", "8"], "3 layers"),
+    ],
+)
+def test_refusals_are_one_line(
+    folder: Path, tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    named = {"FOLDER": str(folder), "SOURCE": str(tiny_folder("llama"))}
+    command = [named.get(a, a) for a in arguments] + ["-o", str(tmp_path / "r.json")]
+    result = CliRunner().invoke(main, [*command, "--samples", "1", "--tokens", "2000"])
+    assert result.exit_code == 1
+    assert reason in " ".join(result.output.split())
+    assert "Traceback" not in result.output
