@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,6 @@ import onnx_ir as ir
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.check import check_exported, interface_of
 from trianglemix.exporter.clean import DropUnusedPass
-from trianglemix.exporter.cost import attention_cost, last_token_saving
 from trianglemix.exporter.describe import (
     ExportedGraph,
     describe,
@@ -27,9 +26,7 @@ from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import (
     ROW_END,
     InsertTriangleAttentionPass,
-    is_triangle,
     is_triangle_attention,
-    layer_of,
 )
 from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
@@ -47,10 +44,11 @@ from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.output_folder import output_folder
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.exporter.registry import all_patterns, all_targets
-from trianglemix.exporter.report import ExportReport, layer_reports
+from trianglemix.exporter.report import ExportReport
 from trianglemix.exporter.shared_cache import FreeCacheLengthPass, can_share_cache
 from trianglemix.exporter.sites import MatchContext, Sites, check_understood, find_sites
 from trianglemix.exporter.source import WORK_FOLDER, prepare_source
+from trianglemix.exporter.summary import as_offline, build_report
 from trianglemix.exporter.target import Target
 from trianglemix.exporter.verify import verify_export
 
@@ -65,6 +63,28 @@ class Observer(Protocol):
     def sites(self, sites: Sites) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What every stage may ask for."""
+
+    options: ExportOptions
+    target: Target
+    folder: Path
+    observer: Observer
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The source as read, and what shall become of it."""
+
+    source: Source
+    model: ir.Model
+    roles: GraphRoles
+    interface: tuple[list[str], list[str]]
+    sites: Sites
+    choice: LayerChoice
+
+
 def export(options: ExportOptions, observer: Observer) -> ExportReport:
     """Exports one model. With `dry_run` nothing is written.
 
@@ -74,52 +94,75 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
     """
     target = _find_target(options.target)
     with _workplace(options) as folder:
-        observer.stage("load")
-        source = prepare_source(find_source(options.source), target, folder, observer.stage)
-        model = load_model(source.path)
-        observer.stage("normalize")
-        normalize(model)
-        roles, interface = find_roles(model.graph), interface_of(model.graph)
-        observer.stage("find attention")
-        context = MatchContext(model.graph, roles)
-        sites = find_sites(context, all_patterns(), observer.progress)
-        observer.sites(sites)
-        check_understood(sites, roles)
-        choice = choose_layers(options, sites.found, _fingerprint(sites, roles))
+        job = _Job(options, target, folder, observer)
+        found = _find(job)
         observer.stage("rewrite")
-        caches = layer_caches(sites.found)
-        _rewrite(model, roles, sites, choice, options, target)
-        check_exported(model, sites.found, interface)
-        check_no_square_left(model.graph, roles)
-        graph = ExportedGraph(
-            model, roles, caches, can_share_cache(model), read_context_length(source.companions)
-        )
-        manifest = describe(graph, choice, options, target)
-        report = _report(options, graph, sites, choice, manifest)
+        graph = _rewrite(job, found)
+        check_exported(graph.model, found.sites.found, found.interface)
+        check_no_square_left(graph.model.graph, graph.roles)
+        manifest = describe(graph, found.choice, options, target)
+        report = build_report(options, graph, found.sites, found.choice, manifest)
         if target.offline is not None:
-            runs_as = target.offline.runs_as
-            report = replace(
-                report,
-                layers=tuple(replace(row, runs_as=runs_as[row.action]) for row in report.layers),
-                prediction=target.offline.predict(model, manifest, options),
-            )
-        if options.dry_run:
-            return report
-        observer.stage("save")
-        if target.offline is None:
-            notes = _save(model, source, folder, options, observer)
-        else:
-            manifest, notes = target.offline.package(
-                model, manifest, folder, options, observer.progress
-            )
-        copied = copy_companions(source.companions, folder)
-        report = replace(report, notes=(*report.notes, *notes, _copied_note(copied)))
-        if options.verify:
-            observer.stage("verify")
-            report = _verified(report, source.path, folder, (graph, manifest), options)
-        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-        report.save(folder)
-        manifest.save(folder)
+            report = as_offline(report, target.offline, graph, (manifest, options))
+        if not options.dry_run:
+            report = _write(job, found, graph, manifest, report)
+    return report
+
+
+def _find(job: _Job) -> _Found:
+    """Load, normalize, find attention, choose layers."""
+    observer = job.observer
+    observer.stage("load")
+    given = find_source(job.options.source)
+    source = prepare_source(given, job.target, job.folder, observer.stage)
+    model = load_model(source.path)
+    observer.stage("normalize")
+    normalize(model)
+    roles, interface = find_roles(model.graph), interface_of(model.graph)
+    observer.stage("find attention")
+    sites = find_sites(MatchContext(model.graph, roles), all_patterns(), observer.progress)
+    observer.sites(sites)
+    check_understood(sites, roles)
+    choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
+    return _Found(source, model, roles, interface, sites, choice)
+
+
+def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
+    """Insert, keep the last logits, free the cache's length, lower."""
+    model, roles, sites = found.model, found.roles, found.sites.found
+    caches = layer_caches(sites)  # before anything is renamed
+    patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
+    InsertTriangleAttentionPass(sites, roles, patterns)(model)
+    if job.options.last_token_logits:
+        KeepLastLogitsPass(roles, model.meta[ROW_END])(model)
+    FreeCacheLengthPass(roles)(model)
+    for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:
+        lower()(model)
+    DropUnusedPass()(model)
+    context_length = read_context_length(found.source.companions)
+    return ExportedGraph(model, roles, caches, can_share_cache(model), context_length)
+
+
+def _write(
+    job: _Job, found: _Found, graph: ExportedGraph, manifest: Manifest, report: ExportReport
+) -> ExportReport:
+    """Save, verify, report; the manifest last, since it makes the folder an export."""
+    options, folder, observer = job.options, job.folder, job.observer
+    observer.stage("save")
+    if job.target.offline is None:
+        notes = _save(graph.model, found.source, folder, options, observer)
+    else:
+        manifest, notes = job.target.offline.package(
+            graph.model, manifest, folder, options, observer.progress
+        )
+    copied = copy_companions(found.source.companions, folder)
+    report = replace(report, notes=(*report.notes, *notes, _copied_note(copied)))
+    if options.verify:
+        observer.stage("verify")
+        report = _verified(report, found.source.path, folder, (graph, manifest), options)
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    report.save(folder)
+    manifest.save(folder)
     return report
 
 
@@ -156,71 +199,6 @@ def _fingerprint(sites: Sites, roles: GraphRoles) -> Fingerprint:
         hidden_size=head.hidden_size if head else None,
         vocabulary_size=head.vocabulary_size if head else None,
     )
-
-
-def _rewrite(
-    model: ir.Model,
-    roles: GraphRoles,
-    sites: Sites,
-    choice: LayerChoice,
-    options: ExportOptions,
-    target: Target,
-) -> None:
-    """Insert, keep the last logits, free the cache's length, lower."""
-    patterns = dict.fromkeys(choice.layers, choice.pattern)
-    InsertTriangleAttentionPass(sites.found, roles, patterns)(model)
-    if options.last_token_logits:
-        KeepLastLogitsPass(roles, model.meta[ROW_END])(model)
-    FreeCacheLengthPass(roles)(model)
-    for lower in target.lower_dense_twin if options.dense else target.lower:
-        lower()(model)
-    DropUnusedPass()(model)
-
-
-def _report(
-    options: ExportOptions,
-    graph: ExportedGraph,
-    sites: Sites,
-    choice: LayerChoice,
-    manifest: Manifest,
-) -> ExportReport:
-    patterns = dict.fromkeys(choice.layers, choice.pattern)
-    saving = None
-    if manifest.last_token_logits:
-        itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
-        saving = last_token_saving(find_head(graph.roles), options.prompt_length, int(itemsize))
-    notes = []
-    if choice.skipped:
-        notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
-    if not graph.shared_cache:
-        notes.append("past and present cannot share one buffer: something else reads the past")
-    return ExportReport(
-        source=str(options.source),
-        target=options.target,
-        opset=graph.model.graph.opset_imports[""],
-        ir_version=graph.model.ir_version,
-        pattern=choice.pattern if choice.layers else None,
-        layer_choice=choice.origin,
-        layers=layer_reports(sites.found, choice, _runs_as(graph.model, choice)),
-        cost=attention_cost(sites.found, patterns, options.prompt_length),
-        last_token=saving,
-        shared_cache=graph.shared_cache,
-        left_padding=manifest.left_padding,
-        notes=tuple(notes),
-        warnings=(choice.warning,) if choice.warning else (),
-    )
-
-
-def _runs_as(model: ir.Model, choice: LayerChoice) -> dict[int, str]:
-    """The operator that each layer's attention became, found by the name that it was given."""
-    operators: dict[int, str] = {}
-    for node in model.graph:
-        layer = layer_of(node)
-        if layer is None:
-            continue
-        dense = is_triangle_attention(node) and not is_triangle(node)
-        operators[layer] = node.op_type + (" (dense mode)" if dense else "")
-    return operators
 
 
 def _verified(

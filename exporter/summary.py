@@ -1,0 +1,75 @@
+"""Builds the report of an export from what was found and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.cost import attention_cost, last_token_saving
+from trianglemix.exporter.describe import ExportedGraph
+from trianglemix.exporter.insert import is_triangle, is_triangle_attention, layer_of
+from trianglemix.exporter.last_token import find_head
+from trianglemix.exporter.layers import LayerChoice
+from trianglemix.exporter.options import ExportOptions
+from trianglemix.exporter.report import ExportReport, layer_reports
+from trianglemix.exporter.sites import Sites
+from trianglemix.exporter.target import OfflineTools
+
+
+def build_report(
+    options: ExportOptions,
+    graph: ExportedGraph,
+    sites: Sites,
+    choice: LayerChoice,
+    manifest: Manifest,
+) -> ExportReport:
+    """The report as it is before anything is written; notes of the later stages are added to it."""
+    patterns = dict.fromkeys(choice.layers, choice.pattern)
+    saving = None
+    if manifest.last_token_logits:
+        itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
+        saving = last_token_saving(find_head(graph.roles), options.prompt_length, int(itemsize))
+    notes = []
+    if choice.skipped:
+        notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
+    if not graph.shared_cache:
+        notes.append("past and present cannot share one buffer: something else reads the past")
+    return ExportReport(
+        source=str(options.source),
+        target=options.target,
+        opset=graph.model.graph.opset_imports[""],
+        ir_version=graph.model.ir_version,
+        pattern=choice.pattern if choice.layers else None,
+        layer_choice=choice.origin,
+        layers=layer_reports(sites.found, choice, _runs_as(graph.model)),
+        cost=attention_cost(sites.found, patterns, options.prompt_length),
+        last_token=saving,
+        shared_cache=graph.shared_cache,
+        left_padding=manifest.left_padding,
+        notes=tuple(notes),
+        warnings=(choice.warning,) if choice.warning else (),
+    )
+
+
+def _runs_as(model: ir.Model) -> dict[int, str]:
+    """The operator that each layer's attention became, found by the name that it was given."""
+    operators: dict[int, str] = {}
+    for node in model.graph:
+        layer = layer_of(node)
+        if layer is None:
+            continue
+        dense = is_triangle_attention(node) and not is_triangle(node)
+        operators[layer] = node.op_type + (" (dense mode)" if dense else "")
+    return operators
+
+
+def as_offline(
+    report: ExportReport,
+    tools: OfflineTools,
+    graph: ExportedGraph,
+    asked: tuple[Manifest, ExportOptions],
+) -> ExportReport:
+    """The report of a target whose models are compiled elsewhere."""
+    layers = tuple(replace(row, runs_as=tools.runs_as[row.action]) for row in report.layers)
+    return replace(report, layers=layers, prediction=tools.predict(graph.model, *asked))
