@@ -61,6 +61,7 @@ class _Options:
     check_tokens: int
     check_task: str
     plots: bool
+    name: str | None
 
     @property
     def pattern(self) -> TrianglePattern:
@@ -95,6 +96,7 @@ class _Options:
 @click.option("--check-tokens", type=click.IntRange(16), default=8000, show_default=True)
 @click.option("--check-task", default="niah_multikey_1", show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True)
+@click.option("--name", help="The model's name in the plan; the folder's without it.")
 def main(**given: Any) -> None:
     """Measures which layers of the Hugging Face model in FOLDER may be triangle layers.
 
@@ -153,7 +155,6 @@ def _settings(options: _Options, subject: AnalysedModel) -> dict[str, Any]:
     data = DataSettings(options.samples, options.tokens, options.data)
     return {
         "model": asdict(subject.fingerprint),
-        "name": subject.name,
         "pattern": options.pattern.as_attributes(),
         "data": data.description,
         "precision": options.precision,
@@ -187,7 +188,8 @@ def _measure(options: _Options, console: Console) -> _Measured:
         done = probe_all(samples, one, record, lambda n: bar.update(task, completed=n))
     importance = importance_of(done)
     ranked = ranked_layers(importance, candidate_layers(subject.model.config))
-    return _Measured(subject.name, subject.fingerprint, settings, importance, ranked)
+    name = options.name or subject.name
+    return _Measured(name, subject.fingerprint, settings, importance, ranked)
 
 
 def _plans(
@@ -231,7 +233,7 @@ def _check(
 def _origin(rule: str, check: Check | None) -> str:
     verdict = f"check: {check.verdict}" if check else "not checked on tasks"
     return (
-        "measured by trianglemix-analyze: mean absolute gradient of the Middle section "
+        "Measured by trianglemix-analyze: mean absolute gradient of the Middle section "
         f"(TriangleMix paper, section 3); {rule}; {verdict}"
     )
 

@@ -16,7 +16,7 @@ from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
 from trianglemix.evaluation.huggingface import (
     HuggingFaceModel,
     HuggingFaceOptions,
-    fingerprint_of,
+    shape_of_folder,
 )
 from trianglemix.evaluation.model import AnswerModel, Loader
 from trianglemix.evaluation.page import save_page
@@ -24,7 +24,7 @@ from trianglemix.evaluation.report import Comparison, save_json, table_of
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.options import parse_layers
-from trianglemix.exporter.plan import Fingerprint, Plan
+from trianglemix.exporter.plan import Plan
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -151,7 +151,7 @@ def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
         )
     if options.plan is not None and options.layers is not None:
         raise ConfigurationError("--plan and --layers name layers in two ways; give one")
-    shape = _shape(options.folder)
+    shape = shape_of_folder(options.folder)
     pattern = plain.pattern
     if options.plan is not None:
         plan = Plan.load(options.plan)
@@ -166,16 +166,6 @@ def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
             f"(0-{shape.num_layers - 1})"
         )
     return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
-
-
-def _shape(folder: Path) -> Fingerprint:
-    from transformers import AutoConfig
-
-    try:
-        return fingerprint_of(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigurationError(f"{folder} is no Hugging Face model folder: {first}") from error
 
 
 if __name__ == "__main__":

@@ -133,3 +133,18 @@ def fingerprint_of(config: Any) -> Fingerprint:
         hidden_size=int(text.hidden_size),
         vocabulary_size=int(text.vocab_size),
     )
+
+
+def shape_of_folder(folder: Path) -> Fingerprint:
+    """The shape of the folder's model, from its config.json.
+
+    Raises:
+        ConfigurationError: the folder holds no model that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return fingerprint_of(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigurationError(f"{folder} is no Hugging Face model folder: {first}") from error
