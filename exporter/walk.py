@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.exporter.errors import RefusedError
 
 _SILENT = frozenset({"Cast", "Identity", "Dropout"})
 
@@ -23,9 +24,17 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def needed_input(node: ir.Node, index: int) -> ir.Value:
-    """An input that the operator's definition requires."""
-    value = node.inputs[index]
-    assert value is not None, f"{node.op_type} {node.name} lacks input {index}"
+    """An input that the operator's definition requires.
+
+    Raises:
+        RefusedError: it is not there, so the graph is not valid ONNX.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise RefusedError(
+            f"node {node.name} ({node.op_type}) lacks its input {index}: the graph is not valid; "
+            "export the model again"
+        )
     return value
 
 

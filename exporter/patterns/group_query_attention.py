@@ -7,9 +7,11 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._head_norm import head_norm
+from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -60,7 +62,7 @@ class GroupQueryAttentionPattern:
             return Refusal(label, trouble)
         try:
             return self._site(node, context)
-        except ConfigurationError as error:
+        except (ConfigurationError, CutError) as error:
             return Refusal(label, str(error))
 
     def example(self) -> Example:
@@ -68,6 +70,7 @@ class GroupQueryAttentionPattern:
 
     def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         shape = _head_shape(node)
+        check_lengths(needed_input(node, _SEQLENS), needed_input(node, _TOTAL), context)
         build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         query, key, value = _projections(node, shape, build)
         query = _normed(node, _Q_NORM, query, shape, build)

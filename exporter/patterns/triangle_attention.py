@@ -8,9 +8,11 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -42,7 +44,7 @@ class TriangleAttentionPattern:
             return Refusal(label, reason)
         try:
             return self._site(node, context)
-        except ConfigurationError as error:
+        except (ConfigurationError, CutError) as error:
             return Refusal(label, str(error))
 
     def example(self) -> Example:
@@ -58,6 +60,8 @@ class TriangleAttentionPattern:
                 needed_input(node, 5), needed_input(node, 6), inputs["prompt_length"],
                 inputs["first_valid"],
             )  # fmt: skip
+        else:
+            check_lengths(needed_input(node, 5), needed_input(node, 6), context)
         return AttentionSite(
             layer=-1,
             form=self.name,

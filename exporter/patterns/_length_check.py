@@ -1,0 +1,36 @@
+"""Checks that the lengths which an attention node reads are those of a growing cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from trianglemix.exporter.cutout import CutError, cut_out, run_cut
+from trianglemix.exporter.probe import CallSizes, ProbeInputs
+from trianglemix.exporter.sites import MatchContext
+
+_CALLS = (CallSizes(2, 5, 7), CallSizes(3, 1, 4), CallSizes(1, 6, 0))
+
+
+def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -> None:
+    """Every row's keys must end where the attention mask ends, in calls without padding.
+
+    Lengths that the caller of the graph gives are taken as they are.
+
+    Raises:
+        CutError: they are something else; the message holds the values.
+    """
+    cut = cut_out(context.graph, [], [seqlens_k, total])
+    roles = context.roles
+    known = {roles.input_ids, roles.attention_mask, roles.position_ids, *roles.caches}
+    if any(value.is_graph_input() and value not in known for value in cut.inputs):
+        return
+    for sizes in _CALLS:
+        ends, length = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, {}))
+        rows = np.full(sizes.batch, sizes.total - 1)
+        if not np.array_equal(ends.ravel(), rows) or not np.array_equal(
+            length.ravel(), [sizes.total]
+        ):
+            raise CutError(
+                f"its lengths are not the attention mask's: seqlens_k {ends.ravel()[:4]} and "
+                f"total_sequence_length {length.ravel()[:4]} in a call of {sizes.total} tokens"
+            )
