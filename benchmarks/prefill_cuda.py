@@ -1,0 +1,211 @@
+"""How long until the first token? A Llama-3.1-8B-shaped graph on one GPU, dense and triangle.
+
+    python -m benchmarks.prefill_cuda --folder build/llama8b
+
+Makes the graph (random weights, last-token logits), exports it with layers 16-31 as triangle
+layers, and runs both on ONNX Runtime's CUDA provider with a shared cache. `--only-run` takes the
+graphs that are in the folder. Decode is timed at `--decode-length`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch  # before onnxruntime: it brings the CUDA libraries
+from onnx import TensorProto
+
+from benchmarks.device_time import PeakMemory, describe_device, kernel_times
+from benchmarks.llama_graph import DATA_FILE, LlamaShape, build_llama
+
+GRAPHS: Final = ("dense", "triangle")
+KINDS: Final = {
+    "triangle attention": ("attention_sm90", "attention_sm80", "attention_float32"),
+    "cache append": ("append_kernel", "ConcatNewToPast", "UnpackRoPEAppend"),
+    "dense attention": ("flash", "fmha", "cudnn_generated", "attention_fwd"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce"),
+    "rotation": ("Rotary", "rotary"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    folder: Path
+    shape: LlamaShape
+    lengths: tuple[int, ...]
+    decode_length: int
+    repeats: int
+    output: Path
+
+
+class Model:
+    """One graph with its cache in shared buffers on the device."""
+
+    def __init__(self, path: Path, shape: LlamaShape) -> None:
+        import onnxruntime as ort
+        from trianglemix.custom_ops.library import library_path
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.register_custom_ops_library(str(library_path()))
+        # The first shape would else fix the size of every later allocation.
+        provider = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+        self.session = ort.InferenceSession(
+            str(path), options, providers=[("CUDAExecutionProvider", provider)]
+        )
+        self.shape = shape
+        self.cache: dict[str, torch.Tensor] = {}
+        self.logits = torch.zeros(1, 1, shape.vocabulary, dtype=torch.float16, device="cuda")
+
+    def allocate_cache(self, capacity: int) -> None:
+        """Buffers of `capacity` tokens for each layer's keys and values."""
+        self.cache.clear()
+        torch.cuda.empty_cache()
+        size = (1, self.shape.kv_heads, capacity, self.shape.head_size)
+        names = [value.name for value in self.session.get_inputs() if "past_key" in value.name]
+        for name in names:
+            self.cache[name] = torch.zeros(size, dtype=torch.float16, device="cuda")
+
+    def bind(self, total: int, new: int) -> Callable[[], object]:
+        """A run of `new` tokens at the end of `total`."""
+        ids = torch.randint(0, self.shape.vocabulary, (1, new), device="cuda")
+        mask = torch.ones(1, total, dtype=torch.int64, device="cuda")
+        binding = self.session.io_binding()
+        inputs = {"input_ids": ids, "attention_mask": mask, **self.cache}
+        for name, tensor in inputs.items():
+            binding.bind_input(name, "cuda", 0, _element(tensor), tensor.shape, tensor.data_ptr())
+        outputs = {"logits": self.logits}
+        for name, tensor in self.cache.items():
+            outputs[name.replace("past_key_values", "present")] = tensor
+        for name, tensor in outputs.items():
+            binding.bind_output(name, "cuda", 0, _element(tensor), tensor.shape, tensor.data_ptr())
+
+        def run(_: object = (ids, mask)) -> object:
+            self.session.run_with_iobinding(binding)
+            return None
+
+        return run
+
+
+def _element(tensor: torch.Tensor) -> Any:
+    return np.int64 if tensor.dtype == torch.int64 else TensorProto.FLOAT16
+
+
+def prepare(settings: Settings) -> None:
+    """The dense graph, its weights, and the triangle graph beside it."""
+    from trianglemix.exporter.cli import main as export
+
+    dense = settings.folder / "dense"
+    weights = build_llama(settings.shape, dense)
+    weights.write(dense / DATA_FILE)
+    first = str(settings.shape.layers // 2)
+    arguments = ["--target", "cuda", "--start-layer", first, "--quiet", "--force"]
+    triangle = settings.folder / "triangle"
+    export([str(dense), "-o", str(triangle), *arguments], standalone_mode=False)
+
+
+def measure(settings: Settings, name: str) -> dict[str, Any]:
+    """Time to first token (s) by length, peak memory, decode time, device time by kind."""
+    path = settings.folder / name / "model.onnx"
+    result: dict[str, Any] = {"first_token_s": {}, "peak_bytes": {}, "kinds_ms": {}}
+    model = Model(path, settings.shape)
+    for length in settings.lengths:
+        model.allocate_cache(length)
+        run = model.bind(length, length)
+        with PeakMemory() as memory:
+            started = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            first_call = time.perf_counter() - started
+            times = [_seconds(run) for _ in range(settings.repeats)]
+        result["first_token_s"][length] = statistics.median(times)
+        result["peak_bytes"][length] = memory.peak
+        result["kinds_ms"][length] = kinds(kernel_times(run, 1, 0))
+        result.setdefault("first_call_s", {})[length] = first_call
+        if length == settings.decode_length:
+            step = model.bind(length, 1)
+            result["decode_ms"] = 1e3 * statistics.median([_seconds(step) for _ in range(30)][5:])
+            result["decode_kinds_ms"] = kinds(kernel_times(step, 3))
+        result["logits_norm"] = float(model.logits.float().norm())
+        print(name, length, f"{result['first_token_s'][length]:.3f} s", flush=True)
+    del model, run
+    gc.collect()
+    torch.cuda.empty_cache()
+    return result
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def kinds(times: dict[str, float]) -> dict[str, float]:
+    """Milliseconds by kind of work."""
+    sums = dict[str, float]()
+    for kernel, milliseconds in times.items():
+        found = (kind for kind, marks in KINDS.items() if any(mark in kernel for mark in marks))
+        kind = next(found, "everything else")
+        sums[kind] = sums.get(kind, 0.0) + milliseconds
+    return {kind: round(value, 3) for kind, value in sums.items()}
+
+
+def table(results: dict[str, Any], lengths: tuple[int, ...]) -> str:
+    """One row a length."""
+    lines = [f"{'tokens':>8} {'dense s':>9} {'triangle s':>11} {'share':>6} {'peak GiB, both':>16}"]
+    dense, triangle = (results[name] for name in GRAPHS)
+    for length in lengths:
+        a, b = dense["first_token_s"][length], triangle["first_token_s"][length]
+        peaks = " ".join(f"{r['peak_bytes'][length] / 2**30:7.1f}" for r in (dense, triangle))
+        lines.append(f"{length:>8} {a:>9.3f} {b:>11.3f} {b / a:>6.3f} {peaks:>16}")
+    if "decode_ms" in dense:
+        lines.append(
+            f"decode: dense {dense['decode_ms']:.2f} ms a token, "
+            f"triangle {triangle['decode_ms']:.2f}"
+        )
+    for name in GRAPHS:
+        lines.append(f"{name} at {lengths[-1]}: {results[name]['kinds_ms'][lengths[-1]]}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prepares (unless told not to), measures both graphs, prints the table, writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/llama8b"))
+    parser.add_argument("--lengths", default="8192,32768,65536,131072")
+    parser.add_argument("--decode-length", type=int, default=32768)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--weight-sets", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only-run", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prefill_cuda.json"))
+    o = parser.parse_args()
+    shape = LlamaShape(layers=o.layers, weight_sets=o.weight_sets)
+    lengths = tuple(int(n) for n in o.lengths.split(","))
+    settings = Settings(o.folder, shape, lengths, o.decode_length, o.repeats, o.output)
+    if not o.only_run:
+        prepare(settings)
+    import onnxruntime as ort
+
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    results: dict[str, Any] = {"machine": {**describe_device(), "onnxruntime": ort.__version__}}
+    results["weight_sets"] = shape.weight_sets
+    for name in GRAPHS:
+        results[name] = measure(settings, name)
+        settings.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(table(results, lengths))
+
+
+if __name__ == "__main__":
+    main()
