@@ -54,16 +54,21 @@ class LastTokenSaving:
 
     logits_bytes: int
     head_flops: int
+    tail_flops: int = 0  # products behind the last attention that see one row as well
 
 
 def last_token_saving(
-    head: LanguageModelHead | None, prompt_length: int, bytes_per_logit: int
+    head: LanguageModelHead | None, tail_sizes: int, prompt_length: int, bytes_per_logit: int
 ) -> LastTokenSaving | None:
-    """None where the sizes of the LM head are not in the file."""
+    """None where the sizes of the LM head are not in the file.
+
+    `tail_sizes` is the size of the weights behind the last attention that see one row too.
+    """
     if head is None or head.hidden_size is None or head.vocabulary_size is None:
         return None
     rows = prompt_length - 1
     return LastTokenSaving(
         logits_bytes=rows * head.vocabulary_size * bytes_per_logit,
         head_flops=2 * rows * head.vocabulary_size * head.hidden_size,
+        tail_flops=2 * rows * tail_sizes,
     )

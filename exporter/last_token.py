@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.exporter.decoder_tail import find_tail
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.walk import is_op, needed_input
 
+TAIL_SIZES: Final = "tail_sizes"
 _HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
 _AFTER_HEAD: Final = ("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Reshape")
 
@@ -47,7 +49,9 @@ def find_head(roles: GraphRoles) -> LanguageModelHead | None:
 class KeepLastLogitsPass(ir.passes.InPlacePass):
     """The head sees each row's last real token of the call (right padding left aside) only.
 
-    Afterwards the logits are `[B, 1, vocabulary]`.
+    So does everything behind the last attention, where the graph is plain enough to be certain.
+    Afterwards the logits are `[B, 1, vocabulary]`, and `meta[TAIL_SIZES]` of the model is the sum
+    of the sizes of the weights that see one row besides the head's.
     """
 
     def __init__(self, roles: GraphRoles, row_end: ir.Value) -> None:
@@ -65,12 +69,23 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
                 "no product of hidden states [B, S, hidden] with a weight was found behind the "
                 "logits; leave --last-token-logits out"
             )
+        tail = find_tail(head.hidden)
         build = NodeBuilder(model.graph, "last_token")
         index = build.op("Unsqueeze", self._row_index(model, build), build.ints(1, 2))
-        last = build.op("GatherND", head.hidden, index, batch_dims=1)  # [B, 1, hidden]
-        last.type = head.hidden.type
-        model.graph.insert_before(head.node, build.nodes)
-        head.node.replace_input_with(0, last)
+        readers = tail.nodes or {head.node}
+        for value in tail.entries:
+            last = build.op("GatherND", value, index, batch_dims=1)  # [B, 1, width]
+            last.type = value.type
+            for node, position in list(value.uses()):
+                if node in readers:
+                    node.replace_input_with(position, last)
+        for node in tail.nodes:
+            for value in node.outputs:
+                value.shape = None  # what the file says holds for all rows
+        first = next(node for node in model.graph if node in readers)
+        model.graph.insert_before(first, build.nodes)
+        model.graph.sort()
+        model.meta[TAIL_SIZES] = tail.projection_sizes()
         if logits.shape is not None:
             batch, _, vocabulary = logits.shape
             logits.shape = ir.Shape([batch, 1, vocabulary])

@@ -163,6 +163,7 @@ def summary_lines(report: ExportReport) -> list[str]:
         lines.append(
             f"last-token logits save {_count(saved.logits_bytes)}B of logits and "
             f"{_count(saved.head_flops)}FLOP of the LM head at {cost.prompt_length} tokens"
+            + (f", and {_count(saved.tail_flops)}FLOP of the last layer" * bool(saved.tail_flops))
         )
     for check in report.verification:
         verdict = "ok" if check.passed else "FAILED"

@@ -9,7 +9,7 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.cost import attention_cost, last_token_saving
 from trianglemix.exporter.describe import ExportedGraph
 from trianglemix.exporter.insert import is_triangle, is_triangle_attention, layer_of
-from trianglemix.exporter.last_token import find_head
+from trianglemix.exporter.last_token import TAIL_SIZES, find_head
 from trianglemix.exporter.layers import LayerChoice
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.report import ExportReport, layer_reports
@@ -29,7 +29,9 @@ def build_report(
     saving = None
     if manifest.last_token_logits:
         itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
-        saving = last_token_saving(find_head(graph.roles), options.prompt_length, int(itemsize))
+        tail_sizes = graph.model.meta.get(TAIL_SIZES, 0)
+        head = find_head(graph.roles)
+        saving = last_token_saving(head, tail_sizes, options.prompt_length, int(itemsize))
     notes = []
     if choice.skipped:
         notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.patterns.softmax import PATTERN
 
-from tests.exporter.exports import Session, assert_close, export_to, random_ids
+from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.tiny_models import tiny_model
 
 
@@ -59,3 +62,40 @@ def test_manifest_and_report_say_so(folders: tuple[Path, Path], tmp_path: Path) 
     assert report.last_token is not None
     assert report.last_token.logits_bytes == 1000 * model.vocab_size * 4
     assert report.last_token.head_flops == 2 * 1000 * model.vocab_size * 48
+    behind = 64 * 48 + 3 * 48 * 80  # the output projection and the MLP of the last layer
+    assert report.last_token.tail_flops == 2 * 1000 * behind
+
+
+def test_everything_behind_the_last_attention_runs_on_one_row(tmp_path: Path) -> None:
+    model = tiny_model("llama", "dynamo-sdpa-20")
+    export_to(model.path, tmp_path / "out", layers=(1,), last_token_logits=True)
+    graph = ir.load(tmp_path / "out" / "model.onnx").graph
+    last = [node for node in graph if node.op_type == "TriangleAttention"][-1]
+    gathers = [node for node in graph if node.op_type == "GatherND"]
+    assert len(gathers) == 2, "the attention's output and the residual stream"
+    guard = next(node for node in last.outputs[0].consumers() if node.op_type == "Where")
+    readers = {node.op_type for node in last.outputs[0].consumers()}
+    assert readers == {"Where", "CastLike"}, "something reads all rows of the last attention"
+    assert [node.op_type for node in guard.outputs[0].consumers()] == ["GatherND"]
+
+
+def test_a_tail_that_is_not_plain_is_left_alone(tmp_path: Path) -> None:
+    """Tokens mixed behind the last attention: the head alone sees one row."""
+    example = PATTERN.example()
+    graph = example.model.graph
+    head = graph.outputs[0].producer()
+    assert head is not None
+    build = NodeBuilder(graph, "mixed")
+    hidden = head.inputs[0]
+    assert hidden is not None
+    mean = build.op("ReduceMean", hidden, build.ints(1), keepdims=1)
+    head.replace_input_with(0, build.op("Add", hidden, mean))
+    graph.insert_before(head, build.nodes)
+    path = save_example(example.model, tmp_path / "source")
+    export_to(path, tmp_path / "all", layers=(1,))
+    report = export_to(path, tmp_path / "last", layers=(1,), last_token_logits=True)
+    assert report.last_token is not None
+    assert report.last_token.tail_flops == 0
+    ids = random_ids(2, 30)
+    full, last = (Session.of(tmp_path / name).logits(ids) for name in ("all", "last"))
+    assert_close(last, full[:, -1:])
