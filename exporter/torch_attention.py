@@ -104,10 +104,30 @@ def _symbolic(g: Any, query: Any, key: Any, value: Any, *others: Any) -> Any:
     return g.op("Reshape", output, apart), present_key, present_value
 
 
-def register_symbolic(opset: int) -> None:
-    """Tells torch's exporter how to write the op; repeated calls are harmless."""
+def _repeat_last_axis(g: Any, x: Any, repeats: Any, dim: Any, *_: Any) -> Any:
+    """`repeat_interleave(x, r, dim=-1)`, which RoPE of some models needs; torch's own form of it
+    freezes sizes, and crashes for some models.
+    """
+    constant_of: Any = symbolic_helper._get_const
+    count, axis = constant_of(repeats, "i", "repeats"), constant_of(dim, "i", "dim")
+    if not isinstance(count, int) or axis != -1:
+        raise RefusedError(
+            f"the model repeats a tensor's entries along axis {axis}, which has no ONNX form here; "
+            "this model cannot be exported"
+        )
+    apart = g.op("Unsqueeze", x, g.op("Constant", value_t=torch.tensor([-1])))
+    copies = g.op("Concat", *([apart] * count), axis_i=-1)
+    outer = g.op("Shape", x, end_i=-1)
+    shape = g.op("Concat", outer, g.op("Constant", value_t=torch.tensor([-1])), axis_i=0)
+    return g.op("Reshape", copies, shape)
+
+
+def register_symbolics(opset: int) -> None:
+    """Tells torch's exporter how to write the ops; repeated calls are harmless."""
     torch_onnx: Any = torch.onnx  # not in the list of what the module exports
-    torch_onnx.register_custom_op_symbolic("trianglemix::triangle_attention", _symbolic, opset)
+    register = torch_onnx.register_custom_op_symbolic
+    register("trianglemix::triangle_attention", _symbolic, opset)
+    register("aten::repeat_interleave", _repeat_last_axis, opset)
 
 
 class HandThroughLayer(DynamicLayer):  # type: ignore[misc]

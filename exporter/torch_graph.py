@@ -23,7 +23,7 @@ from trianglemix.exporter.torch_attention import (
     HandThroughLayer,
     Lengths,
     classify_mask,
-    register_symbolic,
+    register_symbolics,
 )
 
 OPSET: Final = 18
@@ -79,9 +79,17 @@ class FlatModel(torch.nn.Module):
             )
         return (logits, *(x for layer in range(len(layers)) for x in trace.present[layer]))
 
+    def close(self) -> None:
+        """Takes the model out of transformers' registry, so that its memory can go."""
+        AttentionInterface.register(IMPLEMENTATION, _closed)
+
     def _attend(self, *arguments: Any, **named: Any) -> tuple[torch.Tensor, None]:
         assert self._trace is not None, "attention runs inside forward only"
         return self._trace.attend(*arguments, **named)
+
+
+def _closed(*_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    raise AssertionError("attention runs inside FlatModel.forward only")
 
 
 def example_inputs(sizes: Sequence[CacheSizes], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -136,7 +144,7 @@ def _trace(flat: FlatModel, arguments: tuple[Any, ...], layers: int, path: Path)
     axes["attention_mask"] = {0: batch, 1: total}
     axes |= {name: {0: batch, 2: past} for name in inputs[3:]}
     axes |= {name: {0: batch, 2: total} for name in outputs[1:]}
-    register_symbolic(OPSET)
+    register_symbolics(OPSET)
     with refuse_frozen_values(), torch.no_grad():
         torch.onnx.export(
             flat,

@@ -15,17 +15,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.torch_graph import CacheSizes, FlatModel, write_onnx
-
-_PROMPT: Final = 11  # tokens of the check, two pads in one of its rows
-_TOLERANCE: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
+from trianglemix.exporter.torch_check import (
+    check_traced_model,
+    check_written_file,
+    compute_reference,
+)
+from trianglemix.exporter.torch_graph import FlatModel, write_onnx
 
 _logger = logging.getLogger(__name__)
 
@@ -43,15 +45,19 @@ def export_model(folder: Path, path: Path, dtype: str, stage: Callable[[str], No
         stage("reading the weights")
         model = _load(folder, dtype)
         stage("checking the operator against the model")
-        expected, sizes = _reference_logits(model)
+        reference = compute_reference(model)
         flat = FlatModel(model).eval()
-        _check_logits(flat, sizes, expected)
+        check_traced_model(flat, reference)
         stage("tracing the graph and writing it")
-        write_onnx(flat, sizes, path)
+        write_onnx(flat, reference.sizes, path)
+        flat.close()
+        del flat, model  # torch's weights, before ONNX Runtime maps its own
+        stage("checking the written graph")
+        check_written_file(path, reference)
 
 
 def _load(folder: Path, dtype: str) -> Any:
-    """The model with its own attention in plain operations, ready for `_reference_logits`."""
+    """The model with its own attention in plain operations, ready for `compute_reference`."""
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -74,67 +80,6 @@ def _load(folder: Path, dtype: str) -> Any:
     return model.eval()
 
 
-def _check_inputs(model: Any) -> tuple[Any, Any, Any]:
-    """Token ids, mask and positions of two rows, the second padded by two on the left."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.arange(2 * _PROMPT).reshape(2, _PROMPT) * 7 % vocabulary
-    mask = torch.ones_like(ids)
-    mask[1, :2] = 0
-    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def _reference_logits(model: Any) -> tuple[Any, list[CacheSizes]]:
-    """What transformers itself computes in one pass, and what its cache then looks like."""
-    import torch
-    from trianglemix.exporter.torch_graph import CacheSizes
-
-    ids, mask, positions = _check_inputs(model)
-    cache = DynamicCache()
-    with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    sizes = [
-        CacheSizes(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
-        for layer in cache.layers
-    ]
-    return logits, sizes
-
-
-def _check_logits(flat: FlatModel, sizes: list[CacheSizes], expected: Any) -> None:
-    """The operator, in two chunks, must give the logits that transformers gave in one pass.
-
-    Raises:
-        RefusedError: it does not, so the model holds something that was not understood.
-    """
-    ids, mask, positions = _check_inputs(flat.model)
-    dtype = flat.model.dtype
-    past = [
-        torch.zeros(2, layer.kv_num_heads, 0, size, dtype=dtype)
-        for layer in sizes
-        for size in (layer.head_size, layer.value_head_size)
-    ]
-    chunks, split = [], _PROMPT - 3
-    with torch.no_grad():
-        for rows in (slice(0, split), slice(split, _PROMPT)):
-            logits, *past = flat(ids[:, rows], mask[:, : rows.stop], positions[:, rows], past)
-            chunks.append(logits)
-    wrong = (torch.cat(chunks, 1).float() - expected.float()).abs().amax(-1)
-    worst = float((wrong * mask).max() / expected.float().abs().max())
-    name = str(dtype).removeprefix("torch.")
-    _logger.info("operator against transformers: %.1e of the largest logit (%s)", worst, name)
-    if not worst <= _TOLERANCE[name]:
-        raise RefusedError(
-            f"with the operator in its attention the model's logits are off by {worst:.1e} of the "
-            f"largest (allowed {_TOLERANCE[name]:.0e}): {type(flat.model).__name__} computes "
-            "something in its attention that the operator does not"
-        )
-
-
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Errors of torch and transformers in one line of ours; their cause stays attached."""
@@ -142,7 +87,14 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except TriangleMixError:
         raise
-    except (ArithmeticError, AttributeError, ImportError, LookupError, OSError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+    ) as error:
         raise _as_export_error(folder, error) from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise _as_export_error(folder, error) from error

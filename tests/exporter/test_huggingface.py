@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter import torch_attention
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.torch_attention import classify_mask
@@ -150,7 +151,7 @@ def test_weights_lie_beside_the_graph_once(tmp_path: Path) -> None:
     stages: list[str] = []
     options = HuggingFaceOptions(stage=stages.append)
     path = export_huggingface(tiny_folder("llama"), tmp_path, options)
-    assert len(stages) == 3
+    assert len(stages) == 4
     weights = (tiny_folder("llama") / "model.safetensors").stat().st_size
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert path.stat().st_size < weights
@@ -244,7 +245,7 @@ def save_random(family: str, folder: Path, **config: Any) -> Path:
         ("llama", {"head_dim": 12}, "head_size is 12"),
         ("gpt_oss", {"head_dim": 16, "num_local_experts": 4}, "s_aux"),
         ("bloom", {"n_head": 4}, r"layers \[0, 1\] do not call"),
-        ("mamba", {"state_size": 8}, "logits are off"),
+        ("mamba", {"state_size": 8}, "logits that are off"),
         ("mixtral", {"num_local_experts": 4}, "not supported"),
     ],
 )
@@ -306,3 +307,33 @@ def test_values_that_tracing_would_freeze_are_refused() -> None:
         refuse_frozen_values(),
     ):
         torch.jit.trace(decides, torch.ones(2))
+
+
+@pytest.mark.parametrize("family", ["cohere", "glm"])
+def test_interleaved_rotary_embeddings_keep_their_sizes_dynamic(
+    family: str, tmp_path: Path
+) -> None:
+    """torch's own form of `repeat_interleave` crashes on the one and freezes sizes in the other."""
+    folder = save_random(
+        family, tmp_path / "folder", hidden_size=64, head_dim=16, pad_token_id=0, eos_token_id=1
+    )
+    model = open_model(folder, export_here(folder, tmp_path / "work"))
+    ids = np.random.default_rng(3).integers(0, 61, (2, LENGTH))
+    mask = np.ones_like(ids)
+    expected = source_logits(folder, ids, mask)
+    logits = run(model.session, ids, mask, [29, LENGTH])
+    assert np.abs(logits - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+def test_a_traced_graph_with_a_frozen_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frozen(g: Any, x: Any, *_: Any) -> Any:
+        return g.op("Expand", x, g.op("Constant", value_t=torch.tensor([2, 3, 8])))
+
+    monkeypatch.setattr(torch_attention, "_repeat_last_axis", frozen)
+    folder = save_random(
+        "glm", tmp_path / "folder", hidden_size=64, head_dim=16, pad_token_id=0, eos_token_id=1
+    )
+    with pytest.raises(RefusedError, match="the traced graph"):
+        export_here(folder, tmp_path / "work")

@@ -1,0 +1,167 @@
+"""What transformers computes for a small batch, and whether a written ONNX file computes it too."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter.cutout import import_onnxruntime
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.torch_graph import CacheSizes, graph_names
+
+_PROMPT: Final = 13  # tokens; other sizes than those of the trace, so that frozen ones show
+_SPLIT: Final = 9
+_PADS: Final = (0, 2, 5)  # on the left of each row
+_TOLERANCE: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Token ids, mask and positions `[B, N]`, and transformers' logits `[B, N, vocabulary]`."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    logits: NDArray[np.float32]
+    sizes: tuple[CacheSizes, ...]
+    dtype: str
+    model_class: str
+
+    def refuse_difference(self, logits: NDArray[np.float32], what: str) -> None:
+        """Compares the real tokens' logits `[B, N, vocabulary]`.
+
+        Raises:
+            RefusedError: they differ, so something was not understood.
+        """
+        wrong = np.abs(logits - self.logits).max(-1) * self.mask.numpy()
+        worst = float(wrong.max() / np.abs(self.logits).max())
+        _logger.info("%s against transformers: %.1e of the largest logit", what, worst)
+        allowed = _TOLERANCE[self.dtype]
+        if not worst <= allowed:
+            raise RefusedError(
+                f"{what} gives logits that are off by {worst:.1e} of the largest (allowed "
+                f"{allowed:.0e}): {self.model_class} computes something that is not understood; "
+                "this model cannot be exported"
+            )
+
+    def chunks(self) -> tuple[slice, slice]:
+        """The prompt in two steps, the second with a past."""
+        return slice(0, _SPLIT), slice(_SPLIT, _PROMPT)
+
+
+def compute_reference(model: Any) -> Reference:
+    """One pass of transformers' own attention over the batch, with a cache."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.arange(len(_PADS) * _PROMPT).reshape(len(_PADS), _PROMPT) * 7 % vocabulary
+    mask = (torch.arange(_PROMPT)[None] >= torch.tensor(_PADS)[:, None]).to(torch.int64)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    sizes = tuple(
+        CacheSizes(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+        for layer in cache.layers
+    )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Reference(
+        ids, mask, positions, logits.float().numpy(), sizes, dtype, type(model).__name__
+    )
+
+
+def check_traced_model(flat: torch.nn.Module, reference: Reference) -> None:
+    """The model with the operator in its attention, still in torch.
+
+    Raises:
+        RefusedError: its logits differ.
+    """
+    past = [
+        torch.zeros(len(_PADS), layer.kv_num_heads, 0, size, dtype=getattr(torch, reference.dtype))
+        for layer in reference.sizes
+        for size in (layer.head_size, layer.value_head_size)
+    ]
+    logits = []
+    with torch.no_grad():
+        for rows in reference.chunks():
+            ids, positions = reference.ids[:, rows], reference.positions[:, rows]
+            chunk, *past = flat(ids, reference.mask[:, : rows.stop], positions, past)
+            logits.append(chunk.float().numpy())
+    reference.refuse_difference(
+        np.concatenate(logits, 1), "the model with the operator in its attention"
+    )
+
+
+def check_written_file(path: Path, reference: Reference) -> None:
+    """The written file in ONNX Runtime's CPU provider, on the operator's function body.
+
+    Raises:
+        RefusedError: its logits differ, so the tracing has frozen something.
+        ExportError: onnxruntime is not installed.
+    """
+    if reference.dtype == "bfloat16":
+        return  # no kernels on the CPU; the model itself was checked in torch
+    ort = import_onnxruntime()
+    standalone = path.with_name(f"check-{path.name}")
+    _add_function(path, standalone)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(standalone, options, providers=["CPUExecutionProvider"])
+        logits = _run(session, reference)
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):  # its errors share no base class
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RefusedError(
+            f"the traced graph fails in ONNX Runtime ({reason}); this model cannot be exported"
+        ) from error
+    finally:
+        standalone.unlink()
+    reference.refuse_difference(logits, "the traced graph")
+
+
+def _add_function(path: Path, standalone: Path) -> None:
+    """The same file with the operator's meaning in it; the weights stay where they are."""
+    model = ir.load(path)
+    function = build_function()
+    model.functions[function.identifier()] = function
+    model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+    ir.save(model, standalone)
+
+
+def _run(session: Any, reference: Reference) -> NDArray[np.float32]:
+    inputs, _ = graph_names(len(reference.sizes))
+    past = [
+        np.zeros((len(_PADS), layer.kv_num_heads, 0, size), reference.dtype)
+        for layer in reference.sizes
+        for size in (layer.head_size, layer.value_head_size)
+    ]
+    chunks = []
+    for rows in reference.chunks():
+        arrays = (
+            reference.ids[:, rows].numpy(),
+            reference.mask[:, : rows.stop].numpy(),
+            reference.positions[:, rows].numpy(),
+            *past,
+        )
+        known = {value.name for value in session.get_inputs()}
+        feeds = {name: array for name, array in zip(inputs, arrays, strict=True) if name in known}
+        logits, *past = session.run(None, feeds)
+        chunks.append(logits.astype(np.float32))
+    return np.concatenate(chunks, 1)
