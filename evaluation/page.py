@@ -19,7 +19,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; marg
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .92rem;
        font-variant-numeric: tabular-nums; }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right;
+td, th { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
        white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; } tr.total td { border-top: 2px solid #888;
        font-weight: 600; } svg text { font: 13px system-ui, sans-serif; fill: #333; }
@@ -98,7 +98,7 @@ def _table(comparison: Comparison) -> str:
         head = (
             f"<th>task</th><th>{escape(base.name)}, % right</th>"
             f"<th>{escape(ours.name)}, % right</th><th>difference, points</th>"
-            "<th>time to first token, ratio</th>"
+            "<th>first token, time ratio</th>"
         )
     lines = []
     for row in comparison.rows:

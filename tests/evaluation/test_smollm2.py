@@ -1,4 +1,4 @@
-"""Retrieval on exported folders of a real model: the plan's layers answer as the dense twin does."""
+"""Retrieval on exported folders of a real model: the plan answers as the dense twin does."""
 
 from __future__ import annotations
 
