@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
@@ -46,9 +47,11 @@ def normalize(model: ir.Model) -> None:
     """Constants become initializers, functions (our own left aside) and identities go away.
 
     Raises:
-        RefusedError: an opset or an IR version that the operator's function does not fit.
+        RefusedError: an opset or an IR version that the operator's function does not fit, or a
+            node without an input that its operator needs.
     """
     check_versions(model)
+    check_inputs(model.graph)
     passes: list[ir.passes.PassBase] = [
         common.ClearMetadataAndDocStringPass(),
         common.InlinePass(lambda function: function.domain != contract.DOMAIN),
@@ -73,6 +76,25 @@ def check_versions(model: ir.Model) -> None:
             f"the model's IR version is {model.ir_version}, but functions need {_MIN_IR_VERSION} "
             "or later; export the model again with a newer exporter"
         )
+
+
+def check_inputs(graph: ir.Graph) -> None:
+    """Raises RefusedError for a standard operator that lacks an input: patterns rely on them."""
+    opset = graph.opset_imports[""]
+    for node in graph:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+        except onnx.defs.SchemaError:
+            continue  # some runtimes' own operators stand in the standard domain
+        for index, wanted in enumerate(schema.inputs):
+            given = node.inputs[index] if index < len(node.inputs) else None
+            if given is None and wanted.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+                raise RefusedError(
+                    f"node {node.name} ({node.op_type}) lacks its input {wanted.name}: the graph "
+                    "is not valid ONNX; export the model again"
+                )
 
 
 def _is_empty(value: ir.Value | None) -> bool:
