@@ -23,6 +23,7 @@ from trianglemix.exporter.ascend.command import (
 )
 from trianglemix.exporter.ascend.prediction import print_prediction
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.inspection import inspect_model, print_inspection
 from trianglemix.exporter.options import (
     ExportOptions,
     LayerRequest,
@@ -81,6 +82,7 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 )
 @ascend_options
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
+@click.option("--inspect", is_flag=True, help="Print what the model holds; change nothing.")
 @click.option("--explain", is_flag=True, help="List what looked like attention and was not taken.")
 @click.option("--verify", is_flag=True, help="Run source and export and compare their logits.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Largest error that --verify allows.")
@@ -103,6 +105,9 @@ def command(context: click.Context, /, **_: object) -> None:
     console = _console(quiet)
     if given["lint"]:
         _lint(given, console)
+        return
+    if given["inspect"]:
+        print_inspection(inspect_model(given["source"]), console)
         return
     options = _options(given)
     _set_up_logging(given["log_level"])

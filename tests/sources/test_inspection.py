@@ -1,0 +1,50 @@
+"""`--inspect` says what a model holds and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner, Result
+from trianglemix.exporter.cli import command
+from trianglemix.exporter.registry import all_patterns
+from trianglemix.exporter.sites import Pattern
+
+_PATTERNS = {pattern.name: pattern for pattern in all_patterns()}
+
+
+def _saved(pattern: Pattern, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    ir.save(pattern.example().model, path)
+    return path
+
+
+def _inspect(path: Path) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(command, [str(path), "--inspect"])
+
+
+@pytest.mark.parametrize("name", _PATTERNS)
+def test_every_form_is_named(name: str, tmp_path: Path) -> None:
+    path = _saved(_PATTERNS[name], tmp_path)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    result = _inspect(path)
+    assert result.exit_code == 0, result.output
+    assert result.output.count(name) == 3
+    assert "can be exported" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+
+
+def test_what_is_not_understood_is_said(tmp_path: Path) -> None:
+    path = _saved(_PATTERNS["group_query_attention"], tmp_path)
+    model = ir.load(path)
+    node = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+    node.attributes["smooth_softmax"] = ir.AttrInt64("smooth_softmax", 1)
+    ir.save(model, path)
+    result = _inspect(path)
+    assert result.exit_code == 0, result.output
+    assert "attention not understood" in result.output
+    assert "would be refused" in result.output
+    assert "smooth_softmax" in result.output
