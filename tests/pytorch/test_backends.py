@@ -30,7 +30,7 @@ def _run(backend: Any, call: RandomCall) -> Tensor:
 
 
 @given(calls())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_blocks_equal_the_reference(call: RandomCall) -> None:
     call.check(_run(block_attention, call))
 
@@ -117,7 +117,7 @@ def _tiles(count: Tensor, index: Tensor) -> Tensor:
 
 
 def test_memory_does_not_grow_with_the_square_of_the_prompt() -> None:
-    """The largest tensor of a 40,000 token prompt is far below its 1.6e9 pairs."""
+    """The largest tensor of a 20,000 token prompt is far below its 4e8 pairs."""
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_the_square_of_the_prompt() -> None:
                 largest = max(largest, result.numel())
             return result
 
-    N, pattern = 40_000, TrianglePattern(8, 64, 16)
+    N, pattern = 20_000, TrianglePattern(8, 64, 16)
     q = torch.randn(1, 2, N, 8)
     with Watch():
         block_attention(q, q[:, :1], q[:, :1], Rows(0, (0,), (N,)), Attention(pattern, 0.3))
