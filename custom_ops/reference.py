@@ -103,7 +103,8 @@ def _attend(
     """`rows [S, H, D]`, `keys [G, T, D]`, `values [G, T, Dv]`, `mask [S, L]` -> `[S, H, Dv]`."""
     shape, end = attention.shape, mask.shape[1]
     group = shape.num_heads // shape.kv_num_heads
-    exists = np.asarray(mask.any(axis=0))[:, None]  # a dead slot may hold NaN: 0 * NaN must not happen
+    # A dead slot may hold NaN, and 0 * NaN is NaN: only keys that a row keeps take part.
+    exists = np.asarray(mask.any(axis=0))[:, None]
     result = np.zeros((rows.shape[0], shape.num_heads, shape.value_head_size))
     for h in range(shape.num_heads):
         k = np.where(exists, keys[h // group, :end].astype(np.float64), 0.0)
