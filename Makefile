@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel triton-ascend clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,10 @@ bench-cpu: setup
 
 wheel: setup
 	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+# The Ascend Triton kernel's own environment (numpy 2.2); without it its tests are skipped.
+triton-ascend: setup
+	sh tools/make_triton_ascend.sh
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

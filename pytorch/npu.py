@@ -1,16 +1,21 @@
 """The operator on an Ascend NPU: blocks of rows by torch_npu's fused attention.
 
-Imported only where torch_npu is installed (`backends.py` looks for it).
+Imported only where torch_npu is installed (`backends.py` looks for it). With triton-ascend beside
+it the op `torch.ops.trianglemix.triangle_attention.triton` is there too: our own kernel.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 from trianglemix.pytorch.blocks import Attention, BlockRunner, sdpa_block
 from trianglemix.pytorch.layout import Rows
+
+if find_spec("triton") is not None:
+    import_module("trianglemix.pytorch.npu_triton")
 
 
 def npu_attention(
