@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.cutout import CutError, cut_out, run_cut
+from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.probe import CallSizes, ProbeInputs
 from trianglemix.exporter.sites import MatchContext
 
 _CALLS = (CallSizes(2, 5, 7), CallSizes(3, 1, 4), CallSizes(1, 6, 0))
 
 
-def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -> None:
+def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -> int:
     """Every row's keys must end where the attention mask ends, in calls without padding.
 
-    Lengths that the caller of the graph gives are taken as they are.
+    Lengths that the caller of the graph gives are taken as they are. Returns how many axes
+    `seqlens_k` has: some exporters write `[B, 1]`.
 
     Raises:
         CutError: they are something else; the message holds the values.
@@ -23,9 +25,11 @@ def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -
     roles = context.roles
     known = {roles.input_ids, roles.attention_mask, roles.position_ids, *roles.caches}
     if any(value.is_graph_input() and value not in known for value in cut.inputs):
-        return
+        return rank(seqlens_k) or 1
+    axes = 1
     for sizes in _CALLS:
         ends, length = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, {}))
+        axes = ends.ndim
         rows = np.full(sizes.batch, sizes.total - 1)
         if not np.array_equal(ends.ravel(), rows) or not np.array_equal(
             length.ravel(), [sizes.total]
@@ -34,3 +38,4 @@ def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -
                 f"its lengths are not the attention mask's: seqlens_k {ends.ravel()[:4]} and "
                 f"total_sequence_length {length.ravel()[:4]} in a call of {sizes.total} tokens"
             )
+    return axes

@@ -70,13 +70,13 @@ class GroupQueryAttentionPattern:
 
     def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         shape = _head_shape(node)
-        check_lengths(needed_input(node, _SEQLENS), needed_input(node, _TOTAL), context)
         build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        seqlens, total = _lengths(node, context, build)
         query, key, value = _projections(node, shape, build)
         query = _normed(node, _Q_NORM, query, shape, build)
         key = _normed(node, _K_NORM, key, shape, build)
         if _rotates(node):
-            positions = _positions(needed_input(node, _SEQLENS), context, build)
+            positions = _positions(seqlens, context, build)
             query = _rotated(node, query, shape.num_heads, positions, build)
             key = _rotated(node, key, shape.kv_num_heads, positions, build)
         window = node.attributes.get_int("local_window_size", -1)
@@ -94,7 +94,7 @@ class GroupQueryAttentionPattern:
             past=(needed_input(node, _PAST_KEY), needed_input(node, _PAST_VALUE)),
             present=(node.outputs[1], node.outputs[2]),
             output=Operand(node.outputs[0], Layout.FLAT),
-            lengths=NodeLengths(needed_input(node, _SEQLENS), needed_input(node, _TOTAL)),
+            lengths=NodeLengths(seqlens, total),
             prologue=tuple(build.nodes),
         )
 
@@ -181,6 +181,17 @@ def _normed(
         return rows
     epsilon = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
     return head_norm(build, rows, weight, shape.head_size, epsilon)
+
+
+def _lengths(node: ir.Node, context: MatchContext, build: NodeBuilder) -> tuple[ir.Value, ir.Value]:
+    """`seqlens_k [B]` and the total length, checked; GroupQueryAttention also reads `[B, 1]`."""
+    seqlens, total = needed_input(node, _SEQLENS), needed_input(node, _TOTAL)
+    if check_lengths(seqlens, total, context) == 1:
+        return seqlens, total
+    key = ("seqlens_k", seqlens)
+    if key not in context.shared:
+        context.shared[key] = build.op("Reshape", seqlens, build.ints(-1))
+    return context.shared[key], total
 
 
 def _positions(seqlens: ir.Value, context: MatchContext, build: NodeBuilder) -> ir.Value:
