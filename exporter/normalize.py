@@ -12,6 +12,10 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.walk import is_op
 
 _MIN_IR_VERSION: Final = 8
+_PRODUCTS: Final = frozenset(
+    {"MatMul", "Gemm", "MatMulNBits", "Softmax", "Attention", "MultiHeadAttention",
+     "GroupQueryAttention"}
+)  # fmt: skip
 
 
 class RemoveEmptyConcatPass(ir.passes.InPlacePass):
@@ -47,11 +51,12 @@ def normalize(model: ir.Model) -> None:
     """Constants become initializers, functions (our own left aside) and identities go away.
 
     Raises:
-        RefusedError: an opset or an IR version that the operator's function does not fit, or a
-            node without an input that its operator needs.
+        RefusedError: an opset or an IR version that the operator's function does not fit, a
+            node without an input that its operator needs, or attention inside a branch.
     """
     check_versions(model)
     check_inputs(model.graph)
+    check_no_branches(model.graph)
     passes: list[ir.passes.PassBase] = [
         common.ClearMetadataAndDocStringPass(),
         common.InlinePass(lambda function: function.domain != contract.DOMAIN),
@@ -95,6 +100,23 @@ def check_inputs(graph: ir.Graph) -> None:
                     f"node {node.name} ({node.op_type}) lacks its input {wanted.name}: the graph "
                     "is not valid ONNX; export the model again"
                 )
+
+
+def check_no_branches(graph: ir.Graph) -> None:
+    """Raises RefusedError where attention stands inside an If, Loop or Scan: no pattern looks."""
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH and _holds_product(attribute.as_graph()):
+                raise RefusedError(
+                    f"node {node.name} ({node.op_type}) holds a part of the model in its branch "
+                    f"{attribute.name}, as a merged decoder does; export the decoder with its "
+                    "cache as one graph (optimum: --no-post-process, then decoder_with_past)"
+                )
+
+
+def _holds_product(graph: ir.Graph) -> bool:
+    """Whether weights or attention are at work in it: branches without stay as they are."""
+    return any(node.op_type in _PRODUCTS for node in graph.all_nodes())
 
 
 def _is_empty(value: ir.Value | None) -> bool:

@@ -83,10 +83,11 @@ def _export_and_compare(source: Path, output: Path) -> tuple[Outcome, str]:
         return Outcome.REFUSED, str(error)
     except Exception as error:
         return Outcome.CRASHED, f"{type(error).__name__}: {error}"
-    return _compare(source, output / "model.onnx")
+    return compare_models(source, output / "model.onnx")
 
 
-def _compare(source: Path, exported: Path) -> tuple[Outcome, str]:
+def compare_models(source: Path, exported: Path) -> tuple[Outcome, str]:
+    """Runs both on a text in three calls, one row of a batch padded, and compares all outputs."""
     try:
         theirs = _Session(source)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
