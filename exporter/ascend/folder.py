@@ -170,7 +170,12 @@ def _checked(path: Path, ascend: AscendModel) -> list[str]:
 
 
 def _own_sizes(ascend: AscendModel) -> Iterator[int]:
-    """Sizes of weights: a cache of as many slots could not be told from them."""
+    """Sizes of weights and of packed rows: a cache of as many slots could not be told from them."""
+    for kind in GraphKind:
+        call = ascend.plan.call(kind)
+        for layer in ascend.layers:
+            heads = layer.attention.shape.num_heads // layer.attention.shape.kv_num_heads
+            yield from (heads * call.banded_block, heads * call.dense_block)
     for value in ascend.model.graph.initializers.values():
         if value.const_value is not None:
             yield from (int(size) for size in value.const_value.shape.numpy())

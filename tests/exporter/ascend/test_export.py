@@ -16,7 +16,8 @@ from trianglemix.exporter.ascend.finding import Severity
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.options import AscendRequest, LayerRequest
+from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
+from trianglemix.exporter.pipeline import export
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.session import TriangleSession
@@ -26,6 +27,7 @@ from tests.exporter.ascend.exported import (
     LAST,
     SLOTS,
     Pair,
+    Silent,
     export_ascend,
     export_pair,
     last_logits,
@@ -264,3 +266,17 @@ def test_nothing_of_the_guards_against_masks_is_left(pair: Pair) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
                 assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+
+
+def test_the_dense_twin(tmp_path: Path) -> None:
+    """Also: rows packed by heads may be as many as the cache has slots."""
+    for target in ("ascend", "cpu"):
+        request = AscendRequest(chunk=CHUNK, max_length=SLOTS)
+        options = ExportOptions(
+            tiny_source(), tmp_path / target, target=target, dense=True, ascend=request
+        )
+        assert {layer.action for layer in export(options, Silent()).layers} == {"dense"}
+    ascend, cpu = (TriangleSession.from_folder(tmp_path / name) for name in ("ascend", "cpu"))
+    for length in (1, 128, 200):
+        ids = prompt(length)
+        assert np.abs(last_logits(ascend, ids) - last_logits(cpu, ids)).max() < 1e-3, length
