@@ -80,7 +80,7 @@ def _choose(request: LayerRequest, plan: Plan | None, count: int, windowed: set[
     if request.count is not None:
         return _counted(request.count, plan, count, windowed)
     if plan is not None:
-        return _Choice(plan.chosen_layers, _plan_origin(request, plan))
+        return _Choice(plan.chosen_layers, _plan_origin(request, plan), _plan_warning(plan))
     usable = [layer for layer in range(count) if layer not in windowed] or list(range(count))
     deepest = max(1, len(usable) // _DEFAULT_SHARE)
     return _Choice(
@@ -94,6 +94,16 @@ def _choose(request: LayerRequest, plan: Plan | None, count: int, windowed: set[
 def _plan_origin(request: LayerRequest, plan: Plan) -> str:
     given = f"plan {request.plan}" if request.plan else "shipped plan"
     return f"{given} for {plan.name}" + (f" ({plan.origin})" if plan.origin else "")
+
+
+def _plan_warning(plan: Plan) -> str | None:
+    """A plan that says of itself that nobody measured it is used, and said so."""
+    if plan.figures.get("measured") is not False:
+        return None
+    return (
+        f"nobody has measured what the plan for {plan.name} costs in accuracy: try it with "
+        "trianglemix-eval, or make your own plan with trianglemix-analyze"
+    )
 
 
 def _named(layers: tuple[int, ...], count: int, windowed: set[int]) -> _Choice:

@@ -110,6 +110,17 @@ def test_the_shipped_plan_is_recognised_by_shape(monkeypatch: pytest.MonkeyPatch
     assert choose_layers(_options(LayerRequest(count=1)), _sites(), MODEL).layers == {9}
 
 
+@pytest.mark.parametrize(("measured", "warns"), [(False, True), (True, False), (None, False)])
+def test_an_unmeasured_plan_is_taken_with_a_warning(
+    measured: bool | None, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("tiny", MODEL, triangle_layers=(3, 9), figures={"measured": measured})
+    monkeypatch.setattr(layers_module, "find_shipped_plan", lambda model: plan)
+    choice = choose_layers(_options(LayerRequest()), _sites(), MODEL)
+    assert choice.layers == {3, 9}
+    assert ("nobody has measured" in (choice.warning or "")) is warns
+
+
 def test_plans_for_another_model_are_refused(plan: Path) -> None:
     other = replace(MODEL, num_heads=8)
     with pytest.raises(PlanError, match="num_heads 4 != 8"):
