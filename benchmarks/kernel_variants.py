@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ REQUIRED_FLAGS: Final = {
 """What a variant needs of `/proc/cpuinfo`."""
 
 
+@functools.cache
 def build_variants() -> dict[str, Path]:
     """Variant name to library, for the variants of this architecture, built where out of date.
 
@@ -35,9 +37,10 @@ def build_variants() -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = ["-S", str(SOURCE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
-        _cmake([*configure, "-G", "Ninja", "-DTRIANGLEMIX_VARIANT_LIBRARIES=ON"])
-        _cmake(["--build", str(folder), "--parallel", "2"])
+        options = ["-DCMAKE_BUILD_TYPE=Release", "-DTRIANGLEMIX_VARIANT_LIBRARIES=ON"]
+        options.append("-DCMAKE_CUDA_COMPILER=NOTFOUND")  # these libraries are for the CPU
+        _cmake(["-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", *options])
+        _cmake(["--build", str(folder), "--target", "kernel_variants", "--parallel", "2"])
     found = {path.stem.rpartition("_")[2]: path for path in folder.glob("libtrianglemix_ops_*.so")}
     return {name: found[name] for name in REQUIRED_FLAGS if name in found}
 

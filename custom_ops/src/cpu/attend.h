@@ -10,24 +10,25 @@
 
 namespace trianglemix::cpu {
 
+struct TileCall {
+  const TriangleProblem& problem;
+  const BatchRow& row;
+  const Tile& tile;
+  float* scratch;
+  // Where the tile's sums are kept. With merged_pieces == 0 they are computed; a tile that is not
+  // split also writes its output. Otherwise the states of that many pieces follow each other,
+  // and are merged and written.
+  float* state;
+  int64_t merged_pieces;
+};
+
 // The kernel of one instruction set.
 struct Variant {
   const char* name;
   int64_t panel_rows;  // rows that share a visit to a key
-
-  // Floats of scratch for one tile, and of one partial result.
   size_t (*scratch_floats)(const TriangleProblem& problem);
-  size_t (*partial_floats)(const TriangleProblem& problem);
-
-  // Computes one tile. Writes the output rows where `partial` is null, else only the partial
-  // result.
-  void (*attend)(const TriangleProblem& problem, const BatchRow& row, const Tile& tile,
-                 float* scratch, float* partial);
-
-  // Merges the `pieces` partial results of a split tile, one after the other in `partials`, and
-  // writes the output rows.
-  void (*merge)(const TriangleProblem& problem, const BatchRow& row, const Tile& tile,
-                float* scratch, float* partials, int64_t pieces);
+  size_t (*state_floats)(const TriangleProblem& problem);
+  void (*run)(const TileCall& call);
 };
 
 // The kernel for this processor.

@@ -35,11 +35,12 @@ class Work {
       : problem_(problem),
         variant_(variant),
         plan_(MakePlan(problem)),
-        partial_floats_(variant.partial_floats(problem)),
+        state_floats_(variant.state_floats(problem)),
+        scratch_floats_(variant.scratch_floats(problem) + state_floats_),
         pieces_left_(plan_.splits.size()) {
     for (size_t i = 0; i < plan_.splits.size(); ++i) pieces_left_[i] = plan_.splits[i].pieces;
     if (plan_.results > 0) {
-      partials_ = Allocate(plan_.results * partial_floats_);
+      partials_ = Allocate(plan_.results * state_floats_);
       out_of_memory_ = partials_ == nullptr;
     }
   }
@@ -71,7 +72,7 @@ class Work {
   void TakeTiles() noexcept {
     Floats scratch;
     for (size_t i = next_++; i < plan_.tiles.size(); i = next_++) {
-      if (scratch == nullptr) scratch = Allocate(variant_.scratch_floats(problem_));
+      if (scratch == nullptr) scratch = Allocate(scratch_floats_);
       if (scratch == nullptr) {
         out_of_memory_ = true;
         return;
@@ -82,19 +83,21 @@ class Work {
 
   void ComputeTile(const Tile& tile, float* scratch) {
     const BatchRow& row = plan_.batch_rows[tile.batch];
-    if (tile.split < 0) return variant_.attend(problem_, row, tile, scratch, nullptr);
+    float* own_state = scratch + scratch_floats_ - state_floats_;
+    if (tile.split < 0) return variant_.run({problem_, row, tile, scratch, own_state, 0});
     const Split& split = plan_.splits[tile.split];
-    float* partials = partials_.get() + split.first_result * partial_floats_;
-    variant_.attend(problem_, row, tile, scratch, partials + tile.piece * partial_floats_);
+    float* states = partials_.get() + split.first_result * state_floats_;
+    variant_.run({problem_, row, tile, scratch, states + tile.piece * state_floats_, 0});
     // The thread that finishes the last piece merges them, in the order of the keys.
     if (--pieces_left_[tile.split] == 0)
-      variant_.merge(problem_, row, tile, scratch, partials, split.pieces);
+      variant_.run({problem_, row, tile, scratch, states, split.pieces});
   }
 
   const TriangleProblem& problem_;
   const Variant& variant_;
   const Plan plan_;
-  const size_t partial_floats_;
+  const size_t state_floats_;
+  const size_t scratch_floats_;  // of one thread, with the state of a tile that is not split
   Floats partials_;
   std::vector<std::atomic<int64_t>> pieces_left_;
   std::atomic<size_t> next_{0};

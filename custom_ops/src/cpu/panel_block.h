@@ -10,45 +10,26 @@
 // Cost: 2 * (D + Dv) flops for each pair of a row and a visited key.
 #pragma once
 
-#include "../tiles.h"
-#include "simd.h"
+#include "group_rows.h"
 
 namespace trianglemix::cpu {
 namespace {
-
-constexpr int kBlockKeys = 64;
-constexpr float kInfinity = __builtin_inff();
 
 // The rows of a tile that one pass over a block computes; every array is [.., vectors * width].
 struct Panel {
   int64_t first_row;
   int64_t rows;
   int64_t vectors;
-  float* query;   // [D, ..], times the scale
-  float* sums;    // [Dv, ..]
-  float* peak;    // largest score so far
-  float* total;   // sum of the weights
-  int32_t* low;   // first key of the row's window, counted from the tile's first position
-  int32_t* high;  // end of its keys, counted so too
+  int64_t size;        // D
+  int64_t value_size;  // Dv
+  float* query;        // [D, ..], times the scale
+  float* sums;         // [Dv, ..]
+  float* peak;         // largest score so far
+  float* total;        // sum of the weights
+  int32_t* low;        // first key of the row's window, counted from the tile's first position
+  int32_t* high;       // end of its keys, counted so too
   KeyRanges keys;
   KeyRange shared;  // of the window range, what all rows keep
-};
-
-// Consecutive keys and their values as float32.
-struct Block {
-  int64_t begin;  // position of the first key
-  int64_t end;
-  const float* keys;    // [end - begin, D]
-  const float* values;  // [end - begin, Dv]
-};
-
-// What holds for the whole tile. Scores are in powers of two: a weight is 2^(score - peak).
-struct Scoring {
-  int64_t head_size;
-  int64_t value_head_size;
-  int64_t base;      // the tile's first position
-  int64_t sink_end;  // every row keeps the keys before it
-  float softcap;     // times log2(e); 0 = off
 };
 
 template <class V, int vectors>
@@ -67,7 +48,7 @@ class PanelBlock {
     Vectors peak, shrink;
     ComputeScores(peak);
     ComputeWeights(peak, shrink);
-    for (int64_t d = 0; d < scoring_.value_head_size; d += kStep) AddValues(d, shrink);
+    for (int64_t d = 0; d < panel_.value_size; d += kStep) AddValues(d, shrink);
   }
 
  private:
@@ -96,7 +77,7 @@ class PanelBlock {
   template <bool whole>
   void ScoreKeys(int key, int live, Vectors& peak) {
     Float sums[kStep][vectors] = {};
-    const int64_t size = scoring_.head_size;
+    const int64_t size = panel_.size;
     const float* keys[kStep];
 #pragma GCC unroll 16
     for (int k = 0; k < kStep; ++k)
@@ -128,8 +109,7 @@ class PanelBlock {
     for (int key = begin; key < end; ++key)
       for (int v = 0; v < vectors; ++v) {
         float* score = scores_ + key * kRows + v * V::kWidth;
-        Float x = V::Load(score);
-        if (scoring_.softcap != 0.0f) x = V::Splat(scoring_.softcap) * Tanh<V>(x);
+        Float x = scoring_.Cap<V>(V::Load(score));
         x = Kept(block_.begin + key, v) ? x : V::Splat(-kInfinity);
         peak[v] = V::Max(x, peak[v]);
         V::Store(score, x);
@@ -181,7 +161,7 @@ class PanelBlock {
         sums[c][v] = V::Load(to + c * kRows + v * V::kWidth) * shrink[v];
     const float* value = block_.values + channel;
     const float* const end = scores_ + count() * kRows;
-    for (const float* row = scores_; row < end; row += kRows, value += scoring_.value_head_size) {
+    for (const float* row = scores_; row < end; row += kRows, value += panel_.value_size) {
       Vectors weight;
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) weight[v] = V::Load(row + v * V::kWidth);

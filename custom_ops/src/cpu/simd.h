@@ -54,6 +54,13 @@ struct VectorsOf : Lanes<width> {
   static Float Splat(float x) { return x - Float{}; }
   static Int SplatInt(int32_t x) { return x - Int{}; }
 
+  // 0, 1, 2, ..
+  static Int Iota() {
+    Int x = {};
+    for (int i = 0; i < width; ++i) x[i] = i;
+    return x;
+  }
+
   template <typename Vector, typename Scalar>
   static Vector LoadAs(const Scalar* from) {
     Vector x;
@@ -189,6 +196,18 @@ void Transpose(Float (&rows)[width]) {
   for (int i = 0; i < width; ++i)
     if ((i & distance) == 0) SwapBlocksOf<Float, distance>(rows[i], rows[i + distance]);
   if constexpr (distance > 1) Transpose<Float, width, distance / 2>(rows);
+}
+
+// Sums of the lanes of each row: lane i of the result is that of rows[i], which are used up.
+template <class Float, int width, int distance = width / 2>
+Float FoldRows(Float (&rows)[width]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < distance; ++i) {
+    SwapBlocksOf<Float, distance>(rows[i], rows[i + distance]);
+    rows[i] += rows[i + distance];
+  }
+  if constexpr (distance > 1) return FoldRows<Float, width, distance / 2>(rows);
+  return rows[0];
 }
 
 }  // namespace

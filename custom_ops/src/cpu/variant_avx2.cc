@@ -1,7 +1,7 @@
 // The kernel for AVX2 with FMA and F16C, compiled with these flags alone.
 #include <immintrin.h>
 
-#include "tile_kernel.h"
+#include "variant.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -10,6 +10,8 @@ struct Avx2 : VectorsOf<8> {
   // 4 keys or channels times 3 vectors of rows: 12 of the 16 registers are sums.
   static constexpr int kStep = 4;
   static constexpr int kVectors = 3;
+  static constexpr int kFewRows = 4;
+  static constexpr int kChannelVectors = 2;
   using Narrower = Avx2;
   using VectorsOf<8>::Narrow;
   using VectorsOf<8>::Widen;

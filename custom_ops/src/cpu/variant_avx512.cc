@@ -1,7 +1,7 @@
 // The kernel for AVX-512 (F, BW, DQ, VL), compiled with these flags alone.
 #include <immintrin.h>
 
-#include "tile_kernel.h"
+#include "variant.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -23,6 +23,8 @@ struct Avx512 : VectorsOf<16> {
   // 8 keys or channels times 3 vectors of rows: 24 of the 32 registers are sums.
   static constexpr int kStep = 8;
   static constexpr int kVectors = 3;
+  static constexpr int kFewRows = 8;
+  static constexpr int kChannelVectors = 4;
   using Narrower = Tail;
   using VectorsOf<16>::Narrow;
   using VectorsOf<16>::Widen;

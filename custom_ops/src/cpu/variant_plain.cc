@@ -1,5 +1,5 @@
 // The kernel for every processor: vectors of 16 bytes, which SSE2 and NEON have.
-#include "tile_kernel.h"
+#include "variant.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -14,6 +14,8 @@ struct Plain : VectorsOf<4> {
   static constexpr int kStep = 4;
   static constexpr int kVectors = 2;
 #endif
+  static constexpr int kFewRows = 2;
+  static constexpr int kChannelVectors = 2;
   using Narrower = Plain;
 
   // The second operand where one is NaN.
