@@ -80,7 +80,7 @@ def summary_table(results: dict[str, Record]) -> str:
             continue
         forms = sorted({form for x in exported for form in x["forms"]})
         # half-precision models have a tolerance of their own: their figure would hide the others
-        full = [x["error"] for x in exported if x["source_tolerance"] < 1e-2]
+        full = [x["error"] for x in exported if x.get("source_tolerance", 0.0) < 1e-2]
         worst = f"{max(full):.0e}" if full else ""
         lines.append(
             f"| {title} | {', '.join(f'`{form}`' for form in forms)} | "
