@@ -27,8 +27,8 @@ def _overflow(model: LintModel) -> Iterator[Place]:
         return
     for name, array in model.constants.items():
         worst = float(np.max(np.abs(array), initial=0.0))
-        if np.isinf(worst):
-            yield name, "holds an infinity; the lowest float16 number is -65504"
+        if not np.isfinite(worst):
+            yield name, "holds an infinity or NaN; the lowest float16 number is -65504"
         elif worst > HALF_MAX:
             yield name, f"holds {worst:.4g}, which float16 cannot; use -65504 where a mask needs it"
 
@@ -37,8 +37,8 @@ def _infinite(model: LintModel) -> Iterator[Place]:
     if model.is_half:
         return
     for name, array in model.constants.items():
-        if np.isinf(array).any():
-            yield name, "holds an infinity: a row that is masked as a whole gives NaN"
+        if not np.isfinite(array).all():
+            yield name, "holds an infinity or NaN: a row that is masked as a whole gives NaN"
 
 
 def _added_mask(model: LintModel) -> Iterator[Place]:

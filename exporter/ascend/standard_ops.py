@@ -141,9 +141,10 @@ def _turned(build: NodeBuilder, x: ir.Value, tables: list[ir.Value], interleaved
     """`(a cos - b sin, b cos + a sin)` with halves a, b of the last axis, or its even and odd."""
     cos, sin = tables
     if interleaved:
-        paired = build.op("Reshape", x, build.ints(0, 0, 0, -1, 2))
+        paired, last = build.op("Reshape", x, build.ints(0, 0, 0, -1, 2)), build.ints(-1)
         first, second = (
-            build.op("Gather", paired, build.int64(index), axis=-1) for index in (0, 1)
+            build.op("Squeeze", build.op("Gather", paired, build.ints(index), axis=-1), last)
+            for index in (0, 1)
         )
     else:
         split = build.node("Split", [x], attributes=_halves(build), num_outputs=2)
