@@ -16,7 +16,7 @@ _LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _visit(acc, peak, total, q, k_base, v_base, rows, columns, kept, size, D: tl.constexpr):  # type: ignore[no-untyped-def]
+def _visit(acc, peak, total, q, k_base, v_base, columns, kept, size, D: tl.constexpr):  # type: ignore[no-untyped-def]
     """Online softmax over one tile of keys; `kept [rows, columns]`."""
     d = tl.arange(0, D)
     inside = columns[:, None] < size
@@ -48,14 +48,14 @@ def _stream(  # type: ignore[no-untyped-def]
     peak = tl.full([M], -1.0e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     low = tl.maximum(tl.program_id(0) * M - window + 1, 0) // N * N
-    columns = tl.arange(0, 16)
-    kept = (columns[None, :] < sink) & (columns[None, :] < low) & (rows[:, None] >= 0)
-    acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, rows, columns, kept, size, D)
+    first = tl.arange(0, 16)
+    sinks = (first[None, :] < sink) & (first[None, :] < low) & (rows[:, None] >= 0)
+    acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, first, sinks, size, D)
     for start in range(low, tl.minimum((tl.program_id(0) + 1) * M, size), N):
         columns = start + tl.arange(0, N)
         behind = rows[:, None] - columns[None, :]
         kept = (behind >= 0) & ((behind < window) | (columns[None, :] < sink))
-        acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, rows, columns, kept, size, D)
+        acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, columns, kept, size, D)
     acc = acc / total[:, None]
     tl.store(output + place, acc.to(output.dtype.element_ty), mask=rows[:, None] < streaming)
 
@@ -80,7 +80,7 @@ def _tail(  # type: ignore[no-untyped-def]
     for start in range(part * share, tl.minimum((part + 1) * share, size), N):
         columns = start + tl.arange(0, N)
         kept = columns[None, :] <= rows[:, None]
-        acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, rows, columns, kept, size, D)
+        acc, peak, total = _visit(acc, peak, total, q, k_base, v_base, columns, kept, size, D)
     base = ((part * H + head) * tl.num_programs(2) + tile) * M + tl.arange(0, M)
     tl.store(sums + base[:, None] * D + d[None, :], acc)
     tl.store(weights + base * 2, peak)

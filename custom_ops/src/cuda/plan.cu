@@ -9,8 +9,12 @@ namespace trianglemix {
 namespace {
 
 constexpr int kMaxSplits = 16;
-constexpr int kMinShare = 1024;  // keys of a share: below that merging costs more than it hides
-constexpr int kItemsPerMultiprocessor = 4;
+constexpr int kMinShare = 1024;       // keys of a share of a dense tail: merging costs, too
+constexpr int kMinDecodeShare = 256;  // ... of a single tile, where latency is all
+// Work items of dense rows: enough to balance, few enough to keep merging cheap. In dense mode
+// whole tiles differ in length, so it takes more of them.
+constexpr int kItemsPerMultiprocessor = 2;
+constexpr int kWholeItemsPerMultiprocessor = 4;
 
 int clamp_int(int64_t x, int64_t low, int64_t high) {
   return static_cast<int>(clamp_to(x, low, high));
@@ -45,18 +49,21 @@ TileSize tile_size(Kernel kernel, int head_size) {
 // where whole tiles would leave multiprocessors idle (decode, short chunks on a long cache).
 void plan_split(Plan& plan, const Device& device) {
   const int groups = plan.batch * plan.groups;
-  const int wanted = kItemsPerMultiprocessor * device.multiprocessors;
+  const bool dense = plan.window == kNoWindow;
+  const int wanted =
+      device.multiprocessors * (dense ? kWholeItemsPerMultiprocessor : kItemsPerMultiprocessor);
   const int tiles = groups * ceil_div(plan.length, plan.positions);
-  const bool few = tiles < (plan.window == kNoWindow ? wanted : device.multiprocessors);
+  const bool few = tiles < (dense ? wanted : device.multiprocessors);
   plan.split_rows = few ? plan.length : std::min(plan.length, plan.last);
-  if (plan.window == kNoWindow && !few) plan.split_rows = 0;
+  if (dense && !few) plan.split_rows = 0;
   plan.split_tiles = ceil_div(plan.split_rows, plan.positions);
   const int split_tiles = std::max(1, groups * plan.split_tiles);
   // One wave where a tile is all there is to a group (decode), else several shares per block.
-  const int items = plan.split_tiles <= 1 ? device.multiprocessors : wanted;
-  plan.splits = clamp_int(std::min(items / split_tiles, plan.capacity / kMinShare), 1, kMaxSplits);
-  const bool all_split = few && plan.window == kNoWindow;
-  plan.row_tiles = all_split ? 0 : ceil_div(plan.length, plan.positions) + 1;
+  const bool single = plan.split_tiles <= 1;
+  const int items = single ? device.multiprocessors : wanted;
+  const int shares = plan.capacity / (single ? kMinDecodeShare : kMinShare);
+  plan.splits = clamp_int(std::min(items / split_tiles, shares), 1, kMaxSplits);
+  plan.row_tiles = few && dense ? 0 : ceil_div(plan.length, plan.positions) + 1;
   plan.split_items = groups * plan.split_tiles * plan.splits;
   plan.items = plan.split_items + groups * plan.row_tiles;
 }

@@ -213,8 +213,8 @@ struct Consumer {
       const int piece = (32 * i + lane) % kPieces, r = (32 * i + lane) / kPieces;
       const int tile_row = row - lane / 4 + r;
       if (position_of_row(params.plan, tile_row) < item.rows) {
-        *reinterpret_cast<uint4*>(output + tile_row_offset(params.plan, tile_row) + 8 * piece) =
-            load_shared(address(r, piece));
+        T* target = output + tile_row_offset(params.plan, tile_row) + 8 * piece;
+        __stcs(reinterpret_cast<uint4*>(target), load_shared(address(r, piece)));
       }
     }
     fence_async_shared();  // the copy engine writes here next

@@ -42,9 +42,9 @@ struct Producer {
     if (item.rows == 0) return mbarrier_arrive(barrier);
     mbarrier_expect(barrier, params.plan.positions * params.plan.pack * kD * 2);
     for (int slab = 0; slab < Tile::kSlabs; ++slab) {
-      tma_load_4d(shared.query(queries.index) + slab * Tile::kRows * Tile::kSwizzle, &params.query,
-                  barrier, slab * Tile::kSlabColumns, item.group * params.plan.pack, item.row,
-                  item.b);
+      tma_load_4d_once(shared.query(queries.index) + slab * Tile::kRows * Tile::kSwizzle,
+                       &params.query, barrier, slab * Tile::kSlabColumns,
+                       item.group * params.plan.pack, item.row, item.b);
     }
     queries.advance();
   }
@@ -80,6 +80,10 @@ struct Producer {
 
   // Tiles in the order in which the consumers take them.
   __device__ void run() {
+    const CUtensorMap* const maps[] = {&params.query, &params.key, &params.value, &params.key_small,
+                                       &params.value_small};
+#pragma unroll
+    for (int i = 0; i < 5; ++i) tma_prefetch(maps[i]);
     const Item* item = nullptr;
     fetch();
     while (true) {
