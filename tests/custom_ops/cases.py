@@ -122,17 +122,33 @@ def attentions(draw: st.DrawFn) -> Attention:
     return Attention(shape, draw(patterns()), share * shape.head_size**-0.5, softcap)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of the calls to draw: tokens of a row, new tokens of a call, optional inputs."""
+
+    tokens: int = 700
+    new_tokens: int = 700
+    all_inputs: bool = False  # the function body needs every input connected
+
+
+WHOLE_CALLS = Limits()
+
+
 @st.composite
-def cases(draw: st.DrawFn, dtype: str = "float32", longest: int = 700) -> Case:
-    """Calls of up to `longest` tokens: prompts, later chunks, decode steps; see the module."""
+def cases(draw: st.DrawFn, dtype: str = "float32", limits: Limits = WHOLE_CALLS) -> Case:
+    """Prompts, later chunks and decode steps, ragged and padded on either side; see the module."""
     attention, batch = draw(attentions()), draw(st.integers(1, 3))
-    length = draw(
-        st.one_of(st.integers(1, 4), st.integers(1, longest // 5), st.integers(1, longest))
-    )
-    ends = draw(_row_ends(batch, length, longest))
+    most = limits.new_tokens
+    length = draw(st.integers(1, min(4, most)) | st.integers(1, most // 5) | st.integers(1, most))
+    ends = draw(_row_ends(batch, length, limits.tokens))
     needed = max(start_position(end, length) for end in ends)
     past = draw(st.sampled_from([needed, max(ends), max(ends) + 5, needed + 3]))
-    shared = past >= max(ends) and past > 0
+    may_share = past >= max(ends) and past > 0
+    may_omit = past == 0 and not limits.all_inputs
+    first_valid = st.tuples(*(st.integers(0, max(0, end - 1)) for end in ends))
+    prompt_lengths = _prompt_lengths(ends)
+    if not limits.all_inputs:
+        first_valid, prompt_lengths = st.none() | first_valid, st.none() | prompt_lengths
     return Case(
         attention,
         dtype,
@@ -140,11 +156,9 @@ def cases(draw: st.DrawFn, dtype: str = "float32", longest: int = 700) -> Case:
         length,
         ends,
         past,
-        draw(_prompt_lengths(ends)),
-        draw(st.none() | st.tuples(*(st.integers(0, max(0, end - 1)) for end in ends))),
-        Binding(
-            in_place=shared and draw(st.booleans()), past_absent=past == 0 and draw(st.booleans())
-        ),
+        draw(prompt_lengths),
+        draw(first_valid),
+        Binding(may_share and draw(st.booleans()), may_omit and draw(st.booleans())),
         draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -157,8 +171,8 @@ def _row_ends(batch: int, length: int, longest: int) -> st.SearchStrategy[tuple[
     return st.tuples(*[rows] * batch)
 
 
-def _prompt_lengths(ends: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...] | None]:
-    """Absent, the end of a prompt that goes on, or a stale value of an earlier turn."""
+def _prompt_lengths(ends: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...]]:
+    """The end of a prompt that goes on, or a stale value of an earlier turn."""
     ahead = st.tuples(*(st.integers(end, end + 200) for end in ends))
     stale = st.tuples(*(st.integers(0, end) for end in ends))
-    return st.one_of(st.none(), ahead, stale)
+    return ahead | stale

@@ -129,8 +129,11 @@ class Binding:
     past_absent: bool = False
 
 
+COPIED: Final = Binding()
+
+
 def run_call(
-    call: Call, attention: Attention, dtype: str, backend: Backend, binding: Binding = Binding()
+    call: Call, attention: Attention, dtype: str, backend: Backend, binding: Binding = COPIED
 ) -> tuple[Array, Array, Array]:
     """Output and present of one call, in the call's dtype. Buffers for them hold NaN before."""
     feeds = feeds_of(call)

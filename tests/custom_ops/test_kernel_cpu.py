@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.library import library_path
+from trianglemix.custom_ops.reference import Attention, triangle_attention
 
 from benchmarks.kernel_variants import REQUIRED_FLAGS, build_variants, runs_here
-from tests.custom_ops.cases import Case, cases
-from tests.custom_ops.operator_session import Backend
+from tests.custom_ops.cases import Case, Limits, attentions, cases
+from tests.custom_ops.operator_session import Backend, Binding, run_call
+from tests.custom_ops.tolerances import assert_close, assert_same_bits
 
 BUDGET = settings(
     deadline=None,
@@ -29,7 +36,7 @@ def kernel(request: pytest.FixtureRequest) -> Backend:
 
 
 INSTALLED = Backend(library_path())
-FUNCTION = Backend(None)
+FUNCTION_BODY = Backend(None)
 
 
 @settings(BUDGET, max_examples=60)
@@ -38,19 +45,99 @@ def test_float32_equals_the_reference(kernel: Backend, case: Case) -> None:
     case.check(kernel)
 
 
-@settings(BUDGET, max_examples=25)
+@settings(BUDGET, max_examples=20)
 @given(case=cases("float16"))
 def test_float16_equals_the_reference(kernel: Backend, case: Case) -> None:
     case.check(kernel)
 
 
-@settings(BUDGET, max_examples=12)
-@given(case=cases("bfloat16", longest=200))
+@settings(BUDGET, max_examples=25)
+@given(case=cases("bfloat16", Limits(200, 200)))
 def test_bfloat16_equals_the_reference(kernel: Backend, case: Case) -> None:
     case.check(kernel)
 
 
-@settings(BUDGET, max_examples=25)
-@given(case=cases("float32"))
-def test_the_installed_library_equals_the_reference(case: Case) -> None:
+@settings(BUDGET, max_examples=30)
+@given(case=cases("float32", Limits(tokens=4000, new_tokens=20)))
+def test_few_new_tokens_over_a_long_cache_equal_the_reference(kernel: Backend, case: Case) -> None:
+    """So many keys that their tiles are cut into pieces, whose results are merged."""
+    case.check(kernel)
+
+
+@settings(BUDGET, max_examples=20)
+@given(case=cases("float32", Limits(300, 300, all_inputs=True)))
+def test_the_installed_library_equals_the_function_body(case: Case) -> None:
     case.check(INSTALLED)
+    library, body = (
+        run_call(case.call, case.attention, case.dtype, backend, case.binding)
+        for backend in (INSTALLED, FUNCTION_BODY)
+    )
+    assert_close(library[0], body[0], case.dtype)
+    assert_same_bits(library[1], body[1], "present_key")
+    assert_same_bits(library[2], body[2], "present_value")
+
+
+@st.composite
+def chunked_prompts(draw: st.DrawFn) -> tuple[Case, list[int]]:
+    """A whole prompt of left-padded rows, and where its chunks end."""
+    batch, length = draw(st.integers(1, 2)), draw(st.integers(1, 500))
+    first_valid = draw(st.tuples(*[st.integers(0, length - 1)] * batch))
+    case = Case(
+        attention=draw(attentions()),
+        dtype="float32",
+        batch=batch,
+        length=length,
+        ends=(length,) * batch,
+        past_capacity=0,
+        prompt_lengths=(length,) * batch,
+        first_valid=first_valid,
+        binding=Binding(),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+    cuts = draw(st.lists(st.integers(1, length), max_size=5))
+    return case, sorted({*cuts, length})
+
+
+@settings(BUDGET, max_examples=25)
+@given(chunked_prompts())
+def test_chunks_give_the_rows_of_one_pass(prompt: tuple[Case, list[int]]) -> None:
+    case, ends = prompt
+    whole, shape = case.call, case.attention.shape
+    expected = triangle_attention(whole, case.attention)[0]
+    capacity = case.length + 3
+    past = (
+        np.full((case.batch, shape.kv_num_heads, capacity, shape.head_size), np.nan, np.float32),
+        np.full(
+            (case.batch, shape.kv_num_heads, capacity, shape.value_head_size), np.nan, np.float32
+        ),
+    )
+    rows, begin = [], 0
+    for end in ends:
+        chunk = slice(begin, end)
+        call = dataclasses.replace(
+            whole,
+            query=whole.query[:, chunk],
+            key=whole.key[:, chunk],
+            value=whole.value[:, chunk],
+            past_key=past[0],
+            past_value=past[1],
+            seqlens_k=np.full(case.batch, end - 1, np.int32),
+            total_sequence_length=end,
+            first_valid=np.minimum(whole.first_valid, end).astype(np.int32),
+        )
+        row, *past = run_call(call, case.attention, "float32", INSTALLED, Binding(in_place=True))
+        rows.append(row)
+        begin = end
+    assert_close(np.concatenate(rows, axis=1), expected, "float32")
+
+
+@pytest.mark.parametrize("huge", [2**31, 2**40, 2**63 - 1])
+def test_bounds_beyond_all_positions_do_not_overflow(kernel: Backend, huge: int) -> None:
+    shape = AttentionShape(2, 1, 8, 8)
+    for pattern in (
+        TrianglePattern(huge, 3, 2),
+        TrianglePattern(2, huge, 2),
+        TrianglePattern(2, 3, huge),
+    ):
+        attention = Attention(shape, pattern)
+        Case(attention, "float32", 1, 50, (50,), 0, None, (7,), Binding(), 0).check(kernel)
