@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,17 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 
+def load_whole(source: Path) -> onnx.ModelProto:
+    """A model with its weights, from a copy: onnx refuses data files that exports are linked to."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in source.parent.glob("model.onnx*"):
+            shutil.copy(file, folder)
+        return onnx.load(Path(folder) / source.name)
+
+
 def save_half(source: Path, target: Path, weight_factor: float = 1.0) -> Path:
     """All float32 tensors of a graph become float16; query weights are multiplied by the factor."""
-    model = onnx.load(source)
+    model = load_whole(source)
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:

@@ -34,7 +34,7 @@ from tests.exporter.ascend.exported import (
     prompt,
     tiny_source,
 )
-from tests.exporter.ascend.half_model import save_half
+from tests.exporter.ascend.half_model import load_whole, save_half
 from tests.tiny_models import PAIRS, tiny_folder
 
 LENGTHS = (1, LAST - 1, LAST, LAST + 1, LAST + CHUNK, 83, 201)
@@ -146,7 +146,7 @@ def test_manifest_describes_the_files(pair: Pair) -> None:
 
 
 def test_weights_are_shared_and_begin_at_offset_0(tmp_path: Path) -> None:
-    source = onnx.load(tiny_source())
+    source = load_whole(tiny_source())
     wide = next(t for t in source.graph.initializer if t.name.endswith("embed_tokens.weight"))
     array = onnx.numpy_helper.to_array(wide)
     wide.CopyFrom(onnx.numpy_helper.from_array(np.tile(array, (8, 1)), wide.name))
@@ -230,7 +230,7 @@ def test_impossible_requests(tmp_path: Path, request_: AscendRequest, reason: st
 
 
 def test_an_operator_without_a_spelling_is_refused_by_name(tmp_path: Path) -> None:
-    model = onnx.load(tiny_source())
+    model = load_whole(tiny_source())
     logits = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = ["before" if name == logits else name for name in node.output]
