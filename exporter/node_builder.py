@@ -71,7 +71,7 @@ class NodeBuilder:
         existing = self._graph.initializers.get(full_name)
         if existing is not None:
             return existing
-        tensor = ir.tensor(np.ascontiguousarray(array), name=full_name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=full_name)
         value = ir.Value(
             name=full_name,
             const_value=tensor,
