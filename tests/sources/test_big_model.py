@@ -20,7 +20,9 @@ def _export(source: Path, output: Path) -> tuple[float, int]:
         "import resource, sys; from trianglemix.exporter.cli import command\n"
         "command.main(sys.argv[1:], standalone_mode=False)\n"
         "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)"
+        "status = open('/proc/self/status').read().split()\n"
+        "peak = int(status[status.index('VmHWM:') + 1])\n"  # ru_maxrss counts the parent's, too
+        "print(usage.ru_utime + usage.ru_stime, peak * 1024)"
     )
     arguments = [str(source), "-o", str(output), "--layers", "16-31", "--quiet"]
     done = subprocess.run(
