@@ -12,7 +12,7 @@ from typing import Final
 from trianglemix.custom_ops import manifest
 from trianglemix.exporter.errors import ExportError
 
-_CHUNK: Final = 8 << 20
+_CHUNK: Final = 1 << 20
 
 
 @contextmanager
@@ -91,9 +91,10 @@ def link_or_copy(
         else:
             return True
     done = 0
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(_CHUNK):
-            writer.write(chunk)
-            done += len(chunk)
+    buffer = memoryview(bytearray(_CHUNK))  # one for all: fresh ones cost more than the disk
+    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+        while size := reader.readinto(buffer):
+            writer.write(buffer[:size])
+            done += size
             progress(done)
     return False
