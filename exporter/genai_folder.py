@@ -40,8 +40,8 @@ def write_genai_config(
             library = library_path()
         except LibraryNotFoundError as error:
             return [f"{CONFIG_NAME} was left out: {error}"]
-        for file in library.parent.glob(f"{library.stem}*{library.suffix}"):
-            shutil.copyfile(file, folder / file.name)  # the CUDA kernels lie beside the rest
+        for file in library.parent.glob("libtrianglemix_*.so"):
+            shutil.copyfile(file, folder / file.name)  # the CUDA kernels are looked for beside it
         decoder.setdefault("session_options", {})["custom_ops_library"] = LIBRARY_NAME
     text = json.dumps(config, indent=4, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(f"{text}\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
@@ -90,3 +91,10 @@ def test_long_prompts_are_triangles(tmp_path: Path, chunk: int | None) -> None:
     np.testing.assert_allclose(logits, expected, atol=2e-4 * np.abs(expected).max())
     dense = np.array(_generate(source, prompt)["logits"])
     assert np.abs(logits - dense).max() > 1e-2 * np.abs(dense).max(), "nothing was dropped"
+
+
+def test_both_libraries_lie_in_the_folder(tmp_path: Path) -> None:
+    """The CUDA kernels are looked for beside the operator library."""
+    _, output = _exported("genai-fp32-cpu", tmp_path / "out")
+    built = {file.name for file in library_path().parent.glob("libtrianglemix_*.so")}
+    assert built <= {file.name for file in output.iterdir()}
