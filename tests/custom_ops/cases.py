@@ -113,13 +113,13 @@ def patterns(longest: int = 700) -> st.SearchStrategy[TrianglePattern]:
 
 
 @st.composite
-def attentions(draw: st.DrawFn) -> Attention:
+def attentions(draw: st.DrawFn, longest: int = 700) -> Attention:
     """Head layouts (at most 21 query heads), patterns, scales near `1/sqrt(D)`, softcaps."""
     kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 5, 7]))
     shape = AttentionShape(kv_heads * group, kv_heads, draw(HEAD_SIZES), draw(HEAD_SIZES))
     share = draw(st.sampled_from([0.0, 0.0, 0.5, 1.4]))
     softcap = draw(st.sampled_from([0.0, 0.0, 0.0, 5.0, 30.0]))
-    return Attention(shape, draw(patterns()), share * shape.head_size**-0.5, softcap)
+    return Attention(shape, draw(patterns(longest)), share * shape.head_size**-0.5, softcap)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ WHOLE_CALLS = Limits()
 @st.composite
 def cases(draw: st.DrawFn, dtype: str = "float32", limits: Limits = WHOLE_CALLS) -> Case:
     """Prompts, later chunks and decode steps, ragged and padded on either side; see the module."""
-    attention, batch = draw(attentions()), draw(st.integers(1, 3))
+    attention, batch = draw(attentions(limits.tokens)), draw(st.integers(1, 3))
     most = limits.new_tokens
     length = draw(st.integers(1, min(4, most)) | st.integers(1, most // 5) | st.integers(1, most))
     ends = draw(_row_ends(batch, length, limits.tokens))

@@ -141,3 +141,21 @@ def test_bounds_beyond_all_positions_do_not_overflow(kernel: Backend, huge: int)
     ):
         attention = Attention(shape, pattern)
         Case(attention, "float32", 1, 50, (50,), 0, None, (7,), Binding(), 0).check(kernel)
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_a_window_cut_into_pieces_keeps_its_sinks(kernel: Backend, length: int) -> None:
+    attention = Attention(AttentionShape(4, 1, 16, 24), TrianglePattern(5, 1500, 3))
+    end, prompt_length, first_valid = 4000, 5000, 9
+    Case(
+        attention,
+        "float32",
+        1,
+        length,
+        (end,),
+        end - length,
+        (prompt_length,),
+        (first_valid,),
+        Binding(),
+        seed=0,
+    ).check(kernel)
