@@ -256,18 +256,28 @@ struct Consumer {
     slots.advance();
   }
 
+  // Waits for the next slot of the ring to be full, and returns it.
+  __device__ __forceinline__ int take_slot() {
+    const int slot = slots.index;
+    mbarrier_wait(shared.full(slot), slots.parity);
+    slots.advance();
+    return slot;
+  }
+  // Scores of the current queries with the small tile in slot k.
+  __device__ __forceinline__ void issue_small(float (&s)[Tile::kSmall / 2], int k) {
+    issue_scores<Tile::kSmall>(s, shared.query(queries.index) + 64 * strip * Tile::kSwizzle,
+                               shared.slot(k));
+  }
+
   __device__ void run() {
     float o[kD / 2], s_small[Tile::kSmall / 2];
     uint32_t p[Tile::kKeys / 4], p_small[Tile::kSmall / 4];
     int taken = 0, k = 0;
     const Item* item = &open_item(taken);
     if (item->rows > 0) {
-      k = slots.index;
-      mbarrier_wait(shared.full(k), slots.parity);
-      slots.advance();
+      k = take_slot();
       wgmma_fence();
-      issue_scores<Tile::kSmall>(s_small, shared.query(queries.index) + 64 * strip * Tile::kSwizzle,
-                                 shared.slot(k));
+      issue_small(s_small, k);
       wgmma_wait<0>();
     }
     while (item->rows > 0) {
@@ -290,18 +300,12 @@ struct Consumer {
         if (Tile::kQueries == 1) release(shared.query_empty(query));
       }
       const Item* next = &open_item(++taken);
-      k = slots.index;
-      if (next->rows > 0) {  // else the scores below are of whatever lies there, and unused
-        mbarrier_wait(shared.full(k), slots.parity);
-        slots.advance();
-      }
-      const int v = slots.index;
-      mbarrier_wait(shared.full(v), slots.parity);
-      slots.advance();
+      k = slots.index;  // after the last item the scores below are of whatever lies there
+      if (next->rows > 0) take_slot();
+      const int v = take_slot();
       clear_dead_tile(shared.slot(v), *item, tiles.first(*item, tiles.count - 1));
       wgmma_fence();
-      issue_scores<Tile::kSmall>(s_small, shared.query(queries.index) + 64 * strip * Tile::kSwizzle,
-                                 shared.slot(k));
+      issue_small(s_small, k);
       issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
       wgmma_wait<0>();
       pin(o);
