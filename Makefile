@@ -47,7 +47,7 @@ demo: setup
 bench: bench-cpu
 
 bench-cpu: setup
-	$(BIN)/python benchmarks/kernel_cpu.py
+	$(BIN)/python -m benchmarks.kernel_cpu
 
 wheel: setup
 	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .

@@ -1,0 +1,55 @@
+"""Where and with what a measurement was made, for the head of each result file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+RESULTS: Final = Path(__file__).resolve().parent / "results"
+
+
+def processor_name() -> str:
+    """The processor's own name, e.g. `AMD EPYC`, with its family and model where known."""
+    fields = dict[str, str]()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name", platform.machine())
+    family = fields.get("cpu family")
+    return f"{name} (family {family}, model {fields.get('model')})" if family else name
+
+
+def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
+    """Machine, commit (with `+` where files are changed), versions and date."""
+    root = str(RESULTS.parent.parent)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", root, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "custom_ops")
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_before": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def save_result(name: str, content: dict[str, Any]) -> Path:
+    """Writes `benchmarks/results/<name>.json` and returns its path."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return path
