@@ -176,6 +176,25 @@ def test_lengths_of_another_type_do_not_load() -> None:
         open_session(model, BACKEND)
 
 
+# ------------------------------------------------------------------------------------- shapes
+
+
+def test_the_output_shape_is_known_before_the_first_call() -> None:
+    model = build_model(attributes_of(ATTENTION), "float32")
+    model.graph.input[2].type.tensor_type.shape.dim[2].dim_value = G * DV
+    shape = open_session(model, BACKEND).get_outputs()[0].shape
+    assert shape == ["query_0", "query_1", H * DV]
+
+
+def test_an_unnamed_dimension_is_no_error() -> None:
+    model = build_model(attributes_of(ATTENTION), "float32")
+    for value in model.graph.input:
+        for dimension in value.type.tensor_type.shape.dim:
+            dimension.Clear()
+    expected = triangle_attention(good_call(), ATTENTION)
+    assert_close(open_session(model, BACKEND).run(None, replaced())[0], expected[0], "float32")
+
+
 # ------------------------------------------------------------------------------------- buffers
 
 

@@ -159,3 +159,17 @@ def test_a_window_cut_into_pieces_keeps_its_sinks(kernel: Backend, length: int) 
         Binding(),
         seed=0,
     ).check(kernel)
+
+
+@pytest.mark.parametrize("length", [1, 60])
+def test_a_nan_key_reaches_the_rows_that_keep_it_and_no_other(kernel: Backend, length: int) -> None:
+    attention = Attention(AttentionShape(3, 1, 16, 8), TrianglePattern(2, 20, 4))
+    case = Case(attention, "float32", 1, length, (100,), 100, (300,), None, Binding(), seed=0)
+    position = 100 - length
+    case.call.past_key[0, 0, position - 5] = np.nan  # in the window of the first new tokens
+    output = run_call(case.call, attention, "float32", kernel)[0]
+    expected = triangle_attention(case.call, attention)[0]
+    reached = np.isnan(expected).all(axis=-1)[0]
+    assert reached.sum() == min(length, 15)
+    assert (np.isnan(output).all(axis=-1)[0] == reached).all()
+    assert_close(output[:, ~reached], expected[:, ~reached], "float32")

@@ -7,7 +7,7 @@
 namespace trianglemix::cpu {
 namespace {
 
-constexpr int64_t kChunkSlots = 1024;
+constexpr int64_t kChunkSlots = 256;
 // Less than this is copied before a second thread has woken up.
 constexpr int64_t kSmallBytes = 256 << 10;
 
@@ -25,7 +25,7 @@ struct Work {
   const TriangleProblem& problem;
   Cache caches[2];
   bool in_place;
-  int64_t slots;   // of one key head that are looked at
+  int64_t slots;   // of a head that are looked at
   int64_t chunks;  // of them
 };
 
@@ -33,15 +33,15 @@ int64_t StartOf(const TriangleProblem& p, int64_t b) {
   return Larger(0, int64_t{p.seqlens_k[b]} + 1 - p.query_length);
 }
 
-void CopyNewTokens(const TriangleProblem& p, const Cache& cache, int64_t b, int64_t g,
-                   const KeyRange& slots) {
-  const int64_t start = StartOf(p, b);
-  char* head = cache.present + (b * p.kv_num_heads + g) * p.present_capacity * cache.row_bytes;
-  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
-    const int64_t token = (b * p.query_length + slot - start) * p.kv_num_heads + g;
-    std::memcpy(head + slot * cache.row_bytes, cache.fresh + token * cache.row_bytes,
-                cache.row_bytes);
-  }
+// Reads every token once, from front to back; each head has its own place to write.
+void CopyNewTokens(const TriangleProblem& p, const Cache& cache, int64_t b, const KeyRange& slots) {
+  const int64_t head_bytes = p.present_capacity * cache.row_bytes;
+  const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
+  const char* from = cache.fresh + token * p.kv_num_heads * cache.row_bytes;
+  char* to = cache.present + b * p.kv_num_heads * head_bytes + slots.begin * cache.row_bytes;
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot, to += cache.row_bytes)
+    for (int64_t g = 0; g < p.kv_num_heads; ++g, from += cache.row_bytes)
+      std::memcpy(to + g * head_bytes, from, cache.row_bytes);
 }
 
 // Slots that no new token goes to: the past's, and zeros behind it.
@@ -56,18 +56,17 @@ void CopyPast(const TriangleProblem& p, const Cache& cache, int64_t head, const 
 
 void AppendChunk(const Work& work, int64_t index) {
   const TriangleProblem& p = work.problem;
-  const int64_t head = index / work.chunks;
-  const int64_t b = head / p.kv_num_heads, g = head % p.kv_num_heads;
+  const int64_t b = index / work.chunks;
   const int64_t start = StartOf(p, b);
   const int64_t begin = (work.in_place ? start : 0) + index % work.chunks * kChunkSlots;
   const int64_t end = Smaller(begin + kChunkSlots, p.present_capacity);
   const KeyRange fresh = {Clamp(start, begin, end), Clamp(start + p.query_length, begin, end)};
   for (const Cache& cache : work.caches) {
-    if (!cache.in_place()) {
-      CopyPast(p, cache, head, {begin, fresh.begin});
-      CopyPast(p, cache, head, {fresh.end, end});
+    for (int64_t g = 0; g < p.kv_num_heads && !cache.in_place(); ++g) {
+      CopyPast(p, cache, b * p.kv_num_heads + g, {begin, fresh.begin});
+      CopyPast(p, cache, b * p.kv_num_heads + g, {fresh.end, end});
     }
-    CopyNewTokens(p, cache, b, g, fresh);
+    CopyNewTokens(p, cache, b, fresh);
   }
 }
 
@@ -89,7 +88,7 @@ const char* Append(const TriangleProblem& p, ParallelFor& pool) {
   work.in_place = work.caches[0].in_place() && work.caches[1].in_place();
   work.slots = work.in_place ? p.query_length : p.present_capacity;
   work.chunks = CeilDivide(work.slots, kChunkSlots);
-  const int64_t count = p.batch * p.kv_num_heads * work.chunks;
+  const int64_t count = p.batch * work.chunks;
   const int64_t row_bytes = work.caches[0].row_bytes + work.caches[1].row_bytes;
   if (p.batch * p.kv_num_heads * work.slots * row_bytes < kSmallBytes) {
     for (int64_t i = 0; i < count; ++i) AppendChunk(work, i);
