@@ -34,6 +34,9 @@ Array = NDArray[Any]
 Run = Callable[[], object]
 
 THREADS: Final = 2
+GQA: Final = "ORT GroupQueryAttention"
+MATMUL: Final = "torch matmul, 2048 cubed"
+MATMUL_SIZE: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,9 @@ def ours(shape: Shape, tensors: Tensors, pattern: TrianglePattern, library: Path
         domain=contract.DOMAIN,
         num_heads=shape.num_heads,
         kv_num_heads=shape.kv_num_heads,
-        **pattern.as_attributes(),
+    )
+    node.attribute.extend(
+        helper.make_attribute(name, value) for name, value in pattern.as_attributes().items()
     )
     return tensors.bind(open_session(node, shape, library), lengths_of(shape))
 
@@ -209,12 +214,10 @@ def torch_attention(shape: Shape, tensors: Tensors) -> Run:
     return lambda: attend(query, key, value, is_causal=causal, enable_gqa=True)
 
 
-def torch_matmul_gflops(rounds: int = 15) -> float:
-    """Rate of a 2048-cubed float32 product, the yardstick of the tiles."""
-    size = 2048
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    times = interleave({"matmul": lambda: a @ b}, rounds)
-    return 2 * size**3 / statistics.median(times["matmul"]) / 1e9
+def torch_matmul() -> Run:
+    """A 2048-cubed float32 product: the yardstick of the tiles."""
+    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE) for _ in range(2))
+    return lambda: a @ b
 
 
 def interleave(runs: dict[str, Run], rounds: int, calls: int = 1) -> dict[str, list[float]]:
@@ -235,7 +238,7 @@ def interleave(runs: dict[str, Run], rounds: int, calls: int = 1) -> dict[str, l
 
 
 def contenders(shape: Shape, variants: dict[str, Path]) -> dict[str, Run]:
-    """Everyone who can compute the shape, by name; ours first."""
+    """Everyone who can compute the shape, by name; ours first, the yardstick last."""
     tensors = Tensors(shape)
     runs = {"ours, triangle": ours(shape, tensors, shape.pattern, library_path())}
     if shape.is_decode:
@@ -246,10 +249,12 @@ def contenders(shape: Shape, variants: dict[str, Path]) -> dict[str, Run]:
         runs["ours, AVX2" if shape.is_decode else "ours, triangle, AVX2"] = ours(
             shape, tensors, shape.pattern, variants["avx2"]
         )
-    runs["ORT GroupQueryAttention"] = group_query_attention(shape, tensors)
+    runs[GQA] = group_query_attention(shape, tensors)
     if not shape.is_decode and shape.dtype == "float32":
         runs["ORT Attention-23"] = onnx_attention(shape, tensors)
     runs["torch SDPA"] = torch_attention(shape, tensors)
+    if not shape.is_decode:
+        runs[MATMUL] = torch_matmul()
     return runs
 
 
@@ -260,12 +265,13 @@ def measure(shape: Shape, variants: dict[str, Path], rounds: int) -> list[Timing
     for name, seconds in interleave(contenders(shape, variants), rounds, calls).items():
         median = statistics.median(seconds)
         visited = kept = rate = None
-        if name.startswith("ours") and not shape.is_decode:
+        if name == MATMUL:
+            rate = 2 * MATMUL_SIZE**3 / median / 1e9
+        elif name.startswith("ours") and not shape.is_decode:
             pattern = DENSE_PATTERN if "dense" in name else shape.pattern
             library = variants["avx2" if "AVX2" in name else best_variant(variants)]
             heads = (shape.num_heads, shape.kv_num_heads)
-            limits = (*pattern.as_attributes().values(),)
-            visited = visited_pairs(library, heads, shape.length, limits)  # type: ignore[arg-type]
+            visited = visited_pairs(library, heads, shape.length, pattern)
             kept = shape.num_heads * kept_pairs(shape.length, pattern)
             rate = visited * 4 * shape.head_size / median / 1e9
         timings.append(Timing(shape.name, name, median * 1e3, len(seconds), visited, kept, rate))
@@ -279,29 +285,30 @@ def best_variant(variants: dict[str, Path]) -> str:
     )
 
 
-def print_table(timings: list[Timing], matmul: float) -> None:
-    table = Table(title=f"CPU attention, {THREADS} threads; torch matmul {matmul:.0f} GFLOP/s")
-    for column in (
-        "shape",
-        "contender",
-        "ms",
-        "GQA /",
-        "of matmul",
-        "kept/visited",
-    ):
-        table.add_column(column, justify="left" if column in ("shape", "contender") else "right")
-    base = {t.shape: t.median_ms for t in timings if t.contender == "ORT GroupQueryAttention"}
+def print_table(timings: list[Timing]) -> None:
+    """GQA is ONNX Runtime's GroupQueryAttention; rates count the pairs visited, masked ones too."""
+    table = Table(title=f"CPU attention, {THREADS} threads, medians")
+    for column in ("shape", "contender", "ms", "x GQA", "GFLOP/s", "of matmul", "kept/visited"):
+        left = column in ("shape", "contender")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    base = {t.shape: t.median_ms for t in timings if t.contender == GQA}
+    yardstick = {t.shape: t.gflops for t in timings if t.contender == MATMUL}
     last = ""
     for t in timings:
         if last not in ("", t.shape):
             table.add_section()
-        rate = f"{t.gflops / matmul:.2f}" if t.gflops else ""
-        share = f"{t.kept / t.visited:.3f}" if t.kept and t.visited else ""
-        ratio = f"{base[t.shape] / t.median_ms:.2f}x"
-        shape = "" if t.shape == last else t.shape
-        table.add_row(shape, t.contender, f"{t.median_ms:.2f}", ratio, rate, share)
+        matmul = yardstick.get(t.shape)
+        table.add_row(
+            "" if t.shape == last else t.shape,
+            t.contender,
+            f"{t.median_ms:.2f}",
+            "" if t.contender == MATMUL else f"{base[t.shape] / t.median_ms:.2f}",
+            f"{t.gflops:.0f}" if t.gflops else "",
+            f"{t.gflops / matmul:.2f}" if t.gflops and matmul else "",
+            f"{t.kept / t.visited:.3f}" if t.kept and t.visited else "",
+        )
         last = t.shape
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:
@@ -311,12 +318,10 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     run = describe_run(["onnxruntime", "torch", "numpy"], THREADS)
     variants = build_variants()
-    matmul = torch_matmul_gflops()
     timings = [timing for shape in SHAPES for timing in measure(shape, variants, rounds)]
-    print_table(timings, matmul)
+    print_table(timings)
     content = {
         "run": run,
-        "torch_matmul_gflops": matmul,
         "shapes": [asdict(shape) for shape in SHAPES],
         "timings": [asdict(timing) for timing in timings],
     }

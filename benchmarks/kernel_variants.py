@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from trianglemix.custom_ops.contract import TrianglePattern
+
 from benchmarks.model_cache import BUILD
 
 SOURCE: Final = BUILD.parent / "custom_ops"
@@ -58,16 +60,17 @@ def runs_here(variant: str) -> bool:
 
 
 def visited_pairs(
-    library: Path, heads: tuple[int, int], length: int, pattern: tuple[int, int, int]
+    library: Path, heads: tuple[int, int], length: int, pattern: TrianglePattern
 ) -> int:
     """Pairs of a row and a key whose score the library's kernel computes for a whole prompt.
 
-    `heads` is `(H, G)`, `pattern` is `(sink, window, last)`; the prompt has `length` tokens.
+    `heads` is `(H, G)`; the prompt has `length` tokens.
     """
     count = ctypes.CDLL(str(library)).trianglemix_visited_pairs
     count.restype = ctypes.c_int64
     count.argtypes = [ctypes.c_int64] * 6
-    return int(count(*heads, length, *pattern))
+    limits = (pattern.num_sink_tokens, pattern.sliding_window_size, pattern.num_last_tokens)
+    return int(count(*heads, length, *limits))
 
 
 def _cmake(arguments: list[str]) -> None:
