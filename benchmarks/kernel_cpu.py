@@ -34,6 +34,7 @@ Array = NDArray[Any]
 Run = Callable[[], object]
 
 THREADS: Final = 2
+PAUSE: Final = 0.05  # seconds
 GQA: Final = "ORT GroupQueryAttention"
 MATMUL: Final = "torch matmul, 2048 cubed"
 MATMUL_SIZE: Final = 2048
@@ -223,11 +224,13 @@ def torch_matmul() -> Run:
 def interleave(runs: dict[str, Run], rounds: int, calls: int = 1) -> dict[str, list[float]]:
     """Seconds of each run: every round calls each `calls` times, after one round not counted.
 
-    The first of several calls is not counted either: threads of the one before may still spin.
+    Before each there is a pause, since idle threads of the one before spin for a while, and the
+    first of several calls is not counted: its own threads sleep.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
+            time.sleep(PAUSE)
             for call in range(calls):
                 start = time.perf_counter()
                 run()
