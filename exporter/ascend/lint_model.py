@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from trianglemix.exporter.ascend.soc import Soc
 
+_LOG = logging.getLogger(__name__)
 _LARGEST_CONSTANT: Final = 2**20
 _REAL: Final = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -108,7 +110,8 @@ def _infos(proto: onnx.ModelProto) -> dict[str, TensorInfo]:
     """Types and shapes by value name, inferred where the file does not say."""
     try:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except Exception:  # onnx raises its own untyped errors; the rules then see less, not nothing
+    except Exception as error:  # onnx raises its own untyped errors
+        _LOG.warning("types and shapes are not inferred, the rules see less: %s", error)
         graph = proto.graph
     found = {
         value.name: TensorInfo(value.type.tensor_type.elem_type, _dims(value.type))
