@@ -23,13 +23,18 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     return node if is_op(node, *op_types) else None
 
 
+def optional_input(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that a node may leave out, by an empty name or by ending before it."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def needed_input(node: ir.Node, index: int) -> ir.Value:
     """An input that the operator's definition requires.
 
     Raises:
         RefusedError: it is not there, so the graph is not valid ONNX.
     """
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = optional_input(node, index)
     if value is None:
         raise RefusedError(
             f"node {node.name} ({node.op_type}) lacks its input {index}: the graph is not valid; "

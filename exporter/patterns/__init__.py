@@ -1,1 +1,1 @@
-"""Source spellings of attention, one file each; the folder is the registry."""
+"""Source spellings of attention, one file each (a `SitePattern`); the folder is the registry."""

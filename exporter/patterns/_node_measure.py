@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
 from trianglemix.exporter.lengths import NEVER_LAST
@@ -23,7 +20,7 @@ from trianglemix.exporter.probe import (
     measured_output_layout,
     pattern_of,
 )
-from trianglemix.exporter.sites import Layout, MaskClass, MatchContext, Operand
+from trianglemix.exporter.sites import AttentionSite, Layout, MaskClass, MatchContext, Operand
 from trianglemix.exporter.walk import layout_chain
 
 _MAX_UNCACHED: Final = 2048
@@ -31,41 +28,22 @@ _UNIFORM: Final = 1e-3
 """How far, relatively, equal scores may give unequal weights."""
 
 
-@dataclass(frozen=True)
-class NodeSite:
-    """An attention node as its inputs and attributes tell it; `key` and `value` are new tokens."""
-
-    anchor: ir.Node
-    shape: AttentionShape
-    scale: float
-    softcap: float
-    query: Operand
-    key: Operand
-    value: Operand
-    past: tuple[ir.Value, ir.Value] | None
-    present: tuple[ir.Value, ir.Value] | None
-
-    def outputs(self) -> list[ir.Value]:
-        """The result, and what only moves its numbers or zeroes rows that see no key."""
-        return layout_chain(self.anchor.outputs[0])
-
-
-def measure_node(site: NodeSite, context: MatchContext) -> tuple[MaskClass, Operand]:
-    """Mask class of the node, and the last value that holds its result.
+def measured(site: AttentionSite, context: MatchContext) -> AttentionSite:
+    """The site with its mask, and where its result stands, as a run of its node tells them.
 
     Raises:
         CutError: it is not attention as the operator means it, or it does not run.
     """
+    outputs = layout_chain(site.anchor.outputs[0])
     given = [site.query.value, site.key.value, site.value.value, *(site.past or ())]
     inside = [x for x in site.present or () if x.producer() is site.anchor]
-    outputs = site.outputs()
-    probe = _Probe(site, context, cut_out(context.graph, given, [*outputs, *inside]))
+    probe = _Probe(site, context, len(outputs), cut_out(context.graph, given, [*outputs, *inside]))
     mask = probe.mask()
     found = {probe.compare(mask, sizes) for sizes in calls_for(site.past is not None)}
     if len(found) > 1:
         raise CutError("the layout of its output changes from call to call")
     index, layout = found.pop()
-    return mask, Operand(outputs[index], layout)
+    return replace(site, mask=mask, output=Operand(outputs[index], layout))
 
 
 @dataclass(frozen=True)
@@ -80,11 +58,11 @@ class _Heads:
 
 
 class _Probe:
-    """The cut-out node and the values to run it on."""
+    """The cut-out node and the values to run it on; `count` results come before the presents."""
 
-    def __init__(self, site: NodeSite, context: MatchContext, cut: CutOut) -> None:
+    def __init__(self, site: AttentionSite, context: MatchContext, count: int, cut: CutOut) -> None:
         self._site = site
-        self._count = len(site.outputs())
+        self._count = count
         self._inputs = ProbeInputs(context)
         self._cut = cut
 
@@ -183,12 +161,6 @@ class _Probe:
         if site.past is not None:
             given |= {site.past[0]: heads.past_key, site.past[1]: heads.past_value}
         return run_cut(self._cut, self._inputs.feeds(self._cut, sizes, given))
-
-
-def scale_or_default(scale: float, head_size: int) -> float:
-    """A node's scale attribute; 0 stands for an absent one."""
-    default = head_size**-0.5
-    return default if scale == 0.0 or math.isclose(scale, default, rel_tol=1e-5) else scale
 
 
 def _rows(heads: Array) -> Array:

@@ -10,7 +10,7 @@ from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.sites import Layout, MatchContext, Operand
-from trianglemix.exporter.walk import Heads, producer_of, trace_heads
+from trianglemix.exporter.walk import Heads, optional_input, producer_of, trace_heads
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,20 @@ class KeysAndValues:
     value: Operand
     past: tuple[ir.Value, ir.Value] | None
     present: tuple[ir.Value, ir.Value] | None
+
+
+def keys_and_values(
+    node: ir.Node, operands: tuple[Operand, Operand], past: tuple[int, int], context: MatchContext
+) -> KeysAndValues:
+    """Keys and values with the cache inside the node (its inputs `past`), or else before it.
+
+    Raises:
+        CutError: see `find_appended`.
+    """
+    past_key, past_value = (optional_input(node, index) for index in past)
+    if past_key is None or past_value is None:
+        return find_appended(*operands, context)
+    return KeysAndValues(*operands, (past_key, past_value), (node.outputs[1], node.outputs[2]))
 
 
 def find_appended(key: Operand, value: Operand, context: MatchContext) -> KeysAndValues:
@@ -78,11 +92,12 @@ def head_shape(num_heads: int, kv_num_heads: int, cached: KeysAndValues) -> Atte
     return AttentionShape(num_heads, kv_heads, sizes[0], sizes[1])
 
 
-def static_size(value: ir.Value, axis: int) -> int | None:
+def static_size(value: ir.Value | None, axis: int) -> int | None:
     """A dimension that the file states as a number."""
-    if value.shape is None or axis >= len(value.shape):
+    shape = None if value is None else value.shape
+    if shape is None or axis >= len(shape):
         return None
-    size = value.shape[axis]
+    size = shape[axis]
     return size if isinstance(size, int) else None
 
 

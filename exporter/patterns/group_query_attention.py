@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.patterns._length_check import check_lengths
+from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
+from trianglemix.exporter.patterns._site_pattern import SitePattern, cache_trouble, input_trouble
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -20,12 +22,12 @@ from trianglemix.exporter.sites import (
     MatchContext,
     NodeLengths,
     Operand,
-    Refusal,
 )
-from trianglemix.exporter.walk import needed_input
+from trianglemix.exporter.walk import needed_input, optional_input
 
 _DOMAIN: Final = "com.microsoft"
-_QUERY, _KEY, _VALUE, _PAST_KEY, _PAST_VALUE, _SEQLENS, _TOTAL, _COS, _SIN = range(9)
+_QUERY, _KEY, _VALUE, _PAST = 0, 1, 2, (3, 4)
+_SEQLENS, _TOTAL, _COS, _SIN = 5, 6, 7, 8
 _Q_NORM, _K_NORM = 14, 15
 _NORM_EPSILON: Final = 1e-6  # the attribute's default
 _NOT_CARRIED: Final = {
@@ -49,26 +51,21 @@ _NEUTRAL_ATTRIBUTES: Final[dict[str, tuple[int | str, ...]]] = {
 }
 
 
-class GroupQueryAttentionPattern:
+class GroupQueryAttentionPattern(SitePattern):
     """Anchors on the node; a rotation inside it becomes two nodes before it."""
 
     name = "group_query_attention"
     anchors = frozenset({(_DOMAIN, "GroupQueryAttention")})
 
-    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
-        label = node.name or node.outputs[0].name or node.op_type
-        trouble = _trouble(node)
-        if trouble is not None:
-            return Refusal(label, trouble)
-        try:
-            return self._site(node, context)
-        except (ConfigurationError, CutError) as error:
-            return Refusal(label, str(error))
+    def trouble(self, node: ir.Node) -> str | None:
+        return (
+            input_trouble(node, _NOT_CARRIED)
+            or _past_trouble(node)
+            or cache_trouble(node, _PAST)
+            or _attribute_trouble(node)
+        )
 
-    def example(self) -> Example:
-        return _example.build_example(_example.group_query_attention, opset=21, domains=(_DOMAIN,))
-
-    def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
+    def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         shape = _head_shape(node)
         build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         seqlens, total = _lengths(node, context, build)
@@ -79,40 +76,32 @@ class GroupQueryAttentionPattern:
             positions = _positions(seqlens, context, build)
             query = _rotated(node, query, shape.num_heads, positions, build)
             key = _rotated(node, key, shape.kv_num_heads, positions, build)
+        operands = (Operand(key, Layout.FLAT), Operand(value, Layout.FLAT))
+        cached = keys_and_values(node, operands, _PAST, context)
         window = node.attributes.get_int("local_window_size", -1)
-        return AttentionSite(
-            layer=-1,
-            form=self.name,
-            anchor=node,
-            shape=shape,
-            scale=node.attributes.get_float("scale", 0.0) or shape.head_size**-0.5,
-            softcap=node.attributes.get_float("softcap", 0.0),
+        return replace(
+            self.site(node, shape, Operand(query, Layout.FLAT), cached),
             mask=MaskClass(window if window > 0 else None),
-            query=Operand(query, Layout.FLAT),
-            key=Operand(key, Layout.FLAT),
-            value=Operand(value, Layout.FLAT),
-            past=(needed_input(node, _PAST_KEY), needed_input(node, _PAST_VALUE)),
-            present=(node.outputs[1], node.outputs[2]),
-            output=Operand(node.outputs[0], Layout.FLAT),
             lengths=NodeLengths(seqlens, total),
             prologue=tuple(build.nodes),
         )
+
+    def example(self) -> Example:
+        return _example.build_example(_example.group_query_attention, opset=21, domains=(_DOMAIN,))
 
 
 PATTERN: Final = GroupQueryAttentionPattern()
 
 
-def _trouble(node: ir.Node) -> str | None:
-    """Why the node's meaning is not the operator's, if so."""
-    inputs = list(node.inputs)
-    for index, name in _NOT_CARRIED.items():
-        if index < len(inputs) and inputs[index] is not None:
-            return f"its input {name} has no counterpart in TriangleAttention"
-    for index, name in ((_PAST_KEY, "past_key"), (_PAST_VALUE, "past_value")):
-        if inputs[index] is None:
+def _past_trouble(node: ir.Node) -> str | None:
+    for index, name in zip(_PAST, ("past_key", "past_value"), strict=True):
+        if optional_input(node, index) is None:
             return f"it has no input {name}"
-    if len(node.outputs) < 3:
-        return "it does not hand out its present key and value"
+    return None
+
+
+def _attribute_trouble(node: ir.Node) -> str | None:
+    """Why the node's attributes mean more than the operator can say, if so."""
     if node.attributes.get_int("sliding_window_cache", 0):
         return (
             "its cache is a ring of the size of its window (sliding_window_cache=1), which "
@@ -125,7 +114,7 @@ def _trouble(node: ir.Node) -> str | None:
         value = attribute.value
         if value not in _NEUTRAL_ATTRIBUTES.get(name, ()):
             return f"its attribute {name}={value} has no counterpart in TriangleAttention"
-    if _rotates(node) and (len(inputs) <= _SIN or inputs[_COS] is None):
+    if _rotates(node) and (len(node.inputs) <= _SIN or node.inputs[_COS] is None):
         return "it rotates without cos_cache and sin_cache"
     return None
 
@@ -137,25 +126,17 @@ def _rotates(node: ir.Node) -> bool:
 
 def _head_shape(node: ir.Node) -> AttentionShape:
     heads, kv_heads = (int(node.attributes[x].value) for x in ("num_heads", "kv_num_heads"))
-    size = _static_dimension(node.inputs[_PAST_KEY], 3)
+    size = static_size(node.inputs[_PAST[0]], 3)
     if size is None:
         packed = heads + 2 * kv_heads if node.inputs[_KEY] is None else heads
-        width = _static_dimension(node.inputs[_QUERY], 2)
+        width = static_size(node.inputs[_QUERY], 2)
         size = width // packed if width and packed and width % packed == 0 else None
     if size is None and _rotates(node):
-        half = _static_dimension(node.inputs[_COS], 1)
+        half = static_size(node.inputs[_COS], 1)
         size = None if half is None else 2 * half
     if size is None:
         raise ConfigurationError("the file does not say the size of its heads")
     return AttentionShape(heads, kv_heads, size, size)
-
-
-def _static_dimension(value: ir.Value | None, axis: int) -> int | None:
-    shape = None if value is None else value.shape
-    if shape is None or axis >= len(shape):
-        return None
-    size = shape[axis]
-    return size if isinstance(size, int) else None
 
 
 def _projections(
@@ -176,7 +157,7 @@ def _normed(
     node: ir.Node, index: int, rows: ir.Value, shape: AttentionShape, build: NodeBuilder
 ) -> ir.Value:
     """The per-head RMS norm that the node did inside, before it rotated."""
-    weight = node.inputs[index] if index < len(node.inputs) else None
+    weight = optional_input(node, index)
     if weight is None:
         return rows
     epsilon = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
@@ -219,7 +200,7 @@ def _rotated(
         "num_heads": heads,
         "interleaved": interleaved,
     }
-    half = _static_dimension(node.inputs[_COS], 1)
+    half = static_size(node.inputs[_COS], 1)
     size = _head_shape(node).head_size
     if half is not None and 2 * half != size:
         attributes["rotary_embedding_dim"] = 2 * half

@@ -9,46 +9,34 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern
 from trianglemix.exporter.patterns._softmax_measure import measure
-from trianglemix.exporter.patterns._softmax_walk import Walk, walk_back, weighted_sum
+from trianglemix.exporter.patterns._softmax_walk import walk_back, weighted_sum
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
     Layout,
     MatchContext,
     Operand,
-    Refusal,
 )
 from trianglemix.exporter.walk import Heads
 
 
-class SoftmaxPattern:
+class SoftmaxPattern(SitePattern):
     """Anchors on Softmax."""
 
     name = "softmax"
     anchors = frozenset({("", "Softmax")})
 
-    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
-        label = node.name or node.outputs[0].name or "Softmax"
+    def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         product = weighted_sum(node, context.content)
         if product is None:
-            reason = "this Softmax weights no values: not an attention"
-            return Refusal(label, reason, is_attention=False)
+            raise NotAttentionError("this Softmax weights no values: not an attention")
         walk = walk_back(node, product, context.content)
         if isinstance(walk, str):
-            return Refusal(label, walk)
-        try:
-            return self._site(walk, context)
-        except (CutError, ConfigurationError) as error:
-            return Refusal(label, str(error))
-
-    def example(self) -> Example:
-        return _example.build_example(_example.decomposed_attention, opset=18)
-
-    def _site(self, walk: Walk, context: MatchContext) -> AttentionSite:
+            raise CutError(walk)
         measured = measure(walk, context)
         return AttentionSite(
             layer=-1,
@@ -65,6 +53,9 @@ class SoftmaxPattern:
             present=_pair(walk.key.joined, walk.value.joined),
             output=Operand(walk.outputs[measured.output_index], measured.output_layout),
         )
+
+    def example(self) -> Example:
+        return _example.build_example(_example.decomposed_attention, opset=18)
 
 
 PATTERN: Final = SoftmaxPattern()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._length_check import check_lengths
+from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
+from trianglemix.exporter.patterns._site_pattern import SitePattern
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -21,12 +23,11 @@ from trianglemix.exporter.sites import (
     MatchContext,
     NodeLengths,
     Operand,
-    Refusal,
 )
 from trianglemix.exporter.walk import needed_input
 
 
-class TriangleAttentionPattern:
+class TriangleAttentionPattern(SitePattern):
     """Anchors on the node.
 
     An exported model has the graph input `prompt_length`, and its nodes' lengths are kept. A
@@ -36,48 +37,30 @@ class TriangleAttentionPattern:
     name = "triangle_attention"
     anchors = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
 
-    def match(self, node: ir.Node, context: MatchContext) -> AttentionSite | Refusal:
-        label = node.name or node.outputs[0].name or node.op_type
+    def trouble(self, node: ir.Node) -> str | None:
         wired = sum(value is not None for value in node.inputs)
         if wired != len(contract.INPUTS):
-            reason = f"{wired} of its {len(contract.INPUTS)} inputs are connected, not all"
-            return Refusal(label, reason)
-        try:
-            return self._site(node, context)
-        except (ConfigurationError, CutError) as error:
-            return Refusal(label, str(error))
+            return f"{wired} of its {len(contract.INPUTS)} inputs are connected, not all"
+        return None
+
+    def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
+        exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
+        seqlens, total = needed_input(node, 5), needed_input(node, 6)
+        lengths = None
+        if exported:
+            lengths = NodeLengths(seqlens, total, needed_input(node, 7), needed_input(node, 8))
+        else:
+            check_lengths(seqlens, total, context)
+        query, *rows = (Operand(needed_input(node, index), Layout.FLAT) for index in range(3))
+        cached = keys_and_values(node, (rows[0], rows[1]), (3, 4), context)
+        return replace(
+            self.site(node, _head_shape(node), query, cached),
+            mask=MaskClass(_own_window(node, exported)),
+            lengths=lengths,
+        )
 
     def example(self) -> Example:
         return _example.build_example(_dense_attention, opset=17, domains=(contract.DOMAIN,))
-
-    def _site(self, node: ir.Node, context: MatchContext) -> AttentionSite:
-        inputs = dict(zip(contract.INPUTS, node.inputs, strict=True))
-        exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
-        shape = _head_shape(node)
-        lengths = None
-        if exported:
-            lengths = NodeLengths(
-                needed_input(node, 5), needed_input(node, 6), inputs["prompt_length"],
-                inputs["first_valid"],
-            )  # fmt: skip
-        else:
-            check_lengths(needed_input(node, 5), needed_input(node, 6), context)
-        return AttentionSite(
-            layer=-1,
-            form=self.name,
-            anchor=node,
-            shape=shape,
-            scale=node.attributes.get_float(contract.ATTR_SCALE, 0.0) or shape.head_size**-0.5,
-            softcap=node.attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
-            mask=MaskClass(_own_window(node, exported)),
-            query=Operand(needed_input(node, 0), Layout.FLAT),
-            key=Operand(needed_input(node, 1), Layout.FLAT),
-            value=Operand(needed_input(node, 2), Layout.FLAT),
-            past=(needed_input(node, 3), needed_input(node, 4)),
-            present=(node.outputs[1], node.outputs[2]),
-            output=Operand(node.outputs[0], Layout.FLAT),
-            lengths=lengths,
-        )
 
 
 PATTERN: Final = TriangleAttentionPattern()
@@ -97,8 +80,8 @@ def _own_window(node: ir.Node, exported: bool) -> int | None:
 def _head_shape(node: ir.Node) -> AttentionShape:
     sizes: list[int] = []
     for name, value in zip(("past_key", "past_value"), node.inputs[3:5], strict=True):
-        size = None if value is None or value.shape is None else value.shape[3]
-        if not isinstance(size, int):
+        size = static_size(value, 3)
+        if size is None:
             raise ConfigurationError(f"the file does not say the head size of its {name}")
         sizes.append(size)
     return AttentionShape(
