@@ -3,8 +3,8 @@
     python tools/make_sources.py                             # everything (most of an hour, once)
     python tools/make_sources.py --routes optimum 'dynamo-*' --families llama
 
-Each model lies in `build/sources/<route>/<family>/`; a folder that holds only `not_made.txt` says
-why the route does not take the family. Routes whose pins conflict run in environments of their
+Each model lies in `build/sources/<route>/<family>/`; a folder that holds only `no_source.txt` says
+why the route cannot make the family. Routes whose pins conflict run in environments of their
 own under `build/envs/`, made at first use. Nothing is made twice.
 """
 
@@ -27,6 +27,8 @@ _PACKAGES: Final = {
                 "onnxruntime==1.31.1", "onnx==1.23.2"),
     "genai": ("onnxruntime-genai==0.18.0", "mobius-onnx==0.1.0", "transformers==5.23.0",
               "onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0"),
+    "genai-transformers4": ("onnxruntime-genai==0.18.0", "transformers==4.57.6",
+                            "onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0"),
 }  # fmt: skip
 _TORCH: Final = "torch==2.13.0"
 _HERE: Final = "this"  # the environment that runs this script
@@ -39,7 +41,7 @@ _TORCH_ROUTES: Final = (
 )
 _GENAI_ROUTES: Final = (
     "genai-fp32-cpu", "genai-fp32-cpu-unpacked", "genai-int4-cpu", "genai-fp16-cuda",
-    "mobius", "mobius-cpu", "mobius-static",
+    "genai-fp16-cuda-unfused", "mobius", "mobius-cpu", "mobius-static",
 )  # fmt: skip
 ROUTES: Final[dict[str, tuple[str, str]]] = {
     "optimum": ("optimum", "command_routes"),
@@ -52,10 +54,21 @@ ROUTES: Final[dict[str, tuple[str, str]]] = {
 }
 """Route: the environment and the module of `tools.sources` that make it."""
 
+_OTHER_ENVIRONMENTS: Final = {
+    # the builder reads Gemma 3's two rotations as transformers 4 hands them over
+    (route, "gemma3"): "genai-transformers4"
+    for route in _GENAI_ROUTES
+    if route.startswith("genai")
+}
+
+RUNNABLE_TWINS: Final = {"genai-fp16-cuda": "genai-fp16-cuda-unfused"}
+"""Route whose graphs ONNX Runtime's CPU provider may not run: the same exporter's that it runs."""
+
 FAMILIES: Final = (
     "llama", "qwen2", "qwen3", "mistral", "mistral-v0.1", "phi3", "gemma2", "gemma3", "gpt2",
     "smollm", "qwen3_moe", "mixtral",
 )  # fmt: skip
+DEEP_FAMILY: Final = "llama-32"  # for timing: no column of the matrix
 
 
 def main() -> int:
@@ -64,12 +77,24 @@ def main() -> int:
     parser.add_argument("--routes", nargs="+", default=["*"], help="names or patterns")
     parser.add_argument("--families", nargs="+", default=["*"], help="names or patterns")
     arguments = parser.parse_args()
-    families = _chosen(FAMILIES, arguments.families)
-    _run("optimum", "families", [("folder", family) for family in families])
-    for route in _chosen(ROUTES, arguments.routes):
-        environment, module = ROUTES[route]
-        _run(environment, module, [(route, family) for family in families])
+    make_sources(_chosen(ROUTES, arguments.routes), _chosen(FAMILIES, arguments.families))
     return 0
+
+
+def make_sources(routes: list[str], families: list[str]) -> None:
+    """Makes what is missing of these families by these routes."""
+    _run("optimum", "families", [("folder", family) for family in families])
+    for route in routes:
+        for environment, cells in _by_environment(route, families).items():
+            _run(environment, ROUTES[route][1], cells)
+
+
+def _by_environment(route: str, families: list[str]) -> dict[str, list[tuple[str, str]]]:
+    cells: dict[str, list[tuple[str, str]]] = {}
+    for family in families:
+        environment = _OTHER_ENVIRONMENTS.get((route, family), ROUTES[route][0])
+        cells.setdefault(environment, []).append((route, family))
+    return cells
 
 
 def _chosen(names: object, patterns: list[str]) -> list[str]:

@@ -2,23 +2,27 @@
 
     python -m tests.sources.matrix && python -m tools.write_support_table
 
-A page has the full matrix between `<!-- matrix -->` and `<!-- end of matrix -->`, a summary
-between `<!-- sources -->` and `<!-- end of sources -->`, or neither.
+A page has the full matrix between `<!-- matrix -->` and `<!-- end of matrix -->`, how many cells of
+which kind there are between `<!-- counts -->` and `<!-- end of counts -->`, a summary between
+`<!-- sources -->` and `<!-- end of sources -->`, or none of them.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from tests.sources.cell import Status
 from tests.sources.matrix import load_results
 from tools.make_sources import FAMILIES, ROUTES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "sources.md")
 Record = dict[str, Any]
+_NO_SOURCE: Final = Status.NO_SOURCE.value
 
 _TITLES: Final = {
     "optimum": "optimum-onnx 0.1.0 (`optimum-cli export onnx`)",
@@ -51,19 +55,39 @@ def _cell(record: Record | None, reasons: list[str]) -> str:
     if record["status"] == "exported":
         twin = any("dense twin" in note for note in record["notes"])
         return f"{record['error']:.0e}" + (" (dense twin)" if twin else "")
-    if record["status"] == "not made":
-        return "-"
-    reason = _plain(record["reason"])
+    reason, word = _plain(record["reason"]), record["status"]
+    if word == _NO_SOURCE:
+        reason, word = f"{_NO_SOURCE}: {reason}", "no source"
     if reason not in reasons:
         reasons.append(reason)
-    return f"{record['status']} ({reasons.index(reason) + 1})"
+    return f"{word} ({reasons.index(reason) + 1})"
 
 
 def _plain(reason: str) -> str:
     """A reason without what differs from cell to cell."""
     reason = re.sub(r"attention at node \S+: ", "", reason)
     reason = re.sub(r" \(and \d+ more; --explain lists them\)", "", reason)
+    reason = re.sub(r"The \w+ model is", "The model is", reason)
     return re.sub(r" \(its inputs: .*?\);", ";", reason)
+
+
+def counts(results: dict[str, Record]) -> str:
+    """How many cells came out how, and the share of right sources that are exported."""
+    by_status = Counter(record["status"] for record in results.values())
+    made = [record for record in results.values() if record["status"] != _NO_SOURCE]
+    right = [record for record in made if _is_right(record)]
+    exported = sum(record["status"] == "exported" for record in right)
+    kinds = ", ".join(f"{number} {status}" for status, number in by_status.most_common())
+    return (
+        f"{len(results)} cells: {kinds}. {len(made) - len(right)} sources give other numbers than "
+        f"their family's own model; of the {len(right)} others {exported} are exported "
+        f"({100 * exported / len(right):.0f} %)."
+    )
+
+
+def _is_right(record: Record) -> bool:
+    """Whether the source gives its family's numbers; one that was never run counts as right."""
+    return record["source_error"] is None or record["source_error"] < record["source_tolerance"]
 
 
 def summary_table(results: dict[str, Record]) -> str:
@@ -74,7 +98,7 @@ def summary_table(results: dict[str, Record]) -> str:
     ]
     for prefix, title in _TITLES.items():
         records = [x for key, x in results.items() if key.startswith(prefix)]
-        made = [x for x in records if x["status"] not in ("not made",)]
+        made = [x for x in records if x["status"] != _NO_SOURCE]
         exported = [x for x in made if x["status"] == "exported"]
         if not exported:
             continue
@@ -95,7 +119,11 @@ def main() -> int:
     if not results:
         print("no results: run python -m tests.sources.matrix first", file=sys.stderr)
         return 1
-    blocks = {"matrix": matrix_table(results), "sources": summary_table(results)}
+    blocks = {
+        "matrix": matrix_table(results),
+        "counts": counts(results),
+        "sources": summary_table(results),
+    }
     for page in PAGES:
         if page.is_file():
             text = page.read_text(encoding="utf-8")

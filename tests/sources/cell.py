@@ -29,6 +29,7 @@ PATTERN: Final = TrianglePattern(num_sink_tokens=2, sliding_window_size=6, num_l
 _KEEP_ALL: Final = PatternRequest(0, -1, 1)
 _TOLERANCE: Final = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest error, as a share of the largest logit."""
+_TWIN: Final = "compared with the source's twin, which the CPU provider runs"
 _SOURCE_TOLERANCE: Final = {"float32": 2e-3, "float16": 3e-2, "bfloat16": 2e-1}
 """How far a source may be from its family's float64 model and still count as right."""
 
@@ -39,8 +40,20 @@ class Status(Enum):
     EXPORTED = "exported"
     REFUSED = "refused"
     WRONG = "wrong"
-    NOT_MADE = "not made"
-    BROKEN_SOURCE = "source does not run"
+    NO_SOURCE = "source cannot be made"
+
+
+@dataclass(frozen=True)
+class CellPaths:
+    """The model, and the Hugging Face folder that it was made from.
+
+    `twin` is the same exporter's graph of the same model in a form that ONNX Runtime's CPU provider
+    runs, for sources that it does not run.
+    """
+
+    source: Path
+    folder: Path
+    twin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,22 +87,19 @@ class SilentObserver:
     def sites(self, sites: Sites) -> None: ...
 
 
-def measure_cell(route: str, family: str, path: Path, folder: Path) -> Cell:
-    """Exports the model at `path` twice (everything kept; a small window) and compares.
-
-    `folder` is the Hugging Face folder that the model was made from.
-    """
+def measure_cell(route: str, family: str, paths: CellPaths) -> Cell:
+    """Exports the source twice (everything kept; a small window) and compares."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         try:
-            report = _export(path, Path(place) / "kept", _KEEP_ALL)
-            _export(path, Path(place) / "small", _small())
+            report = _export(paths.source, Path(place) / "kept", _KEEP_ALL)
+            _export(paths.source, Path(place) / "small", _small())
         except ExportError as error:
             return Cell(route, family, Status.REFUSED, str(error))
         cell = Cell(
             route, family, Status.EXPORTED, forms=tuple(sorted({x.form for x in report.layers}))
         )
-        return _Comparison(cell, path, Path(place), oracle_of(folder)).outcome(start)
+        return _Comparison(cell, paths, Path(place)).outcome(start)
 
 
 @lru_cache(maxsize=2)
@@ -146,11 +156,11 @@ def _trials(left_padding: bool) -> list[_Trial]:
 class _Comparison:
     """The source, its two exports and the float64 model, beside each other."""
 
-    def __init__(self, cell: Cell, path: Path, place: Path, oracle: Oracle) -> None:
+    def __init__(self, cell: Cell, paths: CellPaths, place: Path) -> None:
         self._cell = cell
-        self._path = path
+        self._paths = paths
         self._kept, self._small = place / "kept", place / "small"
-        self._oracle = oracle
+        self._oracle = oracle_of(paths.folder)
         self._manifest = Manifest.load(self._kept)
         self._int4 = "int4" in cell.route
         self._worst: dict[str, float] = {}
@@ -159,7 +169,7 @@ class _Comparison:
     def outcome(self, start: float) -> Cell:
         """The cell, filled in."""
         trials = _trials(self._manifest.left_padding)
-        source = self._compare_kept(trials)
+        self._compare_kept(trials)
         if not self._manifest.triangle_layers:
             self._notes.append("dense twin: every layer slides a window of its own")
         else:
@@ -178,43 +188,50 @@ class _Comparison:
             source_error=self._worst.get("source"),
             source_tolerance=self._source_tolerance,
             seconds=time.perf_counter() - start,
-            notes=(*self._notes, *source),
+            notes=tuple(self._notes),
         )
 
-    def _compare_kept(self, trials: list[_Trial]) -> list[str]:
+    def _compare_kept(self, trials: list[_Trial]) -> None:
         """Everything kept: kernel and function body against the source, or else the oracle."""
         kernel = Decoder(self._kept / "model.onnx", self._manifest, kernel=True)
         body = Decoder(self._kept / "model.onnx", self._manifest, kernel=False)
-        try:
-            source = Decoder(self._path, self._manifest, kernel=False)
-        except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            source, notes = None, [f"the source does not open on the CPU: {str(error)[:200]}"]
-        else:
-            notes = []
+        sources = self._sources()
         for trial in trials:
-            wanted, told = self._source_logits(source, trial), True
+            wanted = self._source_logits(sources, trial)
             true = None if self._int4 else self._oracle.logits(trial.text)
-            if wanted is None:
-                wanted, told = true, False
-            elif true is not None:
+            if wanted is not None and true is not None:
                 self._note("source", wanted, true, trial)
+            if wanted is None:
+                self._notes.append(
+                    f"the source does not run calls {trial.calls} of {len(trial.text.ids)}"
+                )
+                wanted = true
             if wanted is None:
                 continue
             self._note("kept, kernel", kernel.logits(trial.text, trial.calls), wanted, trial)
             self._note("kept, body", body.logits(trial.text, trial.calls), wanted, trial)
-            if not told and source is not None:
-                notes.append(
-                    f"the source does not run calls {trial.calls} of {len(trial.text.ids)}"
-                )
-        return notes
 
-    def _source_logits(self, source: Decoder | None, trial: _Trial) -> Array | None:
-        if source is None:
-            return None
-        try:
-            return source.logits(trial.text, trial.calls)
-        except Exception:  # GroupQueryAttention on the CPU takes no batch with a past, for one
-            return None
+    def _sources(self) -> list[Decoder]:
+        """The source, if it opens here; then its twin, if it has one."""
+        sources = []
+        for path in (self._paths.source, self._paths.twin):
+            try:
+                if path is not None:
+                    sources.append(Decoder(path, self._manifest, kernel=False))
+            except Exception as error:  # ONNX Runtime's errors share no base class of their own
+                self._notes.append(f"{path} does not open on the CPU: {str(error)[:200]}")
+        return sources
+
+    def _source_logits(self, sources: list[Decoder], trial: _Trial) -> Array | None:
+        for source in sources:
+            try:
+                logits = source.logits(trial.text, trial.calls)
+            except Exception:  # GroupQueryAttention on the CPU takes no batch with a past, for one
+                continue
+            if source.path == self._paths.twin and _TWIN not in self._notes:
+                self._notes.append(_TWIN)
+            return logits
+        return None
 
     def _tolerance(self, name: str) -> float:
         """Beside the float64 model, also what the source is off by (rounding everywhere)."""

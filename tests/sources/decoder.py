@@ -26,7 +26,7 @@ class Decoder:
         options.intra_op_num_threads = 1
         if kernel:
             options.register_custom_ops_library(str(library_path()))
-        self.manifest = manifest
+        self.path, self.manifest = path, manifest
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         inputs = [*self._session.get_inputs(), *self._session.get_overridable_initializers()]
         self._inputs = {value.name: value.type for value in inputs}

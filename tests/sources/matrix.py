@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from tests.sources.cell import Cell, Status, measure_cell
-from tools.make_sources import FAMILIES, ROUTES, SOURCES
+from tests.sources.cell import Cell, CellPaths, Status, measure_cell
+from tools.make_sources import FAMILIES, ROUTES, RUNNABLE_TWINS, SOURCES
 from tools.sources.worker import REASON
 
 RESULTS: Final = SOURCES / "results.json"
@@ -29,12 +29,22 @@ def run_cell(route: str, family: str) -> Cell:
         raise FileNotFoundError(f"{folder}: run python tools/make_sources.py first")
     if (folder / REASON).is_file():
         reason = (folder / REASON).read_text(encoding="utf-8").splitlines()[0]
-        return Cell(route, family, Status.NOT_MADE, reason)
+        return Cell(route, family, Status.NO_SOURCE, reason)
     try:
-        return measure_cell(route, family, model_file(folder), SOURCES / "folder" / family)
+        return measure_cell(route, family, _paths(route, family))
     except Exception as error:  # a crash is as wrong as a wrong number
         logging.exception("%s %s", route, family)
         return Cell(route, family, Status.WRONG, f"crash: {type(error).__name__}: {error}")
+
+
+def _paths(route: str, family: str) -> CellPaths:
+    twin = SOURCES / RUNNABLE_TWINS.get(route, route) / family
+    runnable = twin != SOURCES / route / family and any(twin.glob("*.onnx"))
+    return CellPaths(
+        source=model_file(SOURCES / route / family),
+        folder=SOURCES / "folder" / family,
+        twin=model_file(twin) if runnable else None,
+    )
 
 
 def model_file(folder: Path) -> Path:

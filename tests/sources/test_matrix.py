@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sources.cell import Status, measure_cell
+from tests.sources.cell import CellPaths, Status, measure_cell
 from tests.sources.fuzz import Outcome, run_trial
 from tests.tiny_models import tiny_model
 
@@ -14,7 +14,7 @@ _CELLS = (("llama", "dynamo-sdpa-20"), ("qwen2", "torchscript-18"), ("qwen3", "g
 @pytest.mark.parametrize(("family", "route"), _CELLS)
 def test_cell_is_exported_and_right(family: str, route: str) -> None:
     model = tiny_model(family, route)
-    cell = measure_cell(route, family, model.path, model.folder)
+    cell = measure_cell(route, family, CellPaths(model.path, model.folder))
     assert cell.status is Status.EXPORTED, cell.reason
     assert cell.source_is_right
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tools.sources.worker import work
+from tools.sources.worker import NoSourceError, work
 
 _BIN: Final = Path(sys.executable).parent
 _GENAI: Final = (sys.executable, "-m", "onnxruntime_genai.models.builder")
@@ -34,6 +34,9 @@ ROUTES: Final[dict[str, list[str]]] = {
     # float32 activations: rounded to 8 bits, tiny differences jump by a hundredth of a logit
     "genai-int4-cpu": _genai("int4", "cpu", "accuracy_level=1"),
     "genai-fp16-cuda": _genai("fp16", "cuda"),
+    "genai-fp16-cuda-unfused": _genai(
+        "fp16", "cuda", "fuse_qkv=false", "fuse_qk_norm_gqa=false", "windowed_kv_cache=false"
+    ),
     "mobius": _mobius(),
     "mobius-cpu": _mobius("--ep", "cpu"),
     "mobius-static": _mobius("--static-cache", "--max-seq-len", "96"),
@@ -46,7 +49,8 @@ def make(route: str, folder: Path, target: Path) -> None:
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=offline, timeout=600)
     if done.returncode or not list(target.glob("*.onnx")):
-        raise RuntimeError(_last_error(done.stdout + done.stderr) or f"exit code {done.returncode}")
+        words = _last_error(done.stdout + done.stderr)
+        raise NoSourceError(words or f"exit code {done.returncode}")
 
 
 def _last_error(text: str) -> str | None:

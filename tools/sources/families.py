@@ -28,15 +28,17 @@ _MOE: Final = dict(num_experts_per_tok=2, intermediate_size=40)
 
 FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "llama": ("llama", _SIZES),
+    "llama-32": ("llama", _SIZES | dict(num_hidden_layers=32)),
     "smollm": ("llama", _SIZES | dict(  # three query heads for each of three key/value heads
-        hidden_size=72, num_attention_heads=9, num_key_value_heads=3, head_dim=8,
+        hidden_size=144, num_attention_heads=9, num_key_value_heads=3,
         tie_word_embeddings=True, num_hidden_layers=4)),
     "qwen2": ("qwen2", _SIZES),
     "qwen3": ("qwen3", _SIZES),
     "mistral": ("mistral", _SIZES | dict(sliding_window=None)),  # from v0.2 on
     "mistral-v0.1": ("mistral", _SIZES | dict(sliding_window=WINDOW)),  # every layer slides
     "phi3": ("phi3", {k: v for k, v in _SIZES.items() if k != "head_dim"} | dict(
-        hidden_size=64, sliding_window=None)),
+        hidden_size=64, sliding_window=None,
+        original_max_position_embeddings=2048)),  # not LongRoPE: genai's builder tells by this
     "gemma2": ("gemma2", _SIZES | _GEMMA | dict(
         attn_logit_softcapping=5.0, final_logit_softcapping=6.0)),
     "gemma3": ("gemma3_text", _SIZES | _GEMMA | dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -11,9 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+
+class NoSourceError(Exception):
+    """The exporter's own words on why it makes no model of a family."""
+
+
 Make = Callable[[str, Path, Path], None]
 """`make(route, family folder, empty target folder)`."""
-REASON: Final = "not_made.txt"
+REASON: Final = "no_source.txt"
 
 
 def work(make: Make) -> int:
@@ -39,11 +45,18 @@ def _work_one(make: Make, route: str, folder: Path, target: Path) -> None:
     except Exception as error:  # whatever an exporter throws is the reason
         shutil.rmtree(temporary)
         temporary.mkdir()
-        reason = f"{type(error).__name__}: {error}".strip()
-        (temporary / REASON).write_text(f"{reason[:2000]}\n", encoding="utf-8")
+        reason = _one_line(error).replace(str(folder), folder.name)
+        (temporary / REASON).write_text(f"{reason}\n", encoding="utf-8")
         (temporary / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        print(f"{route} {target.name}: not made: {reason.splitlines()[0][:160]}", flush=True)
+        print(f"{route} {target.name}: no source: {reason}", flush=True)
     else:
         print(f"{route} {target.name}: made", flush=True)
     shutil.rmtree(target, ignore_errors=True)
     os.rename(temporary, target)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's first sentence."""
+    name = "" if isinstance(error, NoSourceError) else f"{type(error).__name__}: "
+    lines = f"{name}{error}".strip().splitlines() or [type(error).__name__]
+    return re.split(r"(?<=\w)\. ", lines[0])[0][:240]
