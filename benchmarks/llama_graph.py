@@ -1,22 +1,24 @@
 """A Llama-shaped decoder with GroupQueryAttention and random float16 weights, for timing only.
 
-The graph follows the form that onnxruntime-genai's builder writes: packed QKV, rotation inside the
-attention node, a shared cache. Weights lie in one external file; `weight_sets` layers' worth of
-them are written and the layers take turns, so that a small disk or a short lease is enough.
+Weights lie in one external file; `weight_sets` layers' worth of them are written and the layers
+take turns, so that a small disk or a short lease is enough.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
+from benchmarks.genai_graph import Array, Decoder, build_decoder
+
 DATA_FILE: Final = "model.onnx.data"
-_MICROSOFT: Final = "com.microsoft"
-_HALF, _INT32, _INT64 = ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64
+_HALF: Final = ir.DataType.FLOAT16
 _ALIGN: Final = 4096
 
 
@@ -40,7 +42,7 @@ class WeightFile:
     """What the data file must hold: random weights, and these tables at their offsets."""
 
     size: int = 0
-    tables: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    tables: dict[int, Array] = field(default_factory=dict)
 
     def write(self, path: Path, seed: int = 0) -> None:
         """Normal float16 weights of deviation 0.02, a block of 64 MiB again and again."""
@@ -54,190 +56,75 @@ class WeightFile:
                 file.write(table.tobytes())
 
 
-class _Builder:
+class _RandomWeights:
+    """Places in the data file, `weight_sets` layers' worth of them; norms are 1."""
+
     def __init__(self, shape: LlamaShape) -> None:
-        self.shape = shape
-        self.nodes: list[ir.Node] = []
-        self.initializers: dict[str, ir.Value] = {}
+        self._shape = shape
+        self._placed: dict[str, ir.TensorProtocol] = {}
         self.file = WeightFile()
 
-    def weight(self, name: str, *size: int) -> ir.Value:
-        """A float16 initializer at the next free place of the data file."""
-        if name in self.initializers:
-            return self.initializers[name]
-        length = 2 * int(np.prod(size))
-        tensor = ir.ExternalTensor(
-            DATA_FILE, self.file.size, length, _HALF, shape=ir.Shape(size), name=name
+    def __contains__(self, name: str) -> bool:
+        return not name.endswith((".bias", "q_norm.weight", "k_norm.weight"))
+
+    def stored(self, name: str) -> ir.TensorProtocol:
+        if "norm" in name:
+            return ir.tensor(np.ones(self._shape.hidden, np.float16), name="norm.weight")
+        return self._place(name, *self._size(name))
+
+    def joined(self, name: str, parts: Sequence[str]) -> ir.TensorProtocol:
+        sizes = [self._size(part) for part in parts]
+        taken = re.sub(
+            r"layers\.(\d+)", lambda m: f"layers.{int(m[1]) % self._shape.weight_sets}", name
         )
-        self.file.size += -(-length // _ALIGN) * _ALIGN
-        return self._keep(name, tensor)
+        return self._place(taken, sizes[0][1], sum(rows for rows, _ in sizes))
 
-    def table(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """A float16 initializer in the data file whose values matter."""
-        self.file.tables[self.file.size] = array
-        return self.weight(name, *array.shape)
+    def table(self, name: str, array: Array) -> ir.TensorProtocol:
+        self.file.tables[self.file.size] = array.astype(np.float16)
+        return self._place(name, *array.shape)
 
-    def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        return self.initializers.get(name) or self._keep(name, ir.tensor(array, name=name))
+    def _size(self, name: str) -> tuple[int, int]:
+        """`(outputs, inputs)` of a matrix, by the last part of its name but `weight`."""
+        shape = self._shape
+        query, cache = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        hidden, inner = shape.hidden, shape.intermediate
+        return {
+            "q_proj": (query, hidden), "k_proj": (cache, hidden), "v_proj": (cache, hidden),
+            "o_proj": (hidden, query),
+            "gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner),
+            "embed_tokens": (shape.vocabulary, hidden), "lm_head": (shape.vocabulary, hidden),
+        }[name.split(".")[-2]]  # fmt: skip
 
-    def _keep(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        kind = ir.TensorType(tensor.dtype)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=kind)
-        self.initializers[name] = value
-        return value
-
-    def op(self, name: str, op_type: str, inputs: list[Any], **attributes: Any) -> ir.Value:
-        return self.many(name, op_type, inputs, 1, attributes)[0]
-
-    def many(
-        self, name: str, op_type: str, inputs: list[Any], outputs: int, attributes: dict[str, Any]
-    ) -> list[ir.Value]:
-        contrib = op_type in ("GroupQueryAttention", "SkipSimplifiedLayerNormalization")
-        node = ir.node(
-            op_type,
-            inputs,
-            attributes=attributes or None,
-            domain=_MICROSOFT if contrib else "",
-            num_outputs=outputs,
-            name=f"/model/{name}/{op_type}",
-        )
-        for index, value in enumerate(node.outputs):
-            value.name = f"/model/{name}/output_{index}"
-        self.nodes.append(node)
-        return list(node.outputs)
-
-    def linear(self, name: str, x: ir.Value, rows: int, columns: int, layer: int) -> ir.Value:
-        weights = layer % self.shape.weight_sets
-        return self.op(
-            f"layers.{layer}/{name}",
-            "MatMul",
-            [x, self.weight(f"layers.{weights}.{name}.weight", rows, columns)],
-        )
+    def _place(self, name: str, *size: int) -> ir.TensorProtocol:
+        """A float16 tensor at the next free place of the data file."""
+        if name not in self._placed:
+            length = 2 * int(np.prod(size))
+            self._placed[name] = ir.ExternalTensor(
+                DATA_FILE, self.file.size, length, _HALF, shape=ir.Shape(size), name=name
+            )
+            self.file.size += -(-length // _ALIGN) * _ALIGN
+        return self._placed[name]
 
 
 def build_llama(shape: LlamaShape, folder: Path) -> WeightFile:
-    """Writes `folder/model.onnx`; returns what its data file must hold, for the caller to write.
+    """Writes `folder/model.onnx`, whose logits are the last token's.
 
-    Inputs `input_ids [B, S]`, `attention_mask [B, T]` (int64) and a cache `[B, G, P, D]` for each
-    layer; outputs `logits [B, 1, V]` of the last token, and the cache.
+    Returns what its data file must hold, for the caller to write.
     """
-    b = _Builder(shape)
-    ids = _tensor("input_ids", _INT64, "batch_size", "sequence_length")
-    mask = _tensor("attention_mask", _INT64, "batch_size", "total_sequence_length")
-    cache = [
-        _cache(f"past_key_values.{layer}.{part}", "past_sequence_length", shape)
-        for layer in range(shape.layers)
-        for part in ("key", "value")
-    ]
-    outputs = _decoder(b, ids, mask, cache)
-    graph = ir.Graph(
-        [ids, mask, *cache],
-        outputs,
-        nodes=b.nodes,
-        initializers=list(b.initializers.values()),
-        opset_imports={"": 21, _MICROSOFT: 1},
-        name="main_graph",
+    weights = _RandomWeights(shape)
+    decoder = Decoder(
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_size=shape.head_size,
+        vocabulary=shape.vocabulary,
+        positions=shape.positions,
+        epsilon=1e-5,
+        rope_theta=500000.0,
+        dtype=_HALF,
+        last_token_only=True,
     )
+    model = build_decoder(decoder, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    ir.save(ir.Model(graph, ir_version=10, producer_name="llama_graph"), folder / "model.onnx")
-    return b.file
-
-
-def _tensor(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-
-
-def _cache(name: str, length: str, shape: LlamaShape) -> ir.Value:
-    return _tensor(name, _HALF, "batch_size", shape.kv_heads, length, shape.head_size)
-
-
-def _lengths(b: _Builder, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """`seqlens_k [B]` and `total_sequence_length []`, int32, from the mask `[B, T]`."""
-    name, one = "attn_mask_reformat/attn_mask_subgraph", np.array([1], np.int64)
-    count = b.op(f"{name}/sum", "ReduceSum", [mask, b.constant("/c/axes", one)], keepdims=0)
-    last = b.op(f"{name}/sub", "Sub", [count, b.constant("/c/one", one)])
-    seqlens = b.op(f"{name}/seqlens_k", "Cast", [last], to=int(_INT32))
-    size = b.op(f"{name}/shape", "Shape", [mask])
-    index = b.constant("/c/index", np.array(1, np.int64))
-    total = b.op(f"{name}/gather", "Gather", [size, index], axis=0)
-    return seqlens, b.op(f"{name}/total", "Cast", [total], to=int(_INT32))
-
-
-def _rotation(b: _Builder) -> tuple[ir.Value, ir.Value]:
-    size = b.shape.head_size
-    frequency = 500000.0 ** (-np.arange(0, size, 2) / size)
-    angle = np.arange(b.shape.positions)[:, None] * frequency[None, :]
-    cos, sin = np.cos(angle).astype(np.float16), np.sin(angle).astype(np.float16)
-    return b.table("cos_cache", cos), b.table("sin_cache", sin)
-
-
-def _decoder(b: _Builder, ids: ir.Value, mask: ir.Value, cache: list[ir.Value]) -> list[ir.Value]:
-    shape = b.shape
-    lengths, rotation = _lengths(b, mask), _rotation(b)
-    table = b.weight("embed_tokens.weight", shape.vocabulary, shape.hidden)
-    hidden = b.op("embed_tokens", "Gather", [table, ids])
-    ones = b.constant("norm.weight", np.ones(shape.hidden, np.float16))
-    normed = b.op(
-        "first_norm", "SimplifiedLayerNormalization", [hidden, ones],
-        axis=-1, epsilon=1e-5, stash_type=1,
-    )  # fmt: skip
-    outputs: list[ir.Value] = []
-    for layer in range(shape.layers):
-        state = [cache[2 * layer], cache[2 * layer + 1], *lengths, *rotation]
-        attended, *present = _attention(b, layer, normed, state)
-        for value, part in zip(present, ("key", "value"), strict=True):
-            named = _cache(f"present.{layer}.{part}", "total_sequence_length", shape)
-            value.name, value.shape, value.type = named.name, named.shape, named.type
-        outputs += present
-        normed, hidden = _skip_norm(b, f"layers.{layer}/mlp_norm", hidden, attended, ones)
-        normed, hidden = _skip_norm(
-            b, f"layers.{layer}/next_norm", hidden, _mlp(b, layer, normed), ones
-        )
-    head = b.weight("lm_head.weight", shape.hidden, shape.vocabulary)
-    last = b.op("last_token", "Gather", [normed, b.constant("/c/last", np.array([-1]))], axis=1)
-    logits = b.op("lm_head", "MatMul", [last, head])
-    logits.name, logits.type = "logits", ir.TensorType(_HALF)
-    logits.shape = ir.Shape(("batch_size", 1, shape.vocabulary))
-    return [logits, *outputs]
-
-
-def _attention(b: _Builder, layer: int, x: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
-    shape = b.shape
-    width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
-    packed = b.linear("qkv_proj", x, shape.hidden, width, layer)
-    output, *present = b.many(
-        f"layers.{layer}/attn",
-        "GroupQueryAttention",
-        [packed, None, None, *state],
-        3,
-        dict(
-            num_heads=shape.heads,
-            kv_num_heads=shape.kv_heads,
-            scale=float(shape.head_size**-0.5),
-            local_window_size=-1,
-            do_rotary=1,
-            rotary_interleaved=0,
-        ),
-    )
-    columns = shape.heads * shape.head_size
-    return [b.linear("o_proj", output, columns, shape.hidden, layer), *present]
-
-
-def _skip_norm(
-    b: _Builder, name: str, hidden: ir.Value, added: ir.Value, scale: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    inputs = [hidden, added, scale]
-    outputs = b.many(name, "SkipSimplifiedLayerNormalization", inputs, 4, {"epsilon": 1e-5})
-    for unused in outputs[1:3]:
-        unused.name = ""
-    return outputs[0], outputs[3]
-
-
-def _mlp(b: _Builder, layer: int, x: ir.Value) -> ir.Value:
-    hidden, inner = b.shape.hidden, b.shape.intermediate
-    gate = b.linear("gate_proj", x, hidden, inner, layer)
-    up = b.linear("up_proj", x, hidden, inner, layer)
-    sigmoid = b.op(f"layers.{layer}/act_fn", "Sigmoid", [gate])
-    active = b.op(f"layers.{layer}/act", "Mul", [gate, sigmoid])
-    product = b.op(f"layers.{layer}/mul", "Mul", [active, up])
-    return b.linear("down_proj", product, inner, hidden, layer)
+    ir.save(model, folder / "model.onnx")
+    return weights.file
