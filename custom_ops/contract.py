@@ -28,6 +28,17 @@ INPUTS: Final = (
     "prompt_length",  # [B] int32, N of the formula
     "first_valid",  # [B] int32, the row's first real key
 )
+ROTARY_INPUTS: Final = (
+    "cos_cache",  # [M, R/2], R <= D: how far the first R of each head turn at a position
+    "sin_cache",  # [M, R/2]
+)
+"""Two more inputs, behind `INPUTS`, of a node that rotates queries and keys itself.
+
+A new token's position is its slot in the cache; `total_sequence_length` is at most `M`. Such a
+node may also take queries, keys and values as one: `query` is `[B, S, (H+2G)*D]` and `key` and
+`value` are absent (this works without a rotation, too). Both forms need `Dv = D`, and the library:
+the function body does not know them.
+"""
 OUTPUTS: Final = (
     "output",  # [B, S, H*Dv]
     "present_key",  # [B, G, T, D], T = max(P, total_sequence_length)
@@ -41,6 +52,8 @@ ATTR_SOFTCAP: Final = "softcap"
 ATTR_SINK: Final = "num_sink_tokens"
 ATTR_WINDOW: Final = "sliding_window_size"
 ATTR_LAST: Final = "num_last_tokens"
+ATTR_INTERLEAVED: Final = "rotary_interleaved"
+"""Of `ROTARY_INPUTS`: 1 turns neighbours `(2i, 2i+1)`, 0 (the default) turns `(i, i + R/2)`."""
 ATTRIBUTES: Final = (
     ATTR_NUM_HEADS,
     ATTR_KV_NUM_HEADS,

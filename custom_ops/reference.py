@@ -15,21 +15,24 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Call:
-    """The inputs of one call, named and shaped as in `contract.INPUTS`.
+    """The inputs of one call, named and shaped as in `contract.INPUTS` and `ROTARY_INPUTS`.
 
     `past_key` and `past_value` are `[B, G, P, D]` and `[B, G, P, Dv]` (`P` may be 0);
-    `seqlens_k`, `prompt_length` and `first_valid` are `[B]` int32.
+    `seqlens_k`, `prompt_length` and `first_valid` are `[B]` int32. `key` and `value` are None
+    where `query` holds all three, `[B, S, (H+2G)*D]`.
     """
 
     query: Array
-    key: Array
-    value: Array
+    key: Array | None
+    value: Array | None
     past_key: Array
     past_value: Array
     seqlens_k: Array
     total_sequence_length: int
     prompt_length: Array | None = None
     first_valid: Array | None = None
+    cos_cache: Array | None = None
+    sin_cache: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Attention:
     pattern: TrianglePattern
     scale: float = 0.0
     softcap: float = 0.0
+    rotary_interleaved: bool = False
 
 
 def triangle_attention(call: Call, attention: Attention) -> tuple[Array, Array, Array]:
@@ -50,16 +54,17 @@ def triangle_attention(call: Call, attention: Attention) -> tuple[Array, Array, 
     """
     batch, length = call.query.shape[:2]
     shape = attention.shape
+    query, new_key, new_value = _turned_tokens(call, attention)
     output = np.zeros((batch, length, shape.num_heads, shape.value_head_size))
     present_key, present_value = (
         _present(call, new, past, size)
         for new, past, size in (
-            (call.key, call.past_key, shape.head_size),
-            (call.value, call.past_value, shape.value_head_size),
+            (new_key, call.past_key, shape.head_size),
+            (new_value, call.past_value, shape.value_head_size),
         )
     )
     for b in range(batch):
-        rows = call.query[b].reshape(length, shape.num_heads, shape.head_size)
+        rows = query[b].reshape(length, shape.num_heads, shape.head_size)
         output[b] = _attend(
             rows, present_key[b], present_value[b], _row_mask(call, attention, b), attention
         )
@@ -69,6 +74,49 @@ def triangle_attention(call: Call, attention: Attention) -> tuple[Array, Array, 
 def start_position(end: int, length: int) -> int:
     """Position of a row's first new token: `max(0, L - S)`, GroupQueryAttention's rule."""
     return max(0, end - length)
+
+
+def rotate(rows: Array, angles: tuple[Array, Array], positions: Array, interleaved: bool) -> Array:
+    """`rows [B, S, heads, D]` turned at `positions [B, S]`; `angles` are cosines and sines.
+
+    Computed in float64 and rounded once to the rows' type. Positions past the last are the last.
+    """
+    cosine, sine = (table.astype(np.float64) for table in angles)  # [M, R/2]
+    half = cosine.shape[1]
+    at = np.minimum(positions, len(cosine) - 1)
+    cosine, sine = cosine[at][:, :, None], sine[at][:, :, None]  # [B, S, 1, R/2]
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    x, y = rows[..., first].astype(np.float64), rows[..., second].astype(np.float64)
+    turned = rows.copy()
+    turned[..., first] = (x * cosine - y * sine).astype(rows.dtype)
+    turned[..., second] = (y * cosine + x * sine).astype(rows.dtype)
+    return turned
+
+
+def _turned_tokens(call: Call, attention: Attention) -> tuple[Array, Array, Array]:
+    """New queries, keys and values `[B, S, heads*D]`: unpacked, and turned by their positions."""
+    shape, (batch, length) = attention.shape, call.query.shape[:2]
+    key, value, query = call.key, call.value, call.query
+    if key is None or value is None:
+        widths = shape.num_heads * shape.head_size, shape.kv_num_heads * shape.head_size
+        query, key, value = np.split(query, [widths[0], widths[0] + widths[1]], axis=-1)
+    if call.cos_cache is None or call.sin_cache is None:
+        return query, key, value
+    ends = call.seqlens_k.astype(np.int64) + 1
+    starts = np.array([start_position(int(end), length) for end in ends])
+    positions = starts[:, None] + np.arange(length)
+    angles = call.cos_cache, call.sin_cache
+    query, key = (
+        rotate(
+            x.reshape(batch, length, -1, shape.head_size),
+            angles,
+            positions,
+            attention.rotary_interleaved,
+        ).reshape(x.shape)
+        for x in (query, key)
+    )
+    return query, key, value
 
 
 def _present(call: Call, new: Array, past: Array, size: int) -> Array:

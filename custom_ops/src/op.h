@@ -20,6 +20,8 @@ enum Input : size_t {
   kTotalSequenceLength,
   kPromptLength,
   kFirstValid,
+  kCosCache,
+  kSinCache,
   kInputCount
 };
 enum Output : size_t { kOutput, kPresentKey, kPresentValue, kOutputCount };
@@ -30,6 +32,7 @@ struct Attributes {
   float scale;
   float softcap;
   Pattern pattern;
+  bool rotary_interleaved;
 };
 
 // Throws ort::Error for attributes that are missing, of another type or out of range.

@@ -55,7 +55,7 @@ void CheckNumbers(const Attributes& a) {
 }  // namespace
 
 Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info) {
-  Attributes a{0, 0, 0.0f, 0.0f, kDefaultPattern};
+  Attributes a{0, 0, 0.0f, 0.0f, kDefaultPattern, false};
   if (!ReadInt(api, info, "num_heads", &a.num_heads))
     Refuse("attribute num_heads is missing; give the number of query heads");
   if (!ReadInt(api, info, "kv_num_heads", &a.kv_num_heads))
@@ -65,6 +65,11 @@ Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info) {
   ReadInt(api, info, "num_sink_tokens", &a.pattern.sink);
   ReadInt(api, info, "sliding_window_size", &a.pattern.window);
   ReadInt(api, info, "num_last_tokens", &a.pattern.last);
+  int64_t interleaved = 0;
+  ReadInt(api, info, "rotary_interleaved", &interleaved);
+  if (interleaved != 0 && interleaved != 1)
+    Refuse("rotary_interleaved is " + Text(interleaved) + ", but must be 0 or 1");
+  a.rotary_interleaved = interleaved == 1;
   CheckHeads(a);
   CheckNumbers(a);
   for (int64_t* bound : {&a.pattern.sink, &a.pattern.window, &a.pattern.last})

@@ -22,26 +22,32 @@ int64_t InferAttribute(const Api& api, const OrtShapeInferContext* context, cons
 
 // Only the first output: the slots of the present depend on the value of total_sequence_length.
 void InferOutputShapes(const Api& api, OrtShapeInferContext* context) {
+  // Both belong to the context. Queries, keys and values may come as one tensor.
   OrtTensorTypeAndShapeInfo* query = nullptr;
-  OrtTensorTypeAndShapeInfo* value = nullptr;  // both belong to the context
+  OrtTensorTypeAndShapeInfo* value = nullptr;
   api.Check(api.ShapeInferContext_GetInputTypeShape(context, kQuery, &query));
-  api.Check(api.ShapeInferContext_GetInputTypeShape(context, kValue, &value));
+  const bool packed =
+      !api.Succeeded(api.ShapeInferContext_GetInputTypeShape(context, kValue, &value)) ||
+      value == nullptr;
+  const OrtTensorTypeAndShapeInfo* widest = packed ? query : value;
   size_t query_rank = 0, value_rank = 0;
   api.Check(api.GetDimensionsCount(query, &query_rank));
-  api.Check(api.GetDimensionsCount(value, &value_rank));
+  api.Check(api.GetDimensionsCount(widest, &value_rank));
   if (query_rank != 3 || value_rank != 3) return;
   std::array<int64_t, 3> dims{}, value_dims{};
   std::array<const char*, 3> names{};
   api.Check(api.GetDimensions(query, dims.data(), 3));
-  api.Check(api.GetDimensions(value, value_dims.data(), 3));
+  api.Check(api.GetDimensions(widest, value_dims.data(), 3));
   api.Check(api.GetSymbolicDimensions(query, names.data(), 3));
+  const int64_t heads = InferAttribute(api, context, "num_heads");
   const int64_t kv_heads = InferAttribute(api, context, "kv_num_heads");
-  const bool known = value_dims[2] > 0 && kv_heads > 0;
+  const int64_t parts = packed ? heads + 2 * kv_heads : kv_heads;
+  const bool known = value_dims[2] > 0 && parts > 0;
   // ONNX Runtime has no word for an unknown dimension without a name.
   for (int i = 0; i < 2; ++i)
     if (dims[i] < 0 && names[i][0] == '\0') return;
   if (!known) return;
-  dims[2] = value_dims[2] / kv_heads * InferAttribute(api, context, "num_heads");
+  dims[2] = value_dims[2] / parts * heads;
   names[2] = "";
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   api.Check(api.CreateTensorTypeAndShapeInfo(&raw));

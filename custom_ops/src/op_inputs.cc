@@ -24,7 +24,9 @@ constexpr std::array<const char*, kInputCount> kInputNames = {"query",
                                                               "seqlens_k",
                                                               "total_sequence_length",
                                                               "prompt_length",
-                                                              "first_valid"};
+                                                              "first_valid",
+                                                              "cos_cache",
+                                                              "sin_cache"};
 
 const char* TypeName(ElementType type) {
   switch (type) {
@@ -100,9 +102,11 @@ void CheckShape(const Inputs& inputs, Input index, const Shape& expected, const 
 }
 
 void CheckTypes(const Inputs& inputs, DType dtype) {
-  for (Input required : {kQuery, kKey, kValue, kSeqlensK, kTotalSequenceLength})
+  for (Input required : {kQuery, kSeqlensK, kTotalSequenceLength})
     if (!inputs[required]) Refuse(std::string(kInputNames[required]) + " is missing");
-  for (Input index : {kQuery, kKey, kValue, kPastKey, kPastValue})
+  if (bool(inputs[kKey]) != bool(inputs[kValue]))
+    Refuse("key and value go together, but only one of them is given");
+  for (Input index : {kQuery, kKey, kValue, kPastKey, kPastValue, kCosCache, kSinCache})
     CheckType(inputs, index, TypeOf(dtype));
   for (Input index : {kSeqlensK, kTotalSequenceLength, kPromptLength, kFirstValid})
     CheckType(inputs, index, ElementType::kInt32);
@@ -120,21 +124,60 @@ int64_t HeadSize(const Tensor& tensor, const char* name, int64_t heads) {
   return size;
 }
 
+// Queries, keys and values side by side in each token of one tensor.
+void SetPackedTokens(const Tensor& packed, DType dtype, TriangleProblem* p) {
+  p->head_size = HeadSize(packed, "packed query", p->num_heads + 2 * p->kv_num_heads);
+  p->value_head_size = p->head_size;
+  p->query_stride = p->key_stride = p->value_stride = packed.shape.dims[2];
+  const int64_t element = dtype == DType::kFloat32 ? 4 : 2;
+  const char* data = static_cast<const char*>(packed.data);
+  p->query = data;
+  p->key = data + p->num_heads * p->head_size * element;
+  p->value = data + (p->num_heads + p->kv_num_heads) * p->head_size * element;
+}
+
 void SetNewTokens(const Inputs& inputs, TriangleProblem* p) {
   for (Input index : {kQuery, kKey, kValue})
-    if (inputs[index].shape.rank != 3)
+    if (inputs[index] && inputs[index].shape.rank != 3)
       Refuse(std::string(kInputNames[index]) + " has shape " + inputs[index].shape.text() +
              ", but must have three dimensions [B, S, heads * head size]");
   p->batch = inputs[kQuery].shape.dims[0];
   p->query_length = inputs[kQuery].shape.dims[1];
+  for (Input index : {kSeqlensK, kPromptLength, kFirstValid})
+    CheckShape(inputs, index, {p->batch}, "[B]");
+  if (!inputs[kKey]) return SetPackedTokens(inputs[kQuery], p->dtype, p);
   p->head_size = HeadSize(inputs[kQuery], "query", p->num_heads);
   p->value_head_size = HeadSize(inputs[kValue], "value", p->kv_num_heads);
   CheckShape(inputs, kKey, {p->batch, p->query_length, p->kv_num_heads * p->head_size},
              "[B, S, kv_num_heads * D]");
   CheckShape(inputs, kValue, {p->batch, p->query_length, p->kv_num_heads * p->value_head_size},
              "[B, S, kv_num_heads * Dv]");
-  for (Input index : {kSeqlensK, kPromptLength, kFirstValid})
-    CheckShape(inputs, index, {p->batch}, "[B]");
+  p->query = inputs[kQuery].data;
+  p->key = inputs[kKey].data;
+  p->value = inputs[kValue].data;
+  p->query_stride = p->num_heads * p->head_size;
+  p->key_stride = p->kv_num_heads * p->head_size;
+  p->value_stride = p->kv_num_heads * p->value_head_size;
+}
+
+void SetRotation(const Inputs& inputs, bool interleaved, TriangleProblem* p) {
+  if (bool(inputs[kCosCache]) != bool(inputs[kSinCache]))
+    Refuse("cos_cache and sin_cache go together, but only one of them is given");
+  if (!inputs[kCosCache]) return;
+  const Shape& shape = inputs[kCosCache].shape;
+  if (shape.rank != 2 || 2 * shape.dims[1] > p->head_size || shape.empty())
+    Refuse("cos_cache has shape " + shape.text() +
+           ", but must be [positions, half of what is turned of a head], of heads of " +
+           Text(p->head_size));
+  CheckShape(inputs, kSinCache, shape, "cos_cache's");
+  if (p->head_size != p->value_head_size)
+    Refuse("a node that rotates needs keys and values of one size, but they have " +
+           Text(p->head_size) + " and " + Text(p->value_head_size));
+  if (p->total > shape.dims[0])
+    Refuse("total_sequence_length is " + Text(p->total) + ", but cos_cache has only " +
+           Text(shape.dims[0]) + " positions: the model is not made for longer prompts");
+  p->rotation = {inputs[kCosCache].data, inputs[kSinCache].data, shape.dims[0], 2 * shape.dims[1],
+                 interleaved};
 }
 
 void SetPast(const Inputs& inputs, TriangleProblem* p) {
@@ -202,9 +245,7 @@ TriangleProblem MakeProblem(const Attributes& attributes, DType dtype, const Inp
   SetTotal(inputs, &p);
   p.scale = attributes.scale != 0.0f ? attributes.scale
                                      : 1.0f / std::sqrt(static_cast<float>(p.head_size));
-  p.query = inputs[kQuery].data;
-  p.key = inputs[kKey].data;
-  p.value = inputs[kValue].data;
+  SetRotation(inputs, attributes.rotary_interleaved, &p);
   p.past_key = p.past_capacity > 0 ? inputs[kPastKey].data : nullptr;
   p.past_value = p.past_capacity > 0 ? inputs[kPastValue].data : nullptr;
   p.seqlens_k = static_cast<const int32_t*>(inputs[kSeqlensK].data);

@@ -23,9 +23,21 @@ struct Pattern {
   int64_t last;
 };
 
+// Turns the first `size` numbers of each new query and key by an angle that its slot in the cache
+// gives: pairs (i, i + size / 2), or neighbours (2i, 2i + 1).
+struct Rotation {
+  const void* cos;  // [positions, size / 2]; null: no rotation
+  const void* sin;
+  int64_t positions;
+  int64_t size;
+  bool interleaved;
+};
+
 // Row b's keys end at L_b = seqlens_k[b] + 1; its new tokens start at max(0, L_b - S).
-// All tensors are contiguous in the layouts given. Pointers live where the kernel runs, lengths
-// included (device memory on CUDA, where the host never reads them); `total` is known to the host.
+// All tensors are contiguous in the layouts given, but for the new tokens: their rows lie `stride`
+// numbers apart, since queries, keys and values may come packed as one tensor. Pointers live where
+// the kernel runs, lengths included (device memory on CUDA, where the host never reads them);
+// `total` is known to the host.
 struct TriangleProblem {
   DType dtype;
   Pattern pattern;
@@ -42,6 +54,11 @@ struct TriangleProblem {
   int64_t present_capacity;  // T = max(P, total), slots of present_key / present_value
   int64_t total;             // largest L_b, as the caller says
 
+  Rotation rotation;
+  int64_t query_stride;  // H*D, or more where packed
+  int64_t key_stride;
+  int64_t value_stride;
+
   const void* query;       // [B, S, H*D]
   const void* key;         // [B, S, G*D]
   const void* value;       // [B, S, G*Dv]
@@ -54,6 +71,20 @@ struct TriangleProblem {
   const int32_t* seqlens_k;      // [B], L_b - 1
   const int32_t* prompt_length;  // [B], N; null = L_b
   const int32_t* first_valid;    // [B]; null = 0
+
+  // Attention reads its queries in place where it can. Else the step before, which appends to the
+  // cache, leaves them in `output` ([B, S, H*D], Dv = D): each tile reads its queries there before
+  // it writes its results over them.
+  bool prepares_queries() const {
+    return rotation.cos != nullptr || query_stride != num_heads * head_size;
+  }
+  TriangleProblem with_prepared_queries() const {
+    TriangleProblem prepared = *this;
+    prepared.query = output;
+    prepared.query_stride = num_heads * head_size;
+    prepared.rotation = {};
+    return prepared;
+  }
 };
 
 }  // namespace trianglemix

@@ -55,12 +55,13 @@ const char* Provider(const CustomOp* op) {
 }
 
 ElementType InputType(const CustomOp* op, size_t index) {
-  return index >= kSeqlensK ? ElementType::kInt32 : Self(op).element_type();
+  const bool is_length = index >= kSeqlensK && index <= kFirstValid;
+  return is_length ? ElementType::kInt32 : Self(op).element_type();
 }
 
 Characteristic InputCharacteristic(const CustomOp*, size_t index) {
-  const bool optional = index == kPastKey || index == kPastValue || index >= kPromptLength;
-  return optional ? Characteristic::kOptional : Characteristic::kRequired;
+  const bool required = index == kQuery || index == kSeqlensK || index == kTotalSequenceLength;
+  return required ? Characteristic::kRequired : Characteristic::kOptional;
 }
 
 // The lengths stay on the device: CUDA graphs freeze inputs that the host reads.

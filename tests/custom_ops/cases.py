@@ -6,7 +6,7 @@ the queries of rows that keep no key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -96,6 +96,44 @@ def _int32(values: tuple[int, ...] | None) -> Array | None:
     return None if values is None else np.array(values, np.int32)
 
 
+@dataclass(frozen=True)
+class Folding:
+    """What else the node does: turns a part of each head (0: none), and takes one packed tensor."""
+
+    rotary_size: int
+    interleaved: bool
+    packed: bool
+
+
+def fold(case: Case, folding: Folding) -> tuple[Call, Attention]:
+    """The case as a call of a node that rotates, unpacks or both. Its head sizes are one."""
+    call, attention = case.call, case.attention
+    random = np.random.default_rng(case.seed + 1)
+    if folding.rotary_size:
+        positions = call.total_sequence_length + int(random.integers(0, 3))
+        angles = random.uniform(-np.pi, np.pi, (positions, folding.rotary_size // 2))
+        dtype = numpy_dtype(case.dtype)
+        tables = {"cos_cache": np.cos(angles), "sin_cache": np.sin(angles)}
+        call = replace(call, **{name: table.astype(dtype) for name, table in tables.items()})
+        attention = replace(attention, rotary_interleaved=folding.interleaved)
+    if folding.packed:
+        packed = np.concatenate([call.query, call.key, call.value], axis=-1)
+        call = replace(call, query=packed, key=None, value=None)
+    return call, attention
+
+
+def check_folded(case: Case, folding: Folding, backend: Backend) -> None:
+    """Runs the folded call and compares output and cache with the reference."""
+    call, attention = fold(case, folding)
+    actual = run_call(call, attention, case.dtype, backend, case.binding)
+    expected = triangle_attention(call, attention)
+    dead = np.isnan(expected[1])
+    assert (np.isnan(actual[1]) == dead).all()
+    assert_close(actual[1][~dead], expected[1][~dead], case.dtype, "present_key")  # turned: rounded
+    assert_same_bits(actual[2], expected[2], "present_value")
+    assert_close(actual[0], expected[0], case.dtype)
+
+
 # ------------------------------------------------------------------------------- strategies
 
 HEAD_SIZES = st.integers(1, 32).map(lambda step: 8 * step)
@@ -161,6 +199,22 @@ def cases(draw: st.DrawFn, dtype: str = "float32", limits: Limits = WHOLE_CALLS)
         Binding(may_share and draw(st.booleans()), may_omit and draw(st.booleans())),
         draw(st.integers(0, 2**32 - 1)),
     )
+
+
+@st.composite
+def folded_cases(
+    draw: st.DrawFn, dtype: str = "float32", limits: Limits = WHOLE_CALLS
+) -> tuple[Case, Folding]:
+    """Cases of one head size, whose node rotates, unpacks or both."""
+    case = draw(cases(dtype, limits))
+    shape = replace(case.attention.shape, value_head_size=case.attention.shape.head_size)
+    rotary_size = draw(
+        st.sampled_from([0, shape.head_size, shape.head_size])
+        | st.integers(1, shape.head_size // 2).map(lambda half: 2 * half)
+    )
+    packed = draw(st.booleans()) if rotary_size else True
+    folding = Folding(rotary_size, draw(st.booleans()), packed)
+    return replace(case, attention=replace(case.attention, shape=shape)), folding
 
 
 def _row_ends(batch: int, length: int, longest: int) -> st.SearchStrategy[tuple[int, ...]]:

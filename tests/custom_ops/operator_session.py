@@ -24,9 +24,12 @@ ELEMENT_TYPES: Final = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
+ALL_INPUTS: Final = (*contract.INPUTS, *contract.ROTARY_INPUTS)
+_INTEGERS: Final = frozenset({"seqlens_k", "total_sequence_length", "prompt_length", "first_valid"})
 _RANKS: Final = {
     "query": 3, "key": 3, "value": 3, "past_key": 4, "past_value": 4, "seqlens_k": 1,
     "total_sequence_length": 0, "prompt_length": 1, "first_valid": 1,
+    "cos_cache": 2, "sin_cache": 2,
 }  # fmt: skip
 
 
@@ -48,13 +51,15 @@ class Backend:
 
 
 def attributes_of(attention: Attention) -> dict[str, int | float]:
-    """The node's attributes, all of them written out."""
+    """The node's attributes: all canonical ones, and how it rotates where that is not as usual."""
     shape = attention.shape
+    rotation = {contract.ATTR_INTERLEAVED: 1} if attention.rotary_interleaved else {}
     return {
         contract.ATTR_NUM_HEADS: shape.num_heads,
         contract.ATTR_KV_NUM_HEADS: shape.kv_num_heads,
         contract.ATTR_SCALE: float(attention.scale),
         contract.ATTR_SOFTCAP: float(attention.softcap),
+        **rotation,
         **attention.pattern.as_attributes(),
     }
 
@@ -62,29 +67,28 @@ def attributes_of(attention: Attention) -> dict[str, int | float]:
 def build_model(
     attributes: Mapping[str, Any],
     dtype: str,
-    absent: frozenset[str] = frozenset(),
+    absent: frozenset[str] = frozenset(contract.ROTARY_INPUTS),
     ranks: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     """A model of one node with dynamic shapes; inputs named in `absent` are not connected.
 
-    It carries the function body too, unless an input is absent: the body needs all of them.
+    It carries the function body too where it can: the body needs `contract.INPUTS`, all of them.
     """
     ranks = {**_RANKS, **(ranks or {})}
     element = ELEMENT_TYPES[dtype]
     inputs = [
         helper.make_tensor_value_info(
             name,
-            element if index < 5 else TensorProto.INT32,
+            TensorProto.INT32 if name in _INTEGERS else element,
             [f"{name}_{axis}" for axis in range(ranks[name])],
         )
-        for index, name in enumerate(contract.INPUTS)
+        for name in ALL_INPUTS
     ]
+    connected = ["" if name in absent else name for name in ALL_INPUTS]
+    while not connected[-1]:
+        connected.pop()
     node = helper.make_node(
-        contract.OP_TYPE,
-        ["" if name in absent else name for name in contract.INPUTS],
-        list(contract.OUTPUTS),
-        domain=contract.DOMAIN,
-        **attributes,
+        contract.OP_TYPE, connected, list(contract.OUTPUTS), domain=contract.DOMAIN, **attributes
     )
     graph = helper.make_graph(
         [node],
@@ -94,7 +98,7 @@ def build_model(
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(contract.DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    if not absent:
+    if absent == frozenset(contract.ROTARY_INPUTS):
         model.functions.append(ir.to_proto(build_function()))
     return model
 
@@ -113,7 +117,7 @@ def open_session(model: onnx.ModelProto, backend: Backend) -> ort.InferenceSessi
 
 def feeds_of(call: Call) -> dict[str, Array]:
     """The call's arrays by input name; absent ones are left out."""
-    arrays = {name: getattr(call, name) for name in contract.INPUTS}
+    arrays = {name: getattr(call, name) for name in ALL_INPUTS}
     arrays["total_sequence_length"] = np.array(call.total_sequence_length, np.int32)
     return {name: array for name, array in arrays.items() if array is not None}
 
@@ -137,7 +141,7 @@ def run_call(
 ) -> tuple[Array, Array, Array]:
     """Output and present of one call, in the call's dtype. Buffers for them hold NaN before."""
     feeds = feeds_of(call)
-    absent = frozenset(contract.INPUTS) - feeds.keys()
+    absent = frozenset(ALL_INPUTS) - feeds.keys()
     if binding.past_absent:
         absent |= {"past_key", "past_value"}
     session = open_session(build_model(attributes_of(attention), dtype, absent), backend)

@@ -18,6 +18,7 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 
 from tests.custom_ops.operator_session import (
+    ALL_INPUTS,
     Backend,
     attributes_of,
     build_model,
@@ -54,9 +55,9 @@ def good_call(seed: int = 0) -> Call:
     )
 
 
-def run(
-    feeds: Feeds, attributes: dict[str, Any] | None = None, absent: frozenset[str] = frozenset()
-) -> list[Array]:
+def run(feeds: Feeds, attributes: dict[str, Any] | None = None) -> list[Array]:
+    """What the node answers; inputs that are not fed are not connected."""
+    absent = frozenset(ALL_INPUTS) - feeds.keys()
     ranks = {name: array.ndim for name, array in feeds.items()}
     model = build_model(attributes or attributes_of(ATTENTION), "float32", absent, ranks)
     outputs: list[Array] = open_session(model, BACKEND).run(None, feeds)
@@ -119,12 +120,58 @@ def test_impossible_inputs_are_refused(feeds: Feeds, message: str) -> None:
         run(feeds)
 
 
+def folded(**arrays: Array | None) -> Feeds:
+    """The good call, packed and rotating, with keys and values of one size; None: not fed."""
+    feeds: dict[str, Array | None] = {
+        **feeds_of(good_call()),
+        "query": zeros(B, S, (H + 2 * G) * D),
+        "key": None,
+        "value": None,
+        "past_value": zeros(B, G, P, D),
+        "cos_cache": zeros(14, D // 2),
+        "sin_cache": zeros(14, D // 2),
+        **arrays,
+    }
+    return {name: array for name, array in feeds.items() if array is not None}
+
+
+def test_the_good_folded_call_is_good() -> None:
+    assert run(folded())[0].shape == (B, S, H * D)
+
+
+BAD_FOLDED: list[tuple[Feeds, str]] = [
+    (folded(query=zeros(B, S, 126)), r"packed query has shape \[2, 6, 126\].* of its 8 heads"),
+    (folded(query=zeros(B, S, 8 * 12)), r"head size of packed query is 12"),
+    (folded(key=zeros(B, S, G * D)), r"key and value go together"),
+    (folded(past_value=zeros(B, G, P, DV)), r"past_value has shape .* = \[2, 2, 8, 16\]"),
+    (folded(sin_cache=None), r"cos_cache and sin_cache go together"),
+    (folded(cos_cache=zeros(14)), r"cos_cache has shape \[14\]"),
+    (folded(cos_cache=zeros(14, D)), r"cos_cache has shape \[14, 16\].* of heads of 16"),
+    (folded(cos_cache=zeros(14, 0)), r"cos_cache has shape \[14, 0\]"),
+    (folded(sin_cache=zeros(15, D // 2)), r"sin_cache has shape \[15, 8\].* = \[14, 8\]"),
+    (
+        folded(cos_cache=zeros(13, D // 2), sin_cache=zeros(13, D // 2)),
+        r"total_sequence_length is 14, but cos_cache has only 13 positions",
+    ),
+    (
+        replaced(cos_cache=zeros(14, D // 2), sin_cache=zeros(14, D // 2)),
+        r"keys and values of one size, but they have 16 and 24",
+    ),
+]
+
+
+@pytest.mark.parametrize(("feeds", "message"), BAD_FOLDED, ids=[m for _, m in BAD_FOLDED])
+def test_impossible_folded_inputs_are_refused(feeds: Feeds, message: str) -> None:
+    with pytest.raises(ort_errors.InvalidArgument, match="TriangleAttention: .*" + message):
+        run(feeds)
+
+
 @pytest.mark.parametrize("missing", ["past_key", "past_value"])
 def test_half_a_past_is_refused(missing: str) -> None:
     feeds = replaced()
     del feeds[missing]
     with pytest.raises(ort_errors.InvalidArgument, match="go together"):
-        run(feeds, absent=frozenset({missing}))
+        run(feeds)
 
 
 BAD_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
@@ -148,6 +195,7 @@ BAD_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"sliding_window_size": 0}, "sliding_window_size is 0"),
     ({"sliding_window_size": -2}, "sliding_window_size is -2"),
     ({"num_last_tokens": 0}, "num_last_tokens is 0"),
+    ({"rotary_interleaved": 2}, "rotary_interleaved is 2"),
 ]
 
 
@@ -250,12 +298,13 @@ def test_a_cuda_library_beside_ours_does_not_matter_on_the_cpu(tmp_path: Path) -
 # ------------------------------------------------------------- the contract, as far as it shows
 
 
-@pytest.mark.parametrize("index", range(len(contract.INPUTS)))
+@pytest.mark.parametrize("index", range(len(ALL_INPUTS)))
 def test_input_names_are_compiled_in_the_order_of_the_contract(index: int) -> None:
-    name = contract.INPUTS[index]
-    array = replaced()[name]
+    name = ALL_INPUTS[index]
+    feeds = replaced() if name in contract.INPUTS else folded()
+    array = feeds[name]
     with pytest.raises(ort_errors.InvalidArgument, match=f"{name} has 5 dimensions"):
-        run(replaced(**{name: array.reshape(array.shape + (1,) * (5 - array.ndim))}))
+        run({**feeds, name: array.reshape(array.shape + (1,) * (5 - array.ndim))})
 
 
 @pytest.mark.parametrize("name", contract.ATTRIBUTES)
@@ -277,12 +326,11 @@ def test_attribute_defaults_are_those_of_the_contract() -> None:
         "seqlens_k": ints(length - 1),
         "total_sequence_length": np.array(length, np.int32),
     }
-    absent = frozenset({"prompt_length", "first_valid"})
     heads = {contract.ATTR_NUM_HEADS: H, contract.ATTR_KV_NUM_HEADS: G}
-    output = run(feeds, heads, absent)[0]
-    assert (output == run(feeds, attributes_of(default), absent)[0]).all()
+    output = run(feeds, heads)[0]
+    assert (output == run(feeds, attributes_of(default))[0]).all()
     for name, value in default.pattern.as_attributes().items():
-        other = run(feeds, {**attributes_of(default), name: value + 1}, absent)[0]
+        other = run(feeds, {**attributes_of(default), name: value + 1})[0]
         assert (output != other).any(), f"{name} has no effect at {length} tokens"
 
 
@@ -296,6 +344,5 @@ def test_head_sizes_reach_the_limits_of_the_contract(size: int) -> None:
         "seqlens_k": ints(1),
         "total_sequence_length": np.array(2, np.int32),
     }
-    absent = frozenset(contract.INPUTS) - feeds.keys()
     attributes = attributes_of(Attention(shape, TrianglePattern()))
-    assert (run(feeds, attributes, absent)[0] == 1).all()
+    assert (run(feeds, attributes)[0] == 1).all()

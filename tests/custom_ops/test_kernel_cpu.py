@@ -13,7 +13,15 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.reference import Attention, triangle_attention
 
 from benchmarks.kernel_variants import REQUIRED_FLAGS, build_variants, runs_here
-from tests.custom_ops.cases import Case, Limits, attentions, cases
+from tests.custom_ops.cases import (
+    Case,
+    Folding,
+    Limits,
+    attentions,
+    cases,
+    check_folded,
+    folded_cases,
+)
 from tests.custom_ops.operator_session import Backend, Binding, run_call
 from tests.custom_ops.tolerances import assert_close, assert_same_bits
 
@@ -62,6 +70,24 @@ def test_bfloat16_equals_the_reference(kernel: Backend, case: Case) -> None:
 def test_few_new_tokens_over_a_long_cache_equal_the_reference(kernel: Backend, case: Case) -> None:
     """So many keys that their tiles are cut into pieces, whose results are merged."""
     case.check(kernel)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@settings(BUDGET, max_examples=25)
+@given(data=st.data())
+def test_a_node_that_rotates_and_unpacks_equals_the_reference(
+    dtype: str, data: st.DataObject
+) -> None:
+    case, folding = data.draw(folded_cases(dtype, Limits(300, 300)))
+    check_folded(case, folding, INSTALLED)
+
+
+@settings(BUDGET, max_examples=15)
+@given(folded=folded_cases("float32", Limits(tokens=4000, new_tokens=20)))
+def test_prepared_queries_survive_until_all_pieces_of_their_tile_have_read_them(
+    folded: tuple[Case, Folding],
+) -> None:
+    check_folded(*folded, INSTALLED)
 
 
 @settings(BUDGET, max_examples=20)

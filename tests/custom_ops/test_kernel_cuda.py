@@ -15,8 +15,17 @@ from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 
-from tests.custom_ops.cases import Case, cases, make_call
+from tests.custom_ops.cases import (
+    Case,
+    Folding,
+    Limits,
+    cases,
+    check_folded,
+    folded_cases,
+    make_call,
+)
 from tests.custom_ops.operator_session import (
+    ALL_INPUTS,
     Backend,
     Binding,
     attributes_of,
@@ -57,11 +66,28 @@ def test_any_head_size_equals_the_reference(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tensor_core_head_sizes_equal_the_reference(dtype: str, size: int) -> None:
     @settings(BUDGET, max_examples=20)
-    @given(case=cases(dtype, longest=1500))
+    @given(case=cases(dtype, Limits(1500, 1500)))
     def check(case: Case) -> None:
         shape = dataclasses.replace(case.attention.shape, head_size=size, value_head_size=size)
         attention = dataclasses.replace(case.attention, shape=shape, scale=0.0)
         dataclasses.replace(case, attention=attention).check(CUDA)
+
+    check()
+
+
+@pytest.mark.parametrize("size", [None, 128])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_node_that_rotates_and_unpacks_equals_the_reference(dtype: str, size: int | None) -> None:
+    @settings(BUDGET, max_examples=20)
+    @given(folded=folded_cases(dtype, Limits(1500, 1500)))
+    def check(folded: tuple[Case, Folding]) -> None:
+        case, folding = folded
+        if size is not None:
+            shape = AttentionShape(8, 2, size, size)
+            attention = dataclasses.replace(case.attention, shape=shape, scale=0.0)
+            case = dataclasses.replace(case, attention=attention)
+            folding = dataclasses.replace(folding, rotary_size=min(folding.rotary_size, size))
+        check_folded(case, folding, CUDA)
 
     check()
 
@@ -109,7 +135,7 @@ def test_a_captured_graph_follows_growing_lengths() -> None:
     case = _case((length,), capacity, length)
     full = make_call(_case((2600,), capacity, length))
     feeds = feeds_of(dataclasses.replace(full, total_sequence_length=capacity))
-    absent = frozenset(contract.INPUTS) - feeds.keys()
+    absent = frozenset(ALL_INPUTS) - feeds.keys()
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))
     model = build_model(attributes_of(case.attention), "float16", absent)

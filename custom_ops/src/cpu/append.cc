@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../tiles.h"
+#include "rotate.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -14,9 +15,11 @@ constexpr int64_t kSmallBytes = 256 << 10;
 // One of the two caches, in bytes: [B, S, G, row] is appended to [B, G, slots, row].
 struct Cache {
   const char* fresh;
+  int64_t token_bytes;  // from one new token to the next
   const char* past;
   char* present;
   int64_t row_bytes;
+  bool rotates;
 
   bool in_place() const { return past == present; }
 };
@@ -37,11 +40,30 @@ int64_t StartOf(const TriangleProblem& p, int64_t b) {
 void CopyNewTokens(const TriangleProblem& p, const Cache& cache, int64_t b, const KeyRange& slots) {
   const int64_t head_bytes = p.present_capacity * cache.row_bytes;
   const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
-  const char* from = cache.fresh + token * p.kv_num_heads * cache.row_bytes;
+  const char* from = cache.fresh + token * cache.token_bytes;
   char* to = cache.present + b * p.kv_num_heads * head_bytes + slots.begin * cache.row_bytes;
-  for (int64_t slot = slots.begin; slot < slots.end; ++slot, to += cache.row_bytes)
-    for (int64_t g = 0; g < p.kv_num_heads; ++g, from += cache.row_bytes)
-      std::memcpy(to + g * head_bytes, from, cache.row_bytes);
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+    for (int64_t g = 0; g < p.kv_num_heads; ++g) {
+      const char* head = from + g * cache.row_bytes;
+      if (cache.rotates)
+        RotateHead(p, slot, head, to + g * head_bytes);
+      else
+        std::memcpy(to + g * head_bytes, head, cache.row_bytes);
+    }
+    from += cache.token_bytes;
+    to += cache.row_bytes;
+  }
+}
+
+// Queries that attention cannot read where they lie, into the output: [B, S, H*D].
+void PrepareQueries(const TriangleProblem& p, int64_t b, const KeyRange& slots) {
+  const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t head = p.head_size * element;
+  const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
+  const char* from = static_cast<const char*>(p.query) + token * p.query_stride * element;
+  char* to = static_cast<char*>(p.output) + token * p.num_heads * head;
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot, from += p.query_stride * element)
+    for (int64_t h = 0; h < p.num_heads; ++h, to += head) RotateHead(p, slot, from + h * head, to);
 }
 
 // Slots that no new token goes to: the past's, and zeros behind it.
@@ -68,23 +90,32 @@ void AppendChunk(const Work& work, int64_t index) {
     }
     CopyNewTokens(p, cache, b, fresh);
   }
+  if (p.prepares_queries()) PrepareQueries(p, b, fresh);
 }
 
-Cache MakeCache(const void* fresh, const void* past, void* present, int64_t row_bytes) {
-  return {static_cast<const char*>(fresh), static_cast<const char*>(past),
-          static_cast<char*>(present), row_bytes};
+Cache KeyCache(const TriangleProblem& p, int64_t element) {
+  return {static_cast<const char*>(p.key),
+          p.key_stride * element,
+          static_cast<const char*>(p.past_key),
+          static_cast<char*>(p.present_key),
+          p.head_size * element,
+          p.rotation.cos != nullptr};
+}
+
+Cache ValueCache(const TriangleProblem& p, int64_t element) {
+  return {static_cast<const char*>(p.value),
+          p.value_stride * element,
+          static_cast<const char*>(p.past_value),
+          static_cast<char*>(p.present_value),
+          p.value_head_size * element,
+          false};
 }
 
 }  // namespace
 
 const char* Append(const TriangleProblem& p, ParallelFor& pool) {
   const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
-  Work work{p,
-            {MakeCache(p.key, p.past_key, p.present_key, p.head_size * element),
-             MakeCache(p.value, p.past_value, p.present_value, p.value_head_size * element)},
-            false,
-            0,
-            0};
+  Work work{p, {KeyCache(p, element), ValueCache(p, element)}, false, 0, 0};
   work.in_place = work.caches[0].in_place() && work.caches[1].in_place();
   work.slots = work.in_place ? p.query_length : p.present_capacity;
   work.chunks = CeilDivide(work.slots, kChunkSlots);

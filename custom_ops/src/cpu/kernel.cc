@@ -108,7 +108,9 @@ class Work {
 
 const char* Run(const TriangleProblem& problem, ParallelFor& pool) {
   if (const char* message = Append(problem, pool)) return message;
-  return Work(problem, ChooseVariant()).Run(pool);
+  const TriangleProblem ready =
+      problem.prepares_queries() ? problem.with_prepared_queries() : problem;
+  return Work(ready, ChooseVariant()).Run(pool);
 }
 
 }  // namespace trianglemix::cpu

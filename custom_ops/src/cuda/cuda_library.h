@@ -4,7 +4,7 @@
 
 #include "../problem.h"
 
-#define TRIANGLEMIX_CUDA_ABI 1
+#define TRIANGLEMIX_CUDA_ABI 2
 #define TRIANGLEMIX_CUDA_ENTRY "trianglemix_cuda_library"
 
 namespace trianglemix {

@@ -44,7 +44,9 @@ const char* run(const TriangleProblem* problem, void* workspace, void* stream_po
   const Plan plan = make_plan(*problem, kernel, device);
   const Scratch scratch = scratch_at(plan, workspace);
   cudaError_t e = launch_append(*problem, plan, scratch, stream);
-  if (e == cudaSuccess) e = launch_attention(kernel, *problem, plan, scratch, device, stream);
+  const TriangleProblem ready =
+      problem->prepares_queries() ? problem->with_prepared_queries() : *problem;
+  if (e == cudaSuccess) e = launch_attention(kernel, ready, plan, scratch, device, stream);
   return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 
