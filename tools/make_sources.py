@@ -27,8 +27,6 @@ _PACKAGES: Final = {
                 "onnxruntime==1.31.1", "onnx==1.23.2"),
     "genai": ("onnxruntime-genai==0.18.0", "mobius-onnx==0.1.0", "transformers==5.23.0",
               "onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0"),
-    "genai-transformers4": ("onnxruntime-genai==0.18.0", "transformers==4.57.6",
-                            "onnxruntime==1.31.1", "onnx==1.23.2", "onnx-ir==1.1.0"),
 }  # fmt: skip
 _TORCH: Final = "torch==2.13.0"
 _HERE: Final = "this"  # the environment that runs this script
@@ -54,13 +52,6 @@ ROUTES: Final[dict[str, tuple[str, str]]] = {
 }
 """Route: the environment and the module of `tools.sources` that make it."""
 
-_OTHER_ENVIRONMENTS: Final = {
-    # the builder reads Gemma 3's two rotations as transformers 4 hands them over
-    (route, "gemma3"): "genai-transformers4"
-    for route in _GENAI_ROUTES
-    if route.startswith("genai")
-}
-
 RUNNABLE_TWINS: Final = {"genai-fp16-cuda": "genai-fp16-cuda-unfused"}
 """Route whose graphs ONNX Runtime's CPU provider may not run: the same exporter's that it runs."""
 
@@ -85,16 +76,8 @@ def make_sources(routes: list[str], families: list[str]) -> None:
     """Makes what is missing of these families by these routes."""
     _run("optimum", "families", [("folder", family) for family in families])
     for route in routes:
-        for environment, cells in _by_environment(route, families).items():
-            _run(environment, ROUTES[route][1], cells)
-
-
-def _by_environment(route: str, families: list[str]) -> dict[str, list[tuple[str, str]]]:
-    cells: dict[str, list[tuple[str, str]]] = {}
-    for family in families:
-        environment = _OTHER_ENVIRONMENTS.get((route, family), ROUTES[route][0])
-        cells.setdefault(environment, []).append((route, family))
-    return cells
+        environment, module = ROUTES[route]
+        _run(environment, module, [(route, family) for family in families])
 
 
 def _chosen(names: object, patterns: list[str]) -> list[str]:
