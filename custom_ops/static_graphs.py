@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Lowering = Literal["block", "custom"]
+"""What became of the attentions: standard operators in block form, or the custom operator."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,15 @@ class StaticGraph:
 
 
 @dataclass(frozen=True)
+class StaticPart:
+    """Rows `begin .. end - 1` of a sequence, run by one call of a graph."""
+
+    graph: StaticGraph
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
 class StaticGraphs:
     """Graphs over one cache `[1, G, slots, D]` whose first `start` slots hold keys.
 
@@ -36,6 +52,10 @@ class StaticGraphs:
     `start`, and logits `[1, 1, vocabulary]`. `stream` takes prompt rows before the dense tail and
     gives no logits; `tail` takes up to `rows` of the last rows (input `length` `[1]` int32: how
     many are real, the rest on the right are pads); `decode` takes one row.
+
+    With the lowering "custom" attention is the operator `trianglemix::TriangleAttention`, the
+    cache inputs have spare slots behind `slots` for pads, and `custom_operator` says what has to
+    be installed first.
     """
 
     soc: str
@@ -46,6 +66,27 @@ class StaticGraphs:
     tail: StaticGraph
     decode: StaticGraph
     weights_sha256: str
+    lowering: Lowering = "block"
+    custom_operator: str | None = None
+
+    def parts(self, begin: int, end: int, tail_begin: int) -> Iterator[StaticPart]:
+        """Rows `begin .. end - 1` cut into calls; those from `tail_begin` on are dense."""
+        tail_begin = min(max(begin, tail_begin), end)
+        for first in range(begin, tail_begin, self.stream.rows):
+            yield StaticPart(self.stream, first, min(first + self.stream.rows, tail_begin))
+        for first in range(tail_begin, end, self.tail.rows):
+            last = min(first + self.tail.rows, end)
+            yield StaticPart(self.decode if last - first == 1 else self.tail, first, last)
+
+    def small_feeds(self, part: StaticPart, input_ids: str, ids: Array) -> dict[str, Array]:
+        """The inputs of one call but for the cache; `ids` `[1, rows]`, padded on the right."""
+        rows = part.end - part.begin
+        padded = np.zeros((1, part.graph.rows), ids.dtype)
+        padded[:, :rows] = ids
+        feeds: dict[str, Array] = {input_ids: padded, self.start: np.array([part.begin], np.int32)}
+        if part.graph is self.tail:
+            feeds[self.length] = np.array([rows], np.int32)
+        return feeds
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> StaticGraphs:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError
 
 Weights = Literal["link", "copy"]
+Dtype = Literal["auto", "float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class PatternRequest:
 
 @dataclass(frozen=True)
 class AscendRequest:
-    """Options of the target ascend; tokens. `max_length` and `block` None leave it to us."""
+    """Options of the target ascend; tokens. `max_length` and `block` None leave it to us.
+
+    `dtype` is what the weights of a Hugging Face folder become; "auto" keeps their type.
+    """
 
     soc: str = "Ascend910B3"
     chunk: int = 1024
     max_length: int | None = None
     block: int | None = None
+    lowering: Lowering = "block"
+    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,6 @@ def as_offline(
     asked: tuple[Manifest, ExportOptions],
 ) -> ExportReport:
     """The report of a target whose models are compiled elsewhere."""
-    layers = tuple(replace(row, runs_as=tools.runs_as[row.action]) for row in report.layers)
+    runs_as = tools.runs_as(asked[1])
+    layers = tuple(replace(row, runs_as=runs_as[row.action]) for row in report.layers)
     return replace(report, layers=layers, prediction=tools.predict(graph.model, *asked))

@@ -20,16 +20,17 @@ class OfflineTools:
     """What a target brings whose models are compiled elsewhere.
 
     `package` writes the folder from the canonical graph in place of one model.onnx, and returns
-    its manifest and notes; `predict` says what it would cost; `lint` checks an ONNX file;
-    `runs_as` says what becomes of a "triangle", "windowed" or "dense" layer.
+    its manifest and notes; `predict` says what it would cost, None where nothing is known;
+    `lint` checks an ONNX file; `runs_as` says what becomes of a "triangle", "windowed" or "dense"
+    layer.
     """
 
     package: Callable[
         [ir.Model, Manifest, Path, ExportOptions, Progress], tuple[Manifest, list[str]]
     ]
-    predict: Callable[[ir.Model, Manifest, ExportOptions], Prediction]
+    predict: Callable[[ir.Model, Manifest, ExportOptions], Prediction | None]
     lint: Callable[[Path, AscendRequest], list[Finding]]
-    runs_as: Mapping[str, str]
+    runs_as: Callable[[ExportOptions], Mapping[str, str]]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs
 
 FILE_NAME = "build_om.sh"
 
@@ -53,11 +53,37 @@ build() {
 }
 """
 _SUCCESS = "ATC run success"
+_CUSTOM = """
+# These graphs hold trianglemix::1::TriangleAttention, an operator that CANN has not. Install its
+# package first (custom_ops/ascend of trianglemix). It was never compiled by CANN.
+find_plugin() {
+  named="$(echo "${ASCEND_CUSTOM_OPP_PATH:-}" | tr ':' ' ')"
+  for place in $named "${ASCEND_OPP_PATH:-}"/vendors/*; do
+    for plugin in "$place"/framework/onnx/*.so; do
+      [ -f "$plugin" ] && echo "$plugin"
+    done
+  done
+}
+PLUGINS="$(find_plugin)"
+[ -n "$PLUGINS" ] || {
+  echo "build_om.sh: no operator package with an ONNX plugin is installed, and these graphs need" \\
+    "the one of trianglemix: build and install custom_ops/ascend, set ASCEND_CUSTOM_OPP_PATH as" \\
+    "its installer says, or export with --lowering block" >&2
+  exit 1
+}
+echo "operator packages: $PLUGINS"
+"""
 
 
-def build_script(graphs: Iterable[StaticGraph], soc: str) -> str:
-    """The script's text: a precheck and a conversion of each graph, static shapes spelled out."""
-    head = _HEAD.replace("@SOC@", soc).replace("@SUCCESS@", _SUCCESS)
+def build_script(static: StaticGraphs) -> str:
+    """The script's text: a precheck and a conversion of each graph, static shapes spelled out.
+
+    Where the graphs hold the custom operator, it first looks for the operator's package.
+    """
+    head = _HEAD.replace("@SOC@", static.soc).replace("@SUCCESS@", _SUCCESS)
+    if static.lowering == "custom":
+        head += _CUSTOM
+    graphs = (static.stream, static.tail, static.decode)
     calls = [f"build {_stem(graph.file)} '{input_shape(graph)}'" for graph in graphs]
     return "\n".join([head, *calls, 'echo "done: run with trianglemix-run . --provider npu"', ""])
 

@@ -14,7 +14,7 @@ from trianglemix.exporter.options import AscendRequest
 
 TARGET_NAME: Final = "ascend"
 _NAMES: Final = {"soc": "--soc", "chunk": "--chunk", "max_length": "--max-length",
-                 "block": "--block"}  # fmt: skip
+                 "block": "--block", "lowering": "--lowering", "dtype": "--dtype"}  # fmt: skip
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 _OPTIONS: Final = (
@@ -29,6 +29,17 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--block", type=click.IntRange(1), help="Ascend: rows of a block; else by the cost model."
+    ),
+    click.option(
+        "--lowering",
+        type=click.Choice(["block", "custom"]),
+        help="Ascend: attention in standard operators, or as the custom operator of "
+        "custom_ops/ascend (never compiled by CANN).  [default: block]",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "float16"]),
+        help="Ascend: type of a Hugging Face folder's weights; auto keeps theirs.  [default: auto]",
     ),
     click.option("--cost", is_flag=True, help="Ascend: print the cost model's tables."),
     click.option(
@@ -54,11 +65,23 @@ def ascend_request(given: Mapping[str, Any]) -> AscendRequest | None:
     """
     chosen = {name: given[name] for name in _NAMES if given[name] is not None}
     if TARGET_NAME in (given["target"], given["lint"]):
+        _check_custom(given)
         return AscendRequest(**chosen)
     if chosen or given["cost"]:
         option = next((_NAMES[name] for name in chosen), "--cost")
         raise click.UsageError(f"{option} belongs to --target {TARGET_NAME}")
     return None
+
+
+def _check_custom(given: Mapping[str, Any]) -> None:
+    if given["lowering"] != "custom":
+        return
+    for name, option in (("block", "--block"), ("cost", "--cost")):
+        if given[name]:
+            raise click.UsageError(
+                f"{option} is about the block form, but --lowering custom keeps the operator; "
+                f"leave {option} out"
+            )
 
 
 def print_findings(path: Path, findings: list[Finding], console: Console) -> None:

@@ -14,6 +14,7 @@ from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs, StaticTensor
 from trianglemix.exporter.ascend import build_script, static_plan
 from trianglemix.exporter.ascend.cost import CostModel, choose_block, choose_dense_block
+from trianglemix.exporter.ascend.custom_operator import CUSTOM_OPERATOR, check_custom
 from trianglemix.exporter.ascend.finding import Finding, Severity
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.opset import LowerOpsetPass
@@ -58,8 +59,12 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
     itemsize = int(layers[0].dtype.itemsize)
     attentions = [layer.attention for layer in layers]
     cost = CostModel(attentions, itemsize, _weight_elements(model), slots, chunk)
-    block = request.block or choose_block(cost, slots, soc)
-    plan = StaticPlan(slots, chunk, last, block, choose_dense_block(cost))
+    if request.lowering == "custom":
+        check_custom(soc)
+        plan = StaticPlan(slots, chunk, last, chunk, chunk, "custom")
+    else:
+        block = request.block or choose_block(cost, slots, soc)
+        plan = StaticPlan(slots, chunk, last, block, choose_dense_block(cost))
     return AscendModel(model, layers, plan, soc, cost)
 
 
@@ -92,15 +97,17 @@ def write_folder(
         start=static_plan.START,
         length=static_plan.LENGTH,
         weights_sha256=weights.sha256,
+        lowering=ascend.plan.lowering,
+        custom_operator=CUSTOM_OPERATOR if ascend.plan.lowering == "custom" else None,
         **graphs,
     )
-    script = build_script.build_script(graphs.values(), ascend.soc.name)
+    script = build_script.build_script(static)
     (folder / build_script.FILE_NAME).write_text(script, encoding="utf-8")
     (folder / build_script.FILE_NAME).chmod(0o755)
     notes.append(
         f"{len(graphs)} static graphs for {ascend.soc.name} share {weights.total_bytes >> 20} MiB "
-        f"of weights: cache {ascend.plan.slots} tokens, chunk {ascend.plan.chunk}, blocks of "
-        f"{ascend.plan.banded_block} rows; never converted by atc here: run build_om.sh"
+        f"of weights: cache {ascend.plan.slots} tokens, chunk {ascend.plan.chunk}, "
+        f"{_attention_note(ascend.plan)}; never converted by atc here: run build_om.sh"
     )
     return _manifest(manifest, ascend, static), notes
 
@@ -125,6 +132,12 @@ def build_graph(ascend: AscendModel, kind: GraphKind) -> ir.Model:
     ):
         step(model)
     return model
+
+
+def _attention_note(plan: StaticPlan) -> str:
+    if plan.lowering == "custom":
+        return f"attention as a custom operator ({CUSTOM_OPERATOR})"
+    return f"blocks of {plan.banded_block} rows"
 
 
 def _slots(manifest: Manifest, request: AscendRequest) -> int:

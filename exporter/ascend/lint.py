@@ -11,13 +11,23 @@ from typing import Final
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from trianglemix.exporter.ascend import rules_compiler, rules_numbers, rules_parser
+from trianglemix.exporter.ascend import (
+    rules_compiler,
+    rules_custom,
+    rules_numbers,
+    rules_parser,
+)
 from trianglemix.exporter.ascend.finding import Finding, Severity
 from trianglemix.exporter.ascend.lint_model import LintModel
 from trianglemix.exporter.ascend.soc import Soc
 from trianglemix.exporter.errors import ExportError
 
-RULES: Final = (*rules_parser.RULES, *rules_compiler.RULES, *rules_numbers.RULES)
+RULES: Final = (
+    *rules_parser.RULES,
+    *rules_compiler.RULES,
+    *rules_numbers.RULES,
+    *rules_custom.RULES,
+)
 
 
 def lint(model: LintModel) -> list[Finding]:

@@ -6,12 +6,16 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
+from trianglemix.custom_ops import contract
+
 OPSET_RANGE: Final = range(11, 19)
 """Versions of the default operator set that the plugins are registered for as a whole."""
 BUILT_IN: Final = frozenset({"Constant"})
 """Handled by the parser itself, at every version."""
-CUSTOM_DOMAINS: Final = {"trianglemix": 1, "npu": 1, "mmdeploy": 1}
+CUSTOM_DOMAINS: Final = {contract.DOMAIN: contract.OP_VERSION, "npu": 1, "mmdeploy": 1}
 """Domains that a plugin may exist for, and the version that its registration names."""
+CUSTOM_OPERATORS: Final = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
+"""What our own operator package has a plugin for; nothing else of its domain can be read."""
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import Final
 
 import onnx
 import onnx_ir as ir
+from trianglemix.custom_ops import contract
 from trianglemix.exporter.ascend.operators import OPSET_RANGE
 from trianglemix.exporter.errors import RefusedError
 
@@ -32,7 +33,8 @@ class LowerOpsetPass(ir.passes.InPlacePass):
         if version <= LAST_OPSET:
             return ir.passes.PassResult(model, False)
         for node in model.graph:
-            _check(node, version)
+            if node.domain != contract.DOMAIN:
+                _check(node, version)
         model.graph.opset_imports[""] = LAST_OPSET
         return ir.passes.PassResult(model, True)
 

@@ -35,8 +35,8 @@ def _operator(model: LintModel) -> Iterator[Place]:
         domain = "" if node.domain in _STANDARD else node.domain
         known = operators.versions_of(domain, node.op_type)
         version = model.opsets.get(domain)
-        if domain in operators.CUSTOM_DOMAINS and domain not in ("npu", "mmdeploy"):
-            continue  # needs its own plugin: see the rule on domain versions
+        if (domain, node.op_type) in operators.CUSTOM_OPERATORS:
+            continue  # needs its own plugin: see the rules on custom operators
         if not known:
             name = f"{domain}::{node.op_type}" if domain else node.op_type
             yield place_of(node), f"no plugin reads {name}; write it in listed operators"

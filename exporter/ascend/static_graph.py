@@ -13,8 +13,11 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
 from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.custom_ops.static_tape import StaticTape
 from trianglemix.exporter.ascend import static_plan
+from trianglemix.exporter.ascend.custom_form import CustomForm
+from trianglemix.exporter.ascend.custom_operator import INPUTS
 from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
@@ -26,6 +29,8 @@ from trianglemix.exporter.walk import is_op, needed_input
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 _SCOPE: Final = "trianglemix/static"
+AttentionForm = BlockForm | CustomForm
+_FORMS: Final[dict[Lowering, type[AttentionForm]]] = {"block": BlockForm, "custom": CustomForm}
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,11 @@ class MakeStaticPass(ir.passes.InPlacePass):
         graph.inputs[:] = [roles.input_ids, start, *lengths, *inputs]
         _forget_default(graph)
         model.functions.clear()
-        graph.opset_imports.pop(contract.DOMAIN, None)
+        if self._plan.lowering == "block":
+            graph.opset_imports.pop(contract.DOMAIN, None)
         common.RemoveUnusedNodesPass()(model)
         _check_free(value for value in old_inputs if value is not roles.input_ids)
+        graph.inputs[:] = [value for value in graph.inputs if value.uses()]
         graph.sort()
         return ir.passes.PassResult(model, True)
 
@@ -123,7 +130,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
     def _positions(self, tape: StaticTape, start: ir.Value) -> ir.Value:
         """`[1, S]` int64; pads that would lie behind the cache stay on its last slot."""
         rows = tape.int32(np.arange(self._call.rows).reshape(1, -1))
-        position = tape.op("Min", [tape.op("Add", [rows, start]), tape.int32(self._call.slots - 1)])
+        position = tape.op("Min", [tape.op("Add", [rows, start]), tape.int32(self._plan.slots - 1)])
         return tape.cast(position, _INT64)
 
     def _replace_attentions(
@@ -132,13 +139,14 @@ class MakeStaticPass(ir.passes.InPlacePass):
         """The cache inputs and the outputs of new rows, in the order of the layers."""
         nodes = [node for node in graph if is_triangle_attention(node)]
         tape = StaticTape(f"{_SCOPE}/attention")
-        forms: dict[ir.DataType, BlockForm] = {}
+        forms: dict[ir.DataType, AttentionForm] = {}
         inputs: list[ir.Value] = []
         outputs: list[ir.Value] = []
         for layer, node in enumerate(nodes):
             geometry = _geometry(node)
             if geometry.dtype not in forms:
-                forms[geometry.dtype] = BlockForm(tape, start, self._call, geometry.dtype)
+                form = _FORMS[self._plan.lowering]
+                forms[geometry.dtype] = form(tape, start, self._call, geometry.dtype)
             past = _cache_values(layer, geometry, self._call.slots)
             for old, new in zip(node.inputs[3:5], past, strict=True):
                 assert old is not None
@@ -146,7 +154,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
             done = len(tape.nodes)
             made = self._attend(forms[geometry.dtype], node, geometry, past)
             graph.insert_before(node, tape.nodes[done:])
-            made.output.type = node.outputs[0].type
+            made.output.type = made.output.type or node.outputs[0].type
             node.outputs[0].replace_all_uses_with(made.output)
             inputs += past
             outputs += _named(layer, geometry, made)
@@ -156,7 +164,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
 
     def _attend(
         self,
-        form: BlockForm,
+        form: AttentionForm,
         node: ir.Node,
         geometry: LayerGeometry,
         past: tuple[ir.Value, ir.Value],
@@ -208,6 +216,12 @@ def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
 
 
 def _geometry(node: ir.Node) -> LayerGeometry:
+    more = [value for value in node.inputs[len(INPUTS) :] if value is not None]
+    if more:
+        raise RefusedError(
+            f"node {node.name} has inputs beyond {INPUTS[-1]} ({more[0].name}), which static "
+            "graphs do not spell out; export the model that it was made from"
+        )
     attributes = node.attributes
     past = [needed_input(node, index) for index in (3, 4)]
     sizes = [value.shape[3] if value.shape is not None else None for value in past]

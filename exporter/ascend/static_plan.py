@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Final
 
 from trianglemix.custom_ops.block_form import StaticCall
+from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError
 
 INPUT_IDS: Final = "input_ids"
@@ -38,6 +39,7 @@ class StaticPlan:
     last: int
     banded_block: int
     dense_block: int
+    lowering: Lowering = "block"
 
     def __post_init__(self) -> None:
         for name in ("chunk", "last"):
@@ -55,13 +57,19 @@ class StaticPlan:
                     "a --chunk that is a multiple of 16"
                 )
 
+    @property
+    def cache_slots(self) -> int:
+        """Slots of the cache inputs: the custom operator appends pads behind the last real row."""
+        spare = max(self.chunk, self.last) if self.lowering == "custom" else 0
+        return self.slots + spare
+
     def call(self, kind: GraphKind) -> StaticCall:
-        """Rows and blocks of one graph."""
+        """Rows and blocks of one graph; its slots are `cache_slots`."""
         if kind is GraphKind.STREAM:
-            return StaticCall(self.chunk, self.slots, self.banded_block, self.dense_block)
+            return StaticCall(self.chunk, self.cache_slots, self.banded_block, self.dense_block)
         rows = self.last if kind is GraphKind.TAIL else 1
         block = rows if rows <= _TAIL_BLOCK else _largest_divisor(rows, _TAIL_BLOCK)
-        return StaticCall(rows, self.slots, rows, block)
+        return StaticCall(rows, self.cache_slots, rows, block)
 
     def file_name(self, kind: GraphKind) -> str:
         """`stream_1024.onnx`, `tail.onnx`, `decode.onnx`."""

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
 
 _LARGEST_FOLDED: Final = 2**16
@@ -43,6 +44,8 @@ class FoldStaticShapesPass(ir.passes.InPlacePass):
         opsets = [onnx.helper.make_opsetid("", model.graph.opset_imports[""])]
         for node in list(model.graph):
             if _drop_choice(model.graph, node):
+                continue
+            if node.domain == contract.DOMAIN:  # its maker gave its outputs their shapes
                 continue
             known = _from_shape(node)
             if known is None and _is_constant(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,13 +25,17 @@ def _package(
     return write_folder(ascend, manifest, folder, progress)
 
 
-def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Prediction:
+def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Prediction | None:
+    """None with the custom operator: the cost model is of the block form."""
     if manifest.last_token_logits:
         raise ExportError(
-            "the graph gives last-token logits already, by the attention mask that a static graph "
-            "has not; leave --last-token-logits out: these graphs give the last token's anyway"
+            "the source's graph keeps the last token's logits only, by the attention mask, which "
+            "a static graph has not; export the model that it was made from: these graphs give "
+            "the last token's logits anyway"
         )
     ascend = plan_folder(model, manifest, options.ascend or AscendRequest())
+    if ascend.plan.lowering == "custom":
+        return None
     return predict(ascend.cost, options.prompt_length, ascend.soc, ascend.plan.banded_block)
 
 
@@ -38,16 +43,17 @@ def _lint(path: Path, options: AscendRequest) -> list[Finding]:
     return lint_file(path, find_soc(options.soc))
 
 
-_RUNS_AS: Final = {
-    "triangle": "block form",
-    "windowed": "block form",
-    "dense": "row blocks",
-}
+def _runs_as(options: ExportOptions) -> Mapping[str, str]:
+    if options.ascend is not None and options.ascend.lowering == "custom":
+        return dict.fromkeys(("triangle", "windowed", "dense"), "custom operator")
+    return {"triangle": "block form", "windowed": "block form", "dense": "row blocks"}
+
+
 TARGET: Final = Target(
     name="ascend",
     summary="static graphs for CANN's atc: block form in triangle layers, row blocks in dense ones",
     lower=(),
     lower_dense_twin=(),
     left_padding=False,
-    offline=OfflineTools(package=_package, predict=_predict, lint=_lint, runs_as=_RUNS_AS),
+    offline=OfflineTools(package=_package, predict=_predict, lint=_lint, runs_as=_runs_as),
 )

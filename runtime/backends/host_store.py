@@ -18,7 +18,7 @@ Execute = Callable[[StaticGraph, list[Array]], Sequence[Array]]
 
 
 class HostStore:
-    """Arrays `[1, G, slots, D]` of zeros; new rows are copied to their slots after each call."""
+    """Arrays `[1, G, M, D]` of zeros; new rows are copied to their slots after each call."""
 
     def __init__(self, manifest: Manifest, execute: Execute) -> None:
         assert manifest.static is not None
@@ -37,16 +37,13 @@ class HostStore:
                 (layer.past_value, layer.present_value),
             )
         }
-        shapes = {
-            past: (1, layer.kv_num_heads, manifest.static.slots, size)
-            for layer in manifest.cache
-            for past, size in (
-                (layer.past_key, layer.head_size),
-                (layer.past_value, layer.value_head_size),
-            )
-        }
+        static = manifest.static
+        held = set(self._past_of.values())
         self._cache = {
-            name: np.zeros(shape, manifest.cache_dtype) for name, shape in shapes.items()
+            tensor.name: np.zeros(tensor.shape, tensor.dtype)
+            for graph in (static.stream, static.tail, static.decode)
+            for tensor in graph.inputs
+            if tensor.name in held
         }
 
     def run(

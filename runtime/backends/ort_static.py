@@ -1,13 +1,17 @@
-"""Runs a folder's static graphs on ONNX Runtime's CPU provider: the very files that atc takes."""
+"""Runs a folder's static graphs on ONNX Runtime's CPU provider: the very files that atc takes.
+
+Graphs that keep the custom operator run on this package's CPU kernel of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import onnxruntime as ort
 from numpy.typing import NDArray
+from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.static_graphs import StaticGraph
 from trianglemix.runtime.backends.host_store import HostStore
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
@@ -15,6 +19,7 @@ from trianglemix.runtime.backends.static_cache import StaticBackend, StaticStore
 from trianglemix.runtime.model_folder import ModelFolder
 
 Array = NDArray[Any]
+_ERRORS_ONLY: Final = 3
 
 
 class OrtStaticDevice:
@@ -44,12 +49,22 @@ class OrtStaticDevice:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = self._folder.path / file
+        static = self._folder.manifest.static
         try:
+            if static is not None and static.lowering == "custom":
+                options.log_severity_level = _ERRORS_ONLY
+                options.register_custom_ops_library(str(library_path()))
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except ORT_ERRORS as error:
             raise execution_error(f"{path} cannot be loaded", error) from error
 
 
 def open_static_backend(folder: ModelFolder, threads: int | None) -> StaticBackend:
-    """The folder's graphs on the CPU; see `StaticBackend`."""
+    """The folder's graphs on the CPU; see `StaticBackend`.
+
+    Raises:
+        LibraryNotFoundError: the graphs hold the custom operator, whose kernel is not installed.
+    """
+    if folder.manifest.static is not None and folder.manifest.static.lowering == "custom":
+        library_path()
     return StaticBackend(OrtStaticDevice(folder, threads), folder.manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,8 +55,9 @@ class StaticBackend:
 
     @property
     def kernel(self) -> Kernel:
-        """ "static": attention is part of the graphs, in block form."""
-        return "static"
+        """ "static": attention is spelled out in the graphs; "native" where it is an operator."""
+        static = self.manifest.static
+        return "native" if static is not None and static.lowering == "custom" else "static"
 
     def open_cache(self, batch: int, slots: int) -> DeviceCache:
         """See `Backend.open_cache`; the cache has the slots of the graphs, whatever is asked."""
@@ -69,15 +69,6 @@ class StaticBackend:
 
     def check_memory(self, batch: int, rows: int, keys: int) -> None:
         """A static graph's memory does not depend on the prompt: nothing to refuse."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows `begin .. end - 1` of the sequence, run by one call of a graph."""
-
-    graph: StaticGraph
-    begin: int
-    end: int
 
 
 class StaticCache:
@@ -114,30 +105,12 @@ class StaticCache:
                 "prompt, or export with a larger --max-length"
             )
         prompt_end = int(np.ravel(feeds[self._manifest.prompt_length or ""])[0])
+        tail_begin = prompt_end - self._manifest.pattern.num_last_tokens
         logits: Logits | None = None
-        for part in self._parts(begin, end, prompt_end):
-            logits = self._run(part, ids[:, part.begin - begin : part.end - begin])
+        for part in self._graphs.parts(begin, end, tail_begin):
+            rows = ids[:, part.begin - begin : part.end - begin]
+            small = self._graphs.small_feeds(part, self._manifest.input_ids, rows)
+            logits = self._store.run(part.graph, small, part.begin, rows.shape[1])
         if want_logits and logits is None:  # the step ended before the tail: nobody asks then
             raise PromptError("logits were asked for in the middle of a prompt; end it first")
         return logits if want_logits else None
-
-    def _parts(self, begin: int, end: int, prompt_end: int) -> Iterator[_Part]:
-        graphs = self._graphs
-        tail_begin = min(max(begin, prompt_end - self._manifest.pattern.num_last_tokens), end)
-        for first in range(begin, tail_begin, graphs.stream.rows):
-            yield _Part(graphs.stream, first, min(first + graphs.stream.rows, tail_begin))
-        for first in range(tail_begin, end, graphs.tail.rows):
-            last = min(first + graphs.tail.rows, end)
-            yield _Part(graphs.decode if last - first == 1 else graphs.tail, first, last)
-
-    def _run(self, part: _Part, ids: Array) -> Logits | None:
-        rows = part.end - part.begin
-        padded = np.zeros((1, part.graph.rows), ids.dtype)
-        padded[:, :rows] = ids
-        small: dict[str, Array] = {
-            self._manifest.input_ids: padded,
-            self._graphs.start: np.array([part.begin], np.int32),
-        }
-        if part.graph is self._graphs.tail:
-            small[self._graphs.length] = np.array([rows], np.int32)
-        return self._store.run(part.graph, small, part.begin, rows)

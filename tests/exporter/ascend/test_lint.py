@@ -97,6 +97,52 @@ def _triangle_version_2(m: Model) -> str:
     return "triangle"
 
 
+def _other_of_the_domain(m: Model) -> str:
+    m.opset_import.append(helper.make_opsetid("trianglemix", 1))
+    _append(m, "SquareAttention", "other", "trianglemix")
+    return "other"
+
+
+def _triangle(m: Model, total: int = SLOTS, inputs: int = 9) -> str:
+    """The operator over a cache of 160 slots, as an export with the custom lowering has it."""
+    m.opset_import.append(helper.make_opsetid("trianglemix", 1))
+    for name, array in (
+        ("rows", np.zeros((1, 96, 64), np.float16)),
+        ("new", np.zeros((1, 96, 32), np.float16)),
+        ("past", np.zeros((1, 2, SLOTS, 16), np.float16)),
+        ("zero", np.zeros(1, np.int32)),
+        ("total", np.array([total], np.int32)),
+    ):
+        m.graph.initializer.append(numpy_helper.from_array(array, name))
+    names = ["rows", "new", "new", "past", "past", "zero", "total", "zero", "zero"]
+    names[inputs:] = [""] * (len(names) - inputs)
+    pattern = TrianglePattern(8, 40, 16).as_attributes()
+    node = helper.make_node(
+        "TriangleAttention", names, ["out", "present_key", "present_value"], name="triangle",
+        domain="trianglemix", num_heads=4, kv_num_heads=2, scale=0.25, softcap=0.0, **pattern,
+    )  # fmt: skip
+    m.graph.node.append(node)
+    for name, dims in (("out", [1, 96, 64]), ("present_key", [1, 2, total, 16]),
+                       ("present_value", [1, 2, total, 16])):  # fmt: skip
+        m.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, dims))
+    return "triangle"
+
+
+def _growing_present(m: Model) -> str:
+    return _triangle(m, total=SLOTS + 96)
+
+
+def _fewer_inputs(m: Model) -> str:
+    return _triangle(m, inputs=7)
+
+
+def _no_scale(m: Model) -> str:
+    place = _triangle(m)
+    attributes = m.graph.node[-1].attribute
+    del attributes[[a.name for a in attributes].index("scale")]
+    return place
+
+
 def _not_imported(m: Model) -> str:
     _append(m, "NPURmsNorm", "rms", "npu")
     return "rms"
@@ -258,6 +304,13 @@ FAULTS = [
     Fault("operator", _retired),
     Fault("domain-version", _triangle_version_2),
     Fault("domain-version", _not_imported),
+    Fault("operator", _other_of_the_domain),
+    Fault("custom-operator", _triangle),
+    Fault("custom-chip", _triangle, "Ascend310P3"),
+    Fault("custom-chip", _triangle, "Ascend950PR_9599"),
+    Fault("custom-wiring", _growing_present),
+    Fault("custom-wiring", _fewer_inputs),
+    Fault("custom-wiring", _no_scale),
     Fault("mixed-domains", _unused_import),
     Fault("local-function", _function),
     Fault("schema", _wrong_attribute),
@@ -296,6 +349,15 @@ def test_finds_the_planted_fault(fault: Fault) -> None:
 def test_every_rule_has_a_planted_fault() -> None:
     elsewhere = {"protobuf-limit", "infinity"}
     assert {rule.name for rule in RULES} == {fault.rule for fault in FAULTS} | elsewhere
+
+
+def test_the_custom_operator_is_no_error_where_its_package_runs() -> None:
+    for soc in ("Ascend910B1", "Ascend910_9392"):
+        model = clean()
+        _triangle(model)
+        found = findings_of(model, soc)
+        assert {f.rule for f in found} == {"custom-operator", "mixed-domains"}
+        assert not has_errors(found)
 
 
 def test_an_infinite_mask_is_a_warning_in_float32() -> None:

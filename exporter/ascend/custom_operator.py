@@ -1,0 +1,41 @@
+"""The route with a custom operator: what has to be installed, and which chips it is written for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.ascend.soc import Soc
+from trianglemix.exporter.errors import ExportError
+
+OPERATOR: Final = f"{contract.DOMAIN}::{contract.OP_VERSION}::{contract.OP_TYPE}"
+CUSTOM_OPERATOR: Final = (
+    f"{OPERATOR}: install the operator package built from custom_ops/ascend before atc runs and "
+    "wherever the models run; never compiled by CANN"
+)
+INPUTS: Final = contract.INPUTS[: contract.INPUTS.index("first_valid") + 1]
+"""What the package's operator reads, all of it connected."""
+ATTRIBUTES: Final = (
+    contract.ATTR_NUM_HEADS,
+    contract.ATTR_KV_NUM_HEADS,
+    contract.ATTR_SCALE,
+    contract.ATTR_SOFTCAP,
+    contract.ATTR_SINK,
+    contract.ATTR_WINDOW,
+    contract.ATTR_LAST,
+)
+_CHIPS: Final = ("Ascend910B", "Ascend910_93")
+
+
+def runs_custom_operator(soc: Soc) -> bool:
+    """Whether the operator package is written for the chip."""
+    return soc.name.startswith(_CHIPS)
+
+
+def check_custom(soc: Soc) -> None:
+    """Raises ExportError for a chip that the operator package is not written for."""
+    if not runs_custom_operator(soc):
+        raise ExportError(
+            f"--lowering custom is for {' and '.join(f'{chip}*' for chip in _CHIPS)}, which its "
+            f"operator package is written for, not for {soc.name}; use --lowering block there"
+        )
