@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel triton-ascend clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,11 @@ bench-cpu: setup
 
 wheel: setup
 	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+# Compiles and runs the C++ program of docs/running.md; without the headers its test is skipped.
+cpp-example: setup
+	sh tools/get_onnxruntime_headers.sh
+	$(BIN)/python -m pytest -q tests/docs
 
 # The Ascend Triton kernel's own environment (numpy 2.2); without it its tests are skipped.
 triton-ascend: setup

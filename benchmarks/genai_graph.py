@@ -121,7 +121,7 @@ class _Graph:
         name = tensor.name
         assert name is not None
         if name not in self.initializers:
-            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             self.initializers[name] = ir.Value(
                 name=name, const_value=tensor, shape=shape, type=kind
             )
