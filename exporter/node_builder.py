@@ -126,8 +126,9 @@ class NodeBuilder:
 
 
 def _names_in(graph: ir.Graph) -> set[str]:
-    """Node names that are taken, kept up to date by all builders of a graph."""
+    """Names of nodes and values that are taken, kept up to date by all builders of a graph."""
     if _NAMES not in graph.meta:
-        graph.meta[_NAMES] = {node.name for node in graph if (node.name or "").startswith(PREFIX)}
+        made = (name for node in graph for name in (node.name, *(x.name for x in node.outputs)))
+        graph.meta[_NAMES] = {name for name in made if name and name.startswith(PREFIX)}
     names: set[str] = graph.meta[_NAMES]
     return names

@@ -8,12 +8,13 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
+from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
 from trianglemix.exporter.patterns._site_pattern import SitePattern, cache_trouble, input_trouble
+from trianglemix.exporter.rotation import Rotation, rotate, slot_positions, unpack
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -73,9 +74,8 @@ class GroupQueryAttentionPattern(SitePattern):
         query = _normed(node, _Q_NORM, query, shape, build)
         key = _normed(node, _K_NORM, key, shape, build)
         if _rotates(node):
-            positions = _positions(seqlens, context, build)
-            query = _rotated(node, query, shape.num_heads, positions, build)
-            key = _rotated(node, key, shape.kv_num_heads, positions, build)
+            query = _turned(node, query, shape.num_heads, context, build)
+            key = _turned(node, key, shape.kv_num_heads, context, build)
         operands = (Operand(key, Layout.FLAT), Operand(value, Layout.FLAT))
         cached = keys_and_values(node, operands, _PAST, context)
         window = node.attributes.get_int("local_window_size", -1)
@@ -147,10 +147,7 @@ def _projections(
     assert query is not None
     if key is not None and value is not None:
         return query, key, value
-    kv_width = shape.kv_num_heads * shape.head_size
-    sizes = build.ints(shape.num_heads * shape.head_size, kv_width, kv_width)
-    split = build.node("Split", [query, sizes], attributes={"axis": -1}, num_outputs=3)
-    return split.outputs[0], split.outputs[1], split.outputs[2]
+    return unpack(build, query, shape)
 
 
 def _normed(
@@ -175,39 +172,19 @@ def _lengths(node: ir.Node, context: MatchContext, build: NodeBuilder) -> tuple[
     return context.shared[key], total
 
 
-def _positions(seqlens: ir.Value, context: MatchContext, build: NodeBuilder) -> ir.Value:
-    """`[B, S]` int64: row b's new tokens stand at `max(0, seqlens_k + 1 - S) + s`."""
+def _turned(
+    node: ir.Node, rows: ir.Value, heads: int, context: MatchContext, build: NodeBuilder
+) -> ir.Value:
+    """The rotation that the node did inside, at positions that layers of the same lengths share."""
+    seqlens = needed_input(node, _SEQLENS)
     key = ("positions", seqlens)
     if key not in context.shared:
-        length = build.dimension(context.roles.input_ids, 1)
-        end = build.op("Add", build.cast(seqlens, ir.DataType.INT64), build.ints(1))
-        start = build.op("Max", build.op("Sub", end, length), build.ints(0))
-        new = build.op("Range", build.int64(0), build.op("Squeeze", length), build.int64(1))
-        context.shared[key] = build.op(
-            "Add",
-            build.op("Unsqueeze", start, build.ints(1)),
-            build.op("Unsqueeze", new, build.ints(0)),
-        )
-    return context.shared[key]
-
-
-def _rotated(
-    node: ir.Node, rows: ir.Value, heads: int, positions: ir.Value, build: NodeBuilder
-) -> ir.Value:
-    """The rotation that the node did inside; a part of each head where cos_cache is narrower."""
-    interleaved = node.attributes.get_int("rotary_interleaved", 0)
-    attributes: dict[str, AttributeValue] = {
-        "num_heads": heads,
-        "interleaved": interleaved,
-    }
-    half = static_size(node.inputs[_COS], 1)
-    size = _head_shape(node).head_size
-    if half is not None and 2 * half != size:
-        attributes["rotary_embedding_dim"] = 2 * half
-    rotation = build.node(
-        "RotaryEmbedding",
-        [rows, positions, node.inputs[_COS], node.inputs[_SIN]],
-        domain=_DOMAIN,
-        attributes=attributes,
+        flat = context.shared.get(("seqlens_k", seqlens), seqlens)
+        context.shared[key] = slot_positions(build, flat, context.roles.input_ids)
+    rotation = Rotation(
+        needed_input(node, _COS),
+        needed_input(node, _SIN),
+        node.attributes.get_int("rotary_interleaved", 0) == 1,
     )
-    return rotation.outputs[0]
+    size = _head_shape(node).head_size
+    return rotate(build, rows, (heads, size), rotation, context.shared[key])

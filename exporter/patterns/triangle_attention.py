@@ -7,13 +7,12 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.fold_rotation import canonical_rows, head_shape
 from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._length_check import check_lengths
-from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
+from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import SitePattern
 from trianglemix.exporter.sites import (
     AttentionSite,
@@ -24,7 +23,9 @@ from trianglemix.exporter.sites import (
     NodeLengths,
     Operand,
 )
-from trianglemix.exporter.walk import needed_input
+from trianglemix.exporter.walk import needed_input, optional_input
+
+_MAY_BE_PACKED: Final = ("key", "value")
 
 
 class TriangleAttentionPattern(SitePattern):
@@ -38,9 +39,9 @@ class TriangleAttentionPattern(SitePattern):
     anchors = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
 
     def trouble(self, node: ir.Node) -> str | None:
-        wired = sum(value is not None for value in node.inputs)
-        if wired != len(contract.INPUTS):
-            return f"{wired} of its {len(contract.INPUTS)} inputs are connected, not all"
+        for index, name in enumerate(contract.INPUTS):
+            if optional_input(node, index) is None and name not in _MAY_BE_PACKED:
+                return f"its input {name} is not connected, which no exported model leaves out"
         return None
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
@@ -51,12 +52,15 @@ class TriangleAttentionPattern(SitePattern):
             lengths = NodeLengths(seqlens, total, needed_input(node, 7), needed_input(node, 8))
         else:
             check_lengths(seqlens, total, context)
-        query, *rows = (Operand(needed_input(node, index), Layout.FLAT) for index in range(3))
+        shape = head_shape(node)
+        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        query, *rows = (Operand(x, Layout.FLAT) for x in canonical_rows(build, node, shape))
         cached = keys_and_values(node, (rows[0], rows[1]), (3, 4), context)
         return replace(
-            self.site(node, _head_shape(node), query, cached),
+            self.site(node, shape, query, cached),
             mask=MaskClass(_own_window(node, exported)),
             lengths=lengths,
+            prologue=tuple(build.nodes),
         )
 
     def example(self) -> Example:
@@ -75,20 +79,6 @@ def _own_window(node: ir.Node, exported: bool) -> int | None:
     )
     never_last = is_never_last(needed_input(node, 7)) or not exported
     return window if window > 0 and bare and never_last else None
-
-
-def _head_shape(node: ir.Node) -> AttentionShape:
-    sizes: list[int] = []
-    for name, value in zip(("past_key", "past_value"), node.inputs[3:5], strict=True):
-        size = static_size(value, 3)
-        if size is None:
-            raise ConfigurationError(f"the file does not say the head size of its {name}")
-        sizes.append(size)
-    return AttentionShape(
-        node.attributes.get_int(contract.ATTR_NUM_HEADS, 0),
-        node.attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0),
-        *sizes,
-    )
 
 
 def _dense_attention(

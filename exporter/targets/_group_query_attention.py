@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.fold_rotation import rotation_of
 from trianglemix.exporter.insert import is_triangle, is_triangle_attention, replace_value
 from trianglemix.exporter.lengths import is_no_left_padding, nan_where
 from trianglemix.exporter.node_builder import PREFIX, AttributeValue, NodeBuilder
@@ -51,7 +52,7 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
             clamped[seqlens] = build.op("Max", seqlens, build.int32(0))
         lowered = build.node(
             "GroupQueryAttention",
-            [*node.inputs[:5], clamped[seqlens], node.inputs[6]],
+            [*node.inputs[:5], clamped[seqlens], node.inputs[6], *_tables(node)],
             domain=_DOMAIN,
             attributes=_attributes(node),
             num_outputs=3,
@@ -65,6 +66,11 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
         graph.insert_before(node, build.nodes)
         for old, new in zip(node.outputs, [output, *lowered.outputs[1:]], strict=True):
             replace_value(old, new)
+
+
+def _tables(node: ir.Node) -> list[ir.Value]:
+    rotation = rotation_of(node)
+    return [] if rotation is None else [rotation.cosines, rotation.sines]
 
 
 def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
@@ -85,4 +91,8 @@ def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
     window = node.attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
     if window != contract.DENSE_WINDOW:
         attributes["local_window_size"] = window
+    rotation = rotation_of(node)
+    if rotation is not None:
+        attributes["do_rotary"] = 1
+        attributes["rotary_interleaved"] = int(rotation.interleaved)
     return attributes

@@ -1,0 +1,76 @@
+"""Unpacking and rotation that an attention node does inside, as nodes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
+
+DOMAIN: Final = "com.microsoft"
+FROM_INSIDE: Final = "trianglemix_from_inside"
+"""`meta` key of nodes made here: what they do, an attention node can do inside."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys turn: tables `[M, R/2]`, and whether neighbours or halves pair up."""
+
+    cosines: ir.Value
+    sines: ir.Value
+    interleaved: bool
+
+
+def unpack(
+    build: NodeBuilder, packed: ir.Value, shape: AttentionShape
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Queries, keys and values `[B, S, heads*D]` of one tensor `[B, S, (H+2G)*D]`."""
+    kv_width = shape.kv_num_heads * shape.head_size
+    sizes = build.ints(shape.num_heads * shape.head_size, kv_width, kv_width)
+    split = build.node("Split", [packed, sizes], attributes={"axis": -1}, num_outputs=3)
+    split.meta[FROM_INSIDE] = True
+    query, key, value = split.outputs
+    return query, key, value
+
+
+def slot_positions(build: NodeBuilder, seqlens: ir.Value, rows: ir.Value) -> ir.Value:
+    """`[B, S]` int64: row b's new tokens stand at `max(0, seqlens_k + 1 - S) + s`.
+
+    `rows` is any tensor whose second axis is S.
+    """
+    length = build.dimension(rows, 1)
+    end = build.op("Add", build.cast(seqlens, ir.DataType.INT64), build.ints(1))
+    start = build.op("Max", build.op("Sub", end, length), build.ints(0))
+    new = build.op("Range", build.int64(0), build.op("Squeeze", length), build.int64(1))
+    return build.op(
+        "Add",
+        build.op("Unsqueeze", start, build.ints(1)),
+        build.op("Unsqueeze", new, build.ints(0)),
+    )
+
+
+def rotate(
+    build: NodeBuilder, rows: ir.Value, heads: tuple[int, int], rotation: Rotation, at: ir.Value
+) -> ir.Value:
+    """`rows [B, S, heads*D]` turned at the slot positions `at`; `heads` is their count and D.
+
+    A part of each head turns where the tables are narrower than half a head.
+    """
+    count, size = heads
+    attributes: dict[str, AttributeValue] = {
+        "num_heads": count,
+        "interleaved": int(rotation.interleaved),
+    }
+    half = None if rotation.cosines.shape is None else rotation.cosines.shape[1]
+    if isinstance(half, int) and 2 * half != size:
+        attributes["rotary_embedding_dim"] = 2 * half
+    node = build.node(
+        "RotaryEmbedding",
+        [rows, at, rotation.cosines, rotation.sines],
+        domain=DOMAIN,
+        attributes=attributes,
+    )
+    node.meta[FROM_INSIDE] = True
+    return node.outputs[0]
