@@ -16,6 +16,7 @@ from typing import Final, TextIO
 import click
 from rich.console import Console
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.runtime.backends.providers import PROVIDERS
 from trianglemix.runtime.errors import FolderError
 from trianglemix.runtime.generate import Generation
 from trianglemix.runtime.result import GenerationResult
@@ -63,9 +64,10 @@ class _Options:
 @click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
 @click.option(
     "--provider",
-    type=click.Choice(["auto", "cpu", "cuda", "npu"]),
+    type=click.Choice(["auto", *PROVIDERS, "npu"]),
     default="auto",
     show_default=True,
+    help="The operator has kernels for cpu and cuda; elsewhere it falls back, with a warning.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--allow-fallback", is_flag=True, help="Run without the native library, slowly.")

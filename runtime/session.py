@@ -47,8 +47,10 @@ class TriangleSession:
 
         Args:
             path: the folder.
-            provider: "cpu", "cuda", or "auto" for CUDA where this ONNX Runtime has it; a folder
-                for Ascend runs on "npu", or with the same graphs on "cpu" ("auto").
+            provider: "cpu", "cuda", or "auto" for CUDA where this ONNX Runtime has it. On others
+                ("openvino", ...: `backends/providers.py`) the operator has no kernel, of which a
+                warning is logged. A folder for Ascend runs on "npu", or with the same graphs on
+                "cpu" ("auto").
             allow_fallback: run on the operator's slow function body if the library is missing.
             threads: CPU threads; None leaves the choice to ONNX Runtime.
 
@@ -72,7 +74,7 @@ class TriangleSession:
 
     @property
     def provider(self) -> str:
-        """The device that runs the model: "cpu", "cuda" or "npu"."""
+        """What runs the model: "cpu", "cuda", "npu", or another provider of ONNX Runtime."""
         return self.backend.provider
 
     def new_cache(self, max_length: int | None = None) -> KVCache:

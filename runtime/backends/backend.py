@@ -44,7 +44,7 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """The device in one word: "cpu", "cuda", "npu"."""
+        """What runs the model, in one word: "cpu", "cuda", "npu", or another provider."""
 
     @property
     def kernel(self) -> Kernel:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: opens a session with the native operator on the CPU or a CUDA GPU."""
+"""The ONNX Runtime backend: opens a session with the native operator on the provider asked for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel
 from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
+from trianglemix.runtime.backends.providers import (
+    CUDA,
+    PROVIDERS,
+    Provider,
+    choose_provider,
+    present,
+    warn_without_kernel,
+)
 from trianglemix.runtime.errors import FallbackError, ProviderError
 from trianglemix.runtime.memory import available_cuda_bytes, available_host_bytes
 from trianglemix.runtime.model_folder import ModelFolder
 
 _LOG = logging.getLogger(__name__)
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PROVIDERS: Final = {"cpu": _CPU, "cuda": _CUDA}
 _CUDA_LIBRARY: Final = "libtrianglemix_cuda.so"
 _ERRORS_ONLY: Final = 3  # it warns of prompt_length being an input with a default, as meant
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
@@ -35,7 +41,7 @@ Measured on ONNX Runtime 1.31 with 2 to 16 heads at 2,000 to 6,000 tokens: 23 to
 
 @dataclass(frozen=True)
 class OrtSettings:
-    """How a session is opened: `provider` "auto", "cpu" or "cuda"; `threads` None = all cores."""
+    """How a session is opened: `provider` "auto" or of `PROVIDERS`; `threads` None = all cores."""
 
     provider: str = "auto"
     allow_fallback: bool = False
@@ -62,7 +68,7 @@ class OrtBackend:
 
     @property
     def provider(self) -> str:
-        """ "cpu" or "cuda"."""
+        """A name of `PROVIDERS`."""
         return self._provider
 
     @property
@@ -81,9 +87,10 @@ class OrtBackend:
         The function body computes scores for every slot, used or not, and standard operators
         promise nothing about one buffer for past and present: it gets neither spare slots nor one.
         """
+        device = "cuda" if self._provider == "cuda" else "cpu"  # the host's, for every other
         if self._manifest.shared_cache and self._kernel == "native":
-            return SharedCache(self._session, self._manifest, self._provider, batch, slots)
-        return GrowingCache(self._session, self._manifest, self._provider, batch)
+            return SharedCache(self._session, self._manifest, device, batch, slots)
+        return GrowingCache(self._session, self._manifest, device, batch)
 
     def check_memory(self, batch: int, rows: int, keys: int) -> None:
         """See `Backend.check_memory`."""
@@ -108,7 +115,8 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
         FallbackError: the native library cannot be used and `allow_fallback` is False.
         ExecutionError: ONNX Runtime cannot load the model.
     """
-    provider = _choose_provider(settings.provider)
+    available = ort.get_available_providers()
+    provider = choose_provider(settings.provider, available)
     options = ort.SessionOptions()
     options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
     options.log_severity_level = _ERRORS_ONLY
@@ -118,18 +126,14 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
         options.enable_profiling = True
         options.profile_file_prefix = str(settings.profile_prefix)
     kernel = _register_library(options, folder, settings.allow_fallback)
-    session = _open_session(folder, options, provider)
-    if provider == "cuda" and _CUDA not in session.get_providers():
-        if settings.provider == "cuda":
-            raise ProviderError(
-                "ONNX Runtime could not start its CUDA provider (its log says why); install the "
-                "CUDA libraries it names, or use the provider cpu"
-            )
-        _LOG.warning("the CUDA provider did not start (see ONNX Runtime's log): running on the CPU")
-        provider = "cpu"
-    if provider == "cuda" and kernel == "native":
+    session = _open_session(folder, options, present(provider, available))
+    if provider.own not in session.get_providers():
+        provider = _without(provider, settings.provider)
+    elif provider.name == "cuda" and kernel == "native":
         _warn_of_cpu_operator(session)
-    return OrtBackend(session, folder, provider, kernel)
+    if not provider.has_kernel and operator_heads(folder.model_path):
+        warn_without_kernel(provider, kernel, available)
+    return OrtBackend(session, folder, provider.name, kernel)
 
 
 def operator_heads(model_path: Path) -> int:
@@ -150,20 +154,6 @@ def operator_heads(model_path: Path) -> int:
         if attribute.name == contract.ATTR_NUM_HEADS
     ]
     return max(heads, default=0)
-
-
-def _choose_provider(wanted: str) -> str:
-    available = ort.get_available_providers()
-    if wanted == "auto":
-        return "cuda" if _CUDA in available else "cpu"
-    if wanted not in _PROVIDERS:
-        raise ProviderError(f"provider is {wanted!r}, but must be auto, cpu or cuda")
-    if _PROVIDERS[wanted] not in available:
-        raise ProviderError(
-            f"provider {wanted} is not in the installed ONNX Runtime ({', '.join(available)}); "
-            "pip install 'trianglemix[gpu]' in an environment without the package onnxruntime"
-        )
-    return wanted
 
 
 def _register_library(
@@ -190,15 +180,29 @@ def _register_library(
 
 
 def _open_session(
-    folder: ModelFolder, options: ort.SessionOptions, provider: str
+    folder: ModelFolder, options: ort.SessionOptions, providers: list[str]
 ) -> ort.InferenceSession:
-    providers = [_CPU] if provider == "cpu" else [_CUDA, _CPU]
-    if provider == "cuda" and hasattr(ort, "preload_dlls"):
+    if CUDA in providers and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA libraries from pip packages are not on the loader's path
     try:
         return ort.InferenceSession(str(folder.model_path), options, providers=providers)
     except ORT_ERRORS as error:
         raise execution_error(f"{folder.model_path} cannot be loaded", error) from error
+
+
+def _without(provider: Provider, wanted: str) -> Provider:
+    """The CPU, where a provider that nobody asked for by name did not start.
+
+    Raises:
+        ProviderError: it was asked for.
+    """
+    if wanted != "auto":
+        raise ProviderError(
+            f"ONNX Runtime could not start its {provider.name} provider (its log says why); "
+            "install the libraries it names, or use the provider cpu"
+        )
+    _LOG.warning("the CUDA provider did not start (see ONNX Runtime's log): running on the CPU")
+    return PROVIDERS["cpu"]
 
 
 def _warn_of_cpu_operator(session: ort.InferenceSession) -> None:
@@ -210,7 +214,7 @@ def _warn_of_cpu_operator(session: ort.InferenceSession) -> None:
         falls_to_cpu = any(
             node.op_type == contract.OP_TYPE
             for part in read()
-            if part.ep_name != _CUDA
+            if part.ep_name != CUDA
             for node in part.get_nodes()
         )
     if falls_to_cpu:

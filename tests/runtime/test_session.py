@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -15,6 +15,7 @@ from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.backends import ort as ort_backend
 from trianglemix.runtime.backends.ort import FALLBACK_SCORE_BYTES
 from trianglemix.runtime.backends.ort_cache import GrowingCache
+from trianglemix.runtime.backends.providers import PROVIDERS, warn_without_kernel
 from trianglemix.runtime.errors import FallbackError, ProviderError
 
 from tests.runtime.conftest import FolderMaker, prompt
@@ -113,10 +114,94 @@ def test_a_cuda_provider_that_does_not_start(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnlyCpu)
-    with pytest.raises(ProviderError, match="could not start its CUDA provider"):
+    with pytest.raises(ProviderError, match="could not start its cuda provider"):
         TriangleSession.from_folder(folder, "cuda")
     assert TriangleSession.from_folder(folder, "auto").provider == "cpu"
     assert "running on the CPU" in caplog.text
+
+
+class WithProvider(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """A session that says it has every provider asked for, and runs on the CPU."""
+
+    asked: ClassVar[list[list[str]]] = []
+
+    def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+        super().__init__(path, options, providers=["CPUExecutionProvider"])
+        self.asked.append(providers)
+
+    def get_providers(self) -> list[str]:
+        return self.asked[-1]
+
+
+@pytest.fixture
+def many_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for provider in PROVIDERS.values() for name in provider.onnxruntime]
+    available = [name for name in dict.fromkeys(names) if not name.startswith("CUDA")]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", WithProvider)
+
+
+@pytest.mark.usefixtures("many_providers")
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("tensorrt", "TensorrtExecutionProvider"),
+        ("openvino", "OpenVINOExecutionProvider"),
+        ("webgpu", "WebGpuExecutionProvider"),
+        ("directml", "DmlExecutionProvider"),
+        ("coreml", "CoreMLExecutionProvider"),
+    ],
+)
+def test_a_provider_without_kernel_is_said(
+    name: str, theirs: str, folder: Path, session: TriangleSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = session.generate(prompt(60), 5).ids
+    slow = TriangleSession.from_folder(folder, name)
+    assert WithProvider.asked[-1] == [theirs, "CPUExecutionProvider"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{theirs} has no kernel for TriangleAttention: ")
+    assert "run in the CPU kernel" in line
+    assert "copies" in line
+    assert line.endswith("use the provider cpu or cuda")
+    result = slow.generate(prompt(60), 5)
+    assert (result.ids, slow.provider) == (expected, name)
+
+
+@pytest.mark.usefixtures("many_providers", "no_library")
+def test_without_the_library_such_a_provider_gets_the_function_body(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    TriangleSession.from_folder(folder, "openvino", allow_fallback=True)
+    assert "runs there as its function body" in caplog.text
+
+
+@pytest.mark.usefixtures("many_providers")
+def test_nothing_is_said_where_every_node_is_known(
+    folder: Path, make_folder: FolderMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    TriangleSession.from_folder(folder, "cpu")
+    TriangleSession.from_folder(make_folder(TinyFolder(group_query_attention=True)), "openvino")
+    assert not caplog.records
+
+
+def test_cuda_behind_tensorrt_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    tensorrt = PROVIDERS["tensorrt"]
+    warn_without_kernel(tensorrt, "native", list(tensorrt.onnxruntime))
+    assert "run in the CUDA kernel" in caplog.text
+
+
+def test_another_provider_that_does_not_start_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnlyCpu(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, path: str, options: Any, providers: list[str]) -> None:
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+    both = ["WebGpuExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnlyCpu)
+    assert "could not start its webgpu provider" in _error(folder, provider="webgpu")
+    assert "install the ONNX Runtime that brings it" in _error(folder, provider="coreml")
 
 
 def test_operator_on_the_cpu_of_a_cuda_session_is_said(
