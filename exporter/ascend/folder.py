@@ -17,6 +17,7 @@ from trianglemix.exporter.ascend.cost import CostModel, choose_block, choose_den
 from trianglemix.exporter.ascend.custom_operator import CUSTOM_OPERATOR, check_custom
 from trianglemix.exporter.ascend.finding import Finding, Severity
 from trianglemix.exporter.ascend.lint import lint_file
+from trianglemix.exporter.ascend.lint_model import LengthAxes
 from trianglemix.exporter.ascend.opset import LowerOpsetPass
 from trianglemix.exporter.ascend.soc import Soc, find_soc
 from trianglemix.exporter.ascend.standard_ops import SpellOutPass
@@ -52,7 +53,7 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
         RefusedError: the source has no KV cache.
     """
     soc = find_soc(request.soc)
-    layers = tuple(read_layers(model))
+    layers = tuple(read_layers(model, manifest.cache))
     slots = _slots(manifest, request)
     chunk = min(request.chunk, slots)
     last = min(manifest.pattern.num_last_tokens, slots)
@@ -169,8 +170,7 @@ def _weight_elements(model: ir.Model) -> int:
 
 def _checked(path: Path, ascend: AscendModel) -> list[str]:
     """Lints a written graph: an error ends the export, a warning becomes a note."""
-    long_axes = frozenset({ascend.plan.slots} if ascend.plan.slots > ascend.plan.chunk else ())
-    found = lint_file(path, ascend.soc, long_axes - set(_own_sizes(ascend)))
+    found = lint_file(path, ascend.soc, _length_axes(ascend))
     errors = [finding for finding in found if finding.severity is Severity.ERROR]
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -180,6 +180,13 @@ def _checked(path: Path, ascend: AscendModel) -> list[str]:
         for finding in found
         if finding.severity is Severity.WARNING
     ]
+
+
+def _length_axes(ascend: AscendModel) -> LengthAxes | None:
+    """None where a chunk is as long as the cache: its rows by its keys are then meant."""
+    if ascend.plan.slots <= max(ascend.plan.chunk, ascend.plan.last):
+        return None
+    return LengthAxes(ascend.plan.slots, frozenset(_own_sizes(ascend)))
 
 
 def _own_sizes(ascend: AscendModel) -> Iterator[int]:

@@ -18,7 +18,7 @@ from trianglemix.exporter.ascend import (
     rules_parser,
 )
 from trianglemix.exporter.ascend.finding import Finding, Severity
-from trianglemix.exporter.ascend.lint_model import LintModel
+from trianglemix.exporter.ascend.lint_model import LengthAxes, LintModel
 from trianglemix.exporter.ascend.soc import Soc
 from trianglemix.exporter.errors import ExportError
 
@@ -41,7 +41,7 @@ def lint(model: LintModel) -> list[Finding]:
 
 
 def lint_file(
-    path: Path, soc: Soc | None = None, long_axes: frozenset[int] = frozenset()
+    path: Path, soc: Soc | None = None, length_axes: LengthAxes | None = None
 ) -> list[Finding]:
     """Lints a file; its external weights are not read.
 
@@ -52,7 +52,7 @@ def lint_file(
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
-    return lint(LintModel(proto, soc, path, long_axes))
+    return lint(LintModel(proto, soc, path, length_axes))
 
 
 def has_errors(findings: list[Finding]) -> bool:

@@ -34,17 +34,30 @@ class TensorInfo:
         return self.dims is not None and None not in self.dims
 
 
+@dataclass(frozen=True)
+class LengthAxes:
+    """Sizes that grow with the prompt or the cache: from `shortest` on, but for the model's own."""
+
+    shortest: int
+    own: frozenset[int] = frozenset()
+
+    def count_in(self, dims: Dims) -> int:
+        """How many axes of that length a tensor has; one that is two of them multiplied is two."""
+        long = [dim for dim in dims if dim and dim >= self.shortest and dim not in self.own]
+        return sum(2 if dim >= self.shortest**2 else 1 for dim in long)
+
+
 class LintModel:
-    """Read once, without weights. `long_axes`: sizes that may occur only once in a tensor."""
+    """Read once, without weights. A tensor may have one axis of `length_axes`."""
 
     def __init__(
         self,
         proto: onnx.ModelProto,
         soc: Soc | None = None,
         path: Path | None = None,
-        long_axes: frozenset[int] = frozenset(),
+        length_axes: LengthAxes | None = None,
     ) -> None:
-        self.proto, self.soc, self.path, self.long_axes = proto, soc, path, long_axes
+        self.proto, self.soc, self.path, self.length_axes = proto, soc, path, length_axes
         self.opsets = {_plain(entry.domain): entry.version for entry in proto.opset_import}
         self.nodes = list(_all_nodes(proto.graph))
         self.producers = {name: node for node in self.nodes for name in node.output if name}

@@ -14,7 +14,7 @@ LAST_OPSET: Final = OPSET_RANGE[-1]
 _SAME_MEANING: Final = frozenset(
     {"Cast", "CastLike", "ConstantOfShape", "Equal", "Expand", "Flatten", "Identity", "IsInf"}
     | {"IsNaN", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Shape", "Size", "Squeeze"}
-    | {"Transpose", "Unsqueeze", "Where"}
+    | {"Transpose", "Unsqueeze", "Where", "Cos", "Sin", "Tan", "Round", "Softplus", "Elu", "TopK"}
 )
 """Operators whose versions after 18 only took in more types, or attributes that are refused below
 unless they say what the older version did."""

@@ -101,10 +101,15 @@ def _external_offset(model: LintModel) -> Iterator[Place]:
 
 
 def _quadratic(model: LintModel) -> Iterator[Place]:
+    if model.length_axes is None:
+        return
     for name, info in model.infos.items():
-        axes = [dim for dim in info.dims or () if dim in model.long_axes]
-        if len(axes) > 1:
-            yield name, f"shape {list(info.dims or ())} is square in the length {axes}"
+        if model.length_axes.count_in(info.dims or ()) > 1:
+            yield (
+                name,
+                f"shape {list(info.dims or ())} is square in the length (axes of "
+                f"{model.length_axes.shortest} and more)",
+            )
 
 
 def _flash_attention(model: LintModel) -> Iterator[Place]:

@@ -38,7 +38,7 @@ class SpellOutPass(ir.passes.InPlacePass):
             model.graph.insert_before(node, build.nodes)
             for old, new in zip(node.outputs, made, strict=False):
                 if new is not None:
-                    new.type = old.type
+                    new.type, new.shape = old.type, old.shape  # later rules ask for the rank
                     old.replace_all_uses_with(new, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             modified = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
 from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.manifest import LayerCache
 from trianglemix.custom_ops.reference import Attention
 from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.custom_ops.static_tape import StaticTape
@@ -47,12 +48,20 @@ class LayerGeometry:
         return not self.attention.pattern.is_dense
 
 
-def read_layers(model: ir.Model) -> list[LayerGeometry]:
+def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeometry]:
     """The attentions of a canonical graph, layer 0 first.
+
+    Head sizes that the graph has only as symbols are filled in from `caches`, where they were
+    measured.
 
     Raises:
         RefusedError: the source has no KV cache, so that head sizes and types are not known.
     """
+    sizes = {cache.past_key: cache.head_size for cache in caches}
+    sizes |= {cache.past_value: cache.value_head_size for cache in caches}
+    for value in model.graph.inputs:
+        if value.name in sizes and value.shape is not None:
+            value.shape = ir.Shape([*list(value.shape)[:3], sizes[value.name]])
     return [_geometry(node) for node in model.graph if is_triangle_attention(node)]
 
 

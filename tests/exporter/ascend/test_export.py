@@ -14,6 +14,7 @@ import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.ascend.finding import Severity
 from trianglemix.exporter.ascend.lint import lint_file
+from trianglemix.exporter.ascend.lint_model import LengthAxes
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
@@ -56,7 +57,7 @@ def test_tokens_of_the_cpu_operator_and_no_lint(family: str, route: str, tmp_pat
         assert ascend.generate(ids, 6).ids == cpu.generate(ids, 6).ids, length
         assert np.abs(last_logits(ascend, ids) - last_logits(cpu, ids)).max() < 1e-3, length
     for file in FILES:
-        found = lint_file(made.ascend / file, find_soc("Ascend310P3"), frozenset({SLOTS}))
+        found = lint_file(made.ascend / file, find_soc("Ascend310P3"), LengthAxes(SLOTS))
         assert [f for f in found if f.severity is not Severity.NOTE] == []
         model = onnx.load(made.ascend / file, load_external_data=False)
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]

@@ -16,7 +16,7 @@ from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.reference import Attention
 from trianglemix.exporter.ascend.finding import Severity
 from trianglemix.exporter.ascend.lint import RULES, has_errors, lint, lint_file
-from trianglemix.exporter.ascend.lint_model import LintModel
+from trianglemix.exporter.ascend.lint_model import LengthAxes, LintModel
 from trianglemix.exporter.ascend.operators import versions_of
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError
@@ -40,7 +40,7 @@ def clean(dtype: type = np.float16, opset: int = 18) -> Model:
 
 
 def findings_of(model: Model, soc: str = "Ascend910B3") -> list:
-    return lint(LintModel(model, find_soc(soc), long_axes=frozenset({SLOTS})))
+    return lint(LintModel(model, find_soc(soc), length_axes=LengthAxes(SLOTS)))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -246,6 +246,19 @@ def _square(m: Model) -> str:
     return "mask"
 
 
+def _nearly_square(m: Model) -> str:
+    """Scores of a chunk as long as the cache: no size is the cache's own."""
+    dims = [1, SLOTS + 96, 2 * SLOTS]
+    m.graph.input.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT16, dims))
+    return "scores"
+
+
+def _square_in_one_axis(m: Model) -> str:
+    dims = [1, SLOTS * SLOTS]
+    m.graph.input.append(helper.make_tensor_value_info("flat_mask", TensorProto.BOOL, dims))
+    return "flat_mask"
+
+
 def _npu(m: Model, op_type: str, inputs: list[str]) -> str:
     m.opset_import.append(helper.make_opsetid("npu", 1))
     m.graph.node.append(helper.make_node(op_type, inputs, ["npu_out"], name="npu", domain="npu"))
@@ -328,6 +341,8 @@ FAULTS = [
     Fault("external-data", _outside),
     Fault("external-offset", _offset),
     Fault("quadratic", _square),
+    Fault("quadratic", _nearly_square),
+    Fault("quadratic", _square_in_one_axis),
     Fault("flash-attention", _npu_flash),
     Fault("prompt-flash-mask", _npu_mask),
     Fault("half-overflow", _reference_card),
