@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import Weights
 from trianglemix.exporter.output_folder import link_or_copy
+from trianglemix.exporter.proto_size import (
+    INLINE_DATA_FILE,
+    check_proto_size,
+    move_inline_weights,
+    serialize,
+)
 
 logger = logging.getLogger(__name__)
 
 MODEL_FILE: Final = "model.onnx"
-_INLINE_DATA_FILE: Final = "model.onnx.inline.data"
-_MAX_INLINE_BYTES: Final = 64 << 20
-_KEEP_INLINE_BYTES: Final = 1 << 10
-_ALIGNMENT: Final = 4096
 _COMPANIONS: Final = (
     "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
     "tokenizer*", "chat_template*", "vocab.json", "vocab.txt", "merges.txt", "*.model",
@@ -71,9 +72,10 @@ def load_model(path: Path) -> ir.Model:
     """The graph; external weights stay on disk.
 
     Raises:
-        ExportError: not an ONNX file, or external data that is missing, cut short, or outside
-            the model's folder.
+        ExportError: not an ONNX file, one of more than 2 GiB, or external data that is missing,
+            cut short, or outside the model's folder.
     """
+    check_proto_size(path)
     try:
         model = ir.load(path)
     except DecodeError as error:
@@ -131,9 +133,8 @@ def save_model(
     notes = []
     try:
         notes += _place_external(model, source_folder, folder, weights, progress)
-        notes += _spill_inline(model, folder)
-        proto: onnx.ModelProto = ir.to_proto(model)
-        (folder / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
+        notes += move_inline_weights(model, folder)
+        (folder / MODEL_FILE).write_bytes(serialize(model))
     except OSError as error:
         raise ExportError(f"the model cannot be written to {folder}: {error}") from error
     except ValueError as error:
@@ -145,7 +146,7 @@ def _place_external(
     model: ir.Model, source: Path, folder: Path, weights: Weights, progress: Progress
 ) -> list[str]:
     locations = sorted({str(PurePosixPath(t.location)) for t in external_tensors(model)})
-    taken = {MODEL_FILE, _INLINE_DATA_FILE, "manifest.json", "export_report.json"}
+    taken = {MODEL_FILE, INLINE_DATA_FILE, "manifest.json", "export_report.json"}
     sizes = {location: (source / location).stat().st_size for location in locations}
     total, done, copied = sum(sizes.values()), 0, 0
     for location in locations:
@@ -163,32 +164,6 @@ def _place_external(
     if copied and weights == "link":
         return [f"weights copied ({copied >> 20} MiB): the output is on another file system"]
     return []
-
-
-def _spill_inline(model: ir.Model, folder: Path) -> list[str]:
-    """Moves weights out of a proto that would be large; the proto format ends at 2 GiB."""
-    inline = [
-        value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-        and not isinstance(value.const_value, ir.ExternalTensor)
-        and value.const_value.nbytes > _KEEP_INLINE_BYTES
-    ]
-    total = sum(value.const_value.nbytes for value in inline if value.const_value is not None)
-    if total <= _MAX_INLINE_BYTES:
-        return []
-    with (folder / _INLINE_DATA_FILE).open("wb") as file:
-        for value in inline:
-            tensor = value.const_value
-            assert tensor is not None
-            file.seek(-file.tell() % _ALIGNMENT, 1)
-            offset = file.tell()
-            file.write(tensor.tobytes())
-            value.const_value = ir.ExternalTensor(
-                _INLINE_DATA_FILE, offset, tensor.nbytes, tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()), name=value.name or "", base_dir=folder,
-            )  # fmt: skip
-    return [f"weights of the proto ({total >> 20} MiB) moved to {_INLINE_DATA_FILE}"]
 
 
 def copy_companions(source: Path, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter import model_io, output_folder
+from trianglemix.exporter import output_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.model_io import find_source
 from trianglemix.exporter.patterns.softmax import PATTERN
@@ -96,22 +96,6 @@ def test_companions_are_copied_and_nothing_else(source: Path, tmp_path: Path) ->
         "tokenizer.json",
         DATA,
     ]
-
-
-def test_large_inline_weights_go_to_a_data_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ir.save(PATTERN.example().model, tmp_path / "model.onnx")
-    monkeypatch.setattr(model_io, "_MAX_INLINE_BYTES", 2000)
-    report = export_to(tmp_path / "model.onnx", tmp_path / "out", layers=(1,))
-    assert any("moved to" in note for note in report.notes)
-    monkeypatch.undo()
-    export_to(tmp_path / "model.onnx", tmp_path / "inline", layers=(1,))
-    small, large = ((tmp_path / name / "model.onnx").stat().st_size for name in ("out", "inline"))
-    assert small < large
-    ids = random_ids(1, 30)
-    results = [Session.of(tmp_path / name).logits(ids) for name in ("out", "inline")]
-    assert_close(*results, 0)
 
 
 def _remove(folder: Path) -> None:
