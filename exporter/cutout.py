@@ -169,7 +169,8 @@ class _Copier:
     def _copy_of(self, value: ir.Value) -> ir.Value:
         if value not in self._copies:
             tensor = ir.convenience.get_const_tensor(value)
-            assert tensor is not None, f"{value.name} is neither made in the piece nor constant"
+            if tensor is None:
+                raise CutError(f"{value.name} is given to the graph, not computed by it")
             if tensor.nbytes > _MAX_CONSTANT_BYTES:
                 raise CutError(f"constant {value.name} of {tensor.nbytes} bytes takes part in it")
             array = tensor.numpy()

@@ -93,7 +93,8 @@ def head_shape(node: ir.Node) -> AttentionShape:
     """
     sizes = []
     for name, value in zip(contract.INPUTS[3:5], node.inputs[3:5], strict=True):
-        size = None if value is None or value.shape is None else value.shape[3]
+        shape = None if value is None else value.shape
+        size = shape[3] if shape is not None and len(shape) == 4 else None
         if not isinstance(size, int):
             raise ConfigurationError(f"the file does not say the head size of {node.name}'s {name}")
         sizes.append(size)

@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
 
 DOMAIN: Final = "com.microsoft"
@@ -26,9 +27,19 @@ class Rotation:
 def unpack(
     build: NodeBuilder, packed: ir.Value, shape: AttentionShape
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Queries, keys and values `[B, S, heads*D]` of one tensor `[B, S, (H+2G)*D]`."""
-    kv_width = shape.kv_num_heads * shape.head_size
-    sizes = build.ints(shape.num_heads * shape.head_size, kv_width, kv_width)
+    """Queries, keys and values `[B, S, heads*D]` of one tensor `[B, S, (H+2G)*D]`.
+
+    Raises:
+        ConfigurationError: the file states another width.
+    """
+    widths = [n * shape.head_size for n in (shape.num_heads, *[shape.kv_num_heads] * 2)]
+    stated = packed.shape[-1] if packed.shape else None
+    if isinstance(stated, int) and stated != sum(widths):
+        raise ConfigurationError(
+            f"its packed projections are {stated} wide, but {shape.num_heads} heads and twice "
+            f"{shape.kv_num_heads} key/value heads of {shape.head_size} need {sum(widths)}"
+        )
+    sizes = build.ints(*widths)
     split = build.node("Split", [packed, sizes], attributes={"axis": -1}, num_outputs=3)
     split.meta[FROM_INSIDE] = True
     query, key, value = split.outputs

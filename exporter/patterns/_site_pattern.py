@@ -112,6 +112,13 @@ def cache_trouble(node: ir.Node, past: tuple[int, int]) -> str | None:
     return None
 
 
+def packing_trouble(node: ir.Node) -> str | None:
+    """Why inputs 0 to 2 are neither queries, keys and values nor all of them packed."""
+    if (optional_input(node, 1) is None) != (optional_input(node, 2) is None):
+        return "it has only one of key and value"
+    return None
+
+
 def scores_trouble(node: ir.Node, name: str) -> str | None:
     """Why a node is refused that hands out its scores, as output 3 of that name."""
     if len(node.outputs) > 3 and node.outputs[3].uses():

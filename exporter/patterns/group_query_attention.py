@@ -13,7 +13,12 @@ from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
-from trianglemix.exporter.patterns._site_pattern import SitePattern, cache_trouble, input_trouble
+from trianglemix.exporter.patterns._site_pattern import (
+    SitePattern,
+    cache_trouble,
+    input_trouble,
+    packing_trouble,
+)
 from trianglemix.exporter.rotation import Rotation, rotate, slot_positions, unpack
 from trianglemix.exporter.sites import (
     AttentionSite,
@@ -61,6 +66,7 @@ class GroupQueryAttentionPattern(SitePattern):
     def trouble(self, node: ir.Node) -> str | None:
         return (
             input_trouble(node, _NOT_CARRIED)
+            or packing_trouble(node)
             or _past_trouble(node)
             or cache_trouble(node, _PAST)
             or _attribute_trouble(node)

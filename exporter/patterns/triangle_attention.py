@@ -13,7 +13,7 @@ from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values
-from trianglemix.exporter.patterns._site_pattern import SitePattern
+from trianglemix.exporter.patterns._site_pattern import SitePattern, packing_trouble
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -42,7 +42,7 @@ class TriangleAttentionPattern(SitePattern):
         for index, name in enumerate(contract.INPUTS):
             if optional_input(node, index) is None and name not in _MAY_BE_PACKED:
                 return f"its input {name} is not connected, which no exported model leaves out"
-        return None
+        return packing_trouble(node)
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)

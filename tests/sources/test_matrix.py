@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.sources.cell import CellPaths, Status, measure_cell
-from tests.sources.fuzz import Outcome, run_trial
+from tests.sources.comparison import Outcome
+from tests.sources.fuzz import run_trial
 from tests.tiny_models import tiny_model
 
 _CELLS = (("llama", "dynamo-sdpa-20"), ("qwen2", "torchscript-18"), ("qwen3", "gqa"))
@@ -25,7 +26,7 @@ _FOUND = (15, 36, 62, 172, 177, 180, 193, 228, 231)
 
 @pytest.mark.parametrize("seed", [*_FOUND, *range(1000, 1012)])
 def test_mutated_graph_is_refused_or_right(seed: int) -> None:
-    trial = run_trial(seed)
+    trial = run_trial(seed, redraw=seed not in _FOUND)
     assert trial.outcome not in (Outcome.WRONG, Outcome.CRASHED), (
         f"{trial.mutation}: {trial.detail}"
     )

@@ -15,10 +15,11 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_patterns
 
 from tests.sources.cell import SilentObserver
-from tests.sources.fuzz import Outcome, compare_models
+from tests.sources.comparison import Feeding, Outcome, compare_models
 
 _PATTERNS: Final = {pattern.name: pattern for pattern in all_patterns()}
 _GQA, _ATTENTION, _MHA = "group_query_attention", "attention", "multi_head_attention"
+_OWN = "triangle_attention"
 Change = Callable[[ir.Model], None]
 
 
@@ -59,6 +60,41 @@ def _with_attribute(op_type: str, name: str, number: int) -> Change:
             node.attributes[name] = ir.AttrInt64(name, number)
 
     return change
+
+
+def _rewired(op_type: str, index: int, source: Callable[[ir.Model, ir.Node], ir.Value]) -> Change:
+    def change(model: ir.Model) -> None:
+        for node in _nodes(model, op_type):
+            node.replace_input_with(index, source(model, node))
+
+    return change
+
+
+def _without_value(model: ir.Model) -> None:
+    for node in _nodes(model, "TriangleAttention"):
+        node.replace_input_with(2, None)
+
+
+def _too_wide(model: ir.Model) -> None:
+    for node in _nodes(model, "GroupQueryAttention"):
+        packed = node.inputs[0]
+        assert packed is not None
+        packed.type = ir.TensorType(ir.DataType.FLOAT)
+        packed.shape = ir.Shape(["batch", "sequence", 77])
+
+
+def _first_input(model: ir.Model, node: ir.Node) -> ir.Value:
+    return model.graph.inputs[0]
+
+
+def _own_query(model: ir.Model, node: ir.Node) -> ir.Value:
+    query = node.inputs[0]
+    assert query is not None
+    return query
+
+
+def _past_key(model: ir.Model, node: ir.Node) -> ir.Value:
+    return next(value for value in model.graph.inputs if "key" in str(value.name))
 
 
 def _with_bias(op_type: str, index: int) -> Change:
@@ -131,6 +167,11 @@ _REFUSED: Final[list[tuple[str, Change, str]]] = [
     (_ATTENTION, _with_bias("Attention", 3), "attention bias"),
     (_MHA, _with_input("MultiHeadAttention", 3), "bias"),
     (_MHA, _with_bias("MultiHeadAttention", 5), "attention bias"),
+    (_GQA, _rewired("GroupQueryAttention", 1, _own_query), "only one of key and value"),
+    (_GQA, _rewired("GroupQueryAttention", 5, _past_key), "given to the graph"),
+    (_GQA, _too_wide, "77 wide"),
+    (_OWN, _without_value, "only one of key and value"),
+    (_OWN, _rewired("TriangleAttention", 3, _first_input), "does not say the head size"),
     ("softmax", _renamed_ids, "inputs_embeds"),
     ("softmax", _merged, "merged decoder"),
 ]
@@ -149,7 +190,7 @@ def test_lengths_with_two_axes_are_carried(tmp_path: Path) -> None:
     model = _PATTERNS[_GQA].example().model
     for node in _nodes(model, "ReduceSum"):
         node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
-    outcome, detail = compare_models(*_export(model, tmp_path))
+    outcome, detail = compare_models(*_export(model, tmp_path), Feeding.of(model))
     assert outcome is Outcome.SAME, detail
 
 
@@ -167,7 +208,7 @@ def test_norms_inside_equal_norms_outside(tmp_path: Path) -> None:
         _norm_outside(other, node)
     (tmp_path / "other").mkdir()
     outside = _export(other, tmp_path / "other")[0]
-    outcome, detail = compare_models(outside, inside)
+    outcome, detail = compare_models(outside, inside, Feeding.of(model))
     assert outcome is Outcome.SAME, detail
 
 
