@@ -19,8 +19,8 @@ skip() {
 }
 command -v atc >/dev/null 2>&1 || skip "no atc on the PATH; install CANN's toolkit and source its set_env.sh"
 [ -x "$PYTHON" ] || skip "no $PYTHON; run make setup, or set PYTHON"
-"$PYTHON" -c 'import ais_bench.infer.interface' 2>/dev/null ||
-  skip "$PYTHON has no ais_bench; install the wheels aclruntime and ais_bench"
+"$PYTHON" -c 'import acl' 2>/dev/null || "$PYTHON" -c 'import ais_bench.infer.interface' 2>/dev/null ||
+  skip "$PYTHON has neither pyACL (source CANN's set_env.sh) nor the wheels aclruntime and ais_bench"
 command -v npu-smi >/dev/null 2>&1 || skip "no npu-smi: this machine has no NPU driver"
 
 set -e
