@@ -83,6 +83,37 @@ def _skip_rms_norm(build: NodeBuilder, node: ir.Node) -> list[ir.Value | None]:
     return [_rms(build, total, needed_input(node, 2), epsilon, -1), None, None, total]
 
 
+def _skip_layer_norm(build: NodeBuilder, node: ir.Node) -> list[ir.Value | None]:
+    """Inputs x, skip, gamma, beta, bias; outputs the norm, two that nobody uses, the sum."""
+    x, skip, gamma, beta, bias = [*node.inputs, None, None][:5]
+    total = build.op("Add", x, skip)
+    if bias is not None:
+        total = build.op("Add", total, bias)
+    epsilon = node.attributes.get_float("epsilon", 1e-12)
+    normed = build.op("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
+    return [normed, None, None, total]
+
+
+def _fused_product(build: NodeBuilder, node: ir.Node) -> list[ir.Value | None]:
+    """`alpha * op(a) op(b)`, each transposed in its last two axes if asked."""
+    sides = []
+    for index, name in ((0, "A"), (1, "B")):
+        value = needed_input(node, index)
+        if node.attributes.get_int(f"transBatch{name}", 0):
+            raise RefusedError(f"node {node.name} has transBatch{name}=1, which is not supported")
+        if node.attributes.get_int(f"trans{name}", 0):
+            if value.shape is None:
+                raise RefusedError(f"node {node.name} transposes an input of unknown rank")
+            axes = list(range(len(value.shape)))
+            value = build.op("Transpose", value, perm=[*axes[:-2], axes[-1], axes[-2]])
+        sides.append(value)
+    product = build.op("MatMul", *sides)
+    alpha = node.attributes.get_float("alpha", 1.0)
+    if alpha == 1.0:
+        return [product]
+    return [build.op("Mul", product, build.op("CastLike", _real(build, alpha), product))]
+
+
 def _rotary_microsoft(build: NodeBuilder, node: ir.Node) -> list[ir.Value | None]:
     x, positions, cos, sin = (needed_input(node, index) for index in range(4))
     if positions.shape is not None and len(positions.shape) == 1:
@@ -118,10 +149,7 @@ def _rotate(
         end = build.ints(np.iinfo(np.int64).max)
         still = build.op("Slice", rows, build.ints(width), end, build.ints(-1))
     if positions is not None:
-        limit = _table_rows(node, tables[0])
-        index = build.op(
-            "Min", positions, build.constant(f"int64_{limit}", np.array(limit, np.int64))
-        )
+        index = _inside(build, positions, tables[0])
         tables = [build.op("Gather", table, index, axis=0) for table in tables]
     tables = [build.op("Unsqueeze", table, build.ints(2 if flat else 1)) for table in tables]
     turned = _turned(build, turning, tables, node.attributes.get_int("interleaved", 0))
@@ -130,11 +158,16 @@ def _rotate(
     return build.op("Reshape", turned, build.op("Shape", x)) if flat else turned
 
 
-def _table_rows(node: ir.Node, table: ir.Value) -> int:
+def _inside(build: NodeBuilder, positions: ir.Value, table: ir.Value) -> ir.Value:
+    """Positions held at a stored table's last row: pads may lie behind the end of the context.
+
+    A table that the graph computes has the rows that its own positions ask for.
+    """
     rows = None if table.shape is None else table.shape[0]
     if not isinstance(rows, int):
-        raise RefusedError(f"node {node.name} has a table of unknown length; make it a constant")
-    return rows - 1
+        return positions
+    last = build.constant(f"int64_{rows - 1}", np.array(rows - 1, np.int64))
+    return build.op("Min", positions, last)
 
 
 def _turned(build: NodeBuilder, x: ir.Value, tables: list[ir.Value], interleaved: int) -> ir.Value:
@@ -200,6 +233,8 @@ SPELLINGS: Final[dict[tuple[str, str], Spelling]] = {
     ("", "SimplifiedLayerNormalization"): _rms_norm,
     (_MICROSOFT, "SimplifiedLayerNormalization"): _rms_norm,
     (_MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip_rms_norm,
+    (_MICROSOFT, "SkipLayerNormalization"): _skip_layer_norm,
+    (_MICROSOFT, "FusedMatMul"): _fused_product,
     (_MICROSOFT, "RotaryEmbedding"): _rotary_microsoft,
     ("", "RotaryEmbedding"): _rotary_standard,
     ("", "Gelu"): _gelu,

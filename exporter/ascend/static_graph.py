@@ -83,6 +83,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, roles = model.graph, find_roles(model.graph)
         FreeCacheLengthPass(roles)(model)  # the length of a past, wherever read, is the mask's now
+        _read_batch_from_ids(roles)
         start = ir.val(static_plan.START, dtype=_INT32, shape=(1,))
         head = StaticTape(f"{_SCOPE}/positions")
         self._replace_lengths(graph, head, start)
@@ -194,6 +195,14 @@ class MakeStaticPass(ir.passes.InPlacePass):
             logits = _keep_row(graph, roles, length)
         logits.name = static_plan.LOGITS
         return [logits]
+
+
+def _read_batch_from_ids(roles: GraphRoles) -> None:
+    """The batch size is the token ids' too: where only that is read of the mask, read it there."""
+    for node in list(roles.attention_mask.consumers()):
+        span = node.attributes.get_int("start", 0), node.attributes.get_int("end", -1)
+        if is_op(node, "Shape") and span == (0, 1):
+            node.replace_input_with(0, roles.input_ids)
 
 
 def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:

@@ -41,6 +41,7 @@ def _table(width: int = SIZE // 2) -> tuple[np.ndarray, np.ndarray]:
 POSITIONS = np.arange(4, 4 + ROWS).reshape(1, -1).astype(np.int64)
 GAMMA = np.linspace(0.5, 2, HEADS * SIZE).astype(np.float32)
 SKIP = np.linspace(-1, 1, ROWS * HEADS * SIZE).astype(np.float32).reshape(1, ROWS, -1)
+SQUARE = np.linspace(-1, 1, ROWS * ROWS).astype(np.float32).reshape(ROWS, ROWS)
 APART = (1, HEADS, ROWS, SIZE)
 NARROW = _table(4)
 OPS = [
@@ -50,6 +51,13 @@ OPS = [
     Op("SimplifiedLayerNormalization", opset=17, constants=(GAMMA,)),
     Op("SkipSimplifiedLayerNormalization", MICROSOFT, constants=(SKIP, GAMMA, GAMMA),
        outputs=("y", "", "", "sum"), attributes={"epsilon": 0.1}),
+    Op("SkipLayerNormalization", MICROSOFT, constants=(SKIP, GAMMA, GAMMA + 1, GAMMA - 1),
+       outputs=("y", "", "", "sum"), attributes={"epsilon": 0.1}),
+    Op("SkipLayerNormalization", MICROSOFT, constants=(SKIP, GAMMA, GAMMA + 1)),
+    Op("FusedMatMul", MICROSOFT, shape=(1, ROWS, ROWS), constants=(SQUARE,),
+       attributes={"alpha": 0.3, "transB": 1}),
+    Op("FusedMatMul", MICROSOFT, shape=(1, ROWS, ROWS), constants=(SQUARE,),
+       attributes={"transA": 1}),
     Op("RotaryEmbedding", MICROSOFT, constants=(POSITIONS, *_table()),
        attributes={"num_heads": HEADS}),
     Op("RotaryEmbedding", MICROSOFT, shape=APART, constants=(POSITIONS, *_table())),
