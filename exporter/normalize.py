@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.unfuse import UnfuseMatMulPass
 from trianglemix.exporter.walk import is_op
 
 _MIN_IR_VERSION: Final = 8
@@ -48,7 +49,7 @@ class RemoveEmptyConcatPass(ir.passes.InPlacePass):
 
 
 def normalize(model: ir.Model) -> None:
-    """Constants become initializers, functions (our own left aside) and identities go away.
+    """Constants become initializers, fused products and functions (not our own) come apart.
 
     Raises:
         RefusedError: an opset or an IR version that the operator's function does not fit, a
@@ -62,6 +63,7 @@ def normalize(model: ir.Model) -> None:
         common.InlinePass(lambda function: function.domain != contract.DOMAIN),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveEmptyConcatPass(),
+        UnfuseMatMulPass(),
         common.RemoveUnusedNodesPass(),
     ]
     for step in passes:

@@ -25,6 +25,7 @@ from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 
+_CONTRIB = "com.microsoft"
 KEEP_ALL = PatternRequest(4, 64, 8)
 
 
@@ -87,10 +88,29 @@ def _where_mask_and_nan_guard(build: NodeBuilder, layer: ExampleLayer) -> odd_mo
     return output, key, value
 
 
-@pytest.mark.parametrize("attend", [_split_scale, _where_mask_and_nan_guard])
+def _fused_products(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    """As ONNX Runtime's optimizer saves it: keys turned and scores scaled inside the product."""
+    split = build.op("Reshape", layer.query, build.ints(0, 0, SHAPE.num_heads, SHAPE.head_size))
+    query = build.op("Transpose", split, perm=[0, 2, 1, 3])
+    key, value = (
+        appended(build, past, new)
+        for past, new in ((layer.past_key, layer.key), (layer.past_value, layer.value))
+    )
+    scores = build.op(
+        "FusedMatMul", query, repeated(build, key),
+        domain=_CONTRIB, transB=1, alpha=SHAPE.head_size**-0.5,
+    )  # fmt: skip
+    scores.type = ir.TensorType(ir.DataType.FLOAT)
+    scores.shape = ir.Shape(["batch", SHAPE.num_heads, None, None])
+    weights = build.op("Softmax", build.op("Add", scores, additive_mask(build, layer)), axis=-1)
+    summed = build.op("FusedMatMul", weights, repeated(build, value), domain=_CONTRIB)
+    return merged(build, summed), key, value
+
+
+@pytest.mark.parametrize("attend", [_split_scale, _where_mask_and_nan_guard, _fused_products])
 def test_other_spellings(attend: object, tmp_path: Path) -> None:
     assert callable(attend)
-    _assert_equal_to_source(build_example(attend, opset=18), tmp_path)
+    _assert_equal_to_source(build_example(attend, opset=18, domains=(_CONTRIB,)), tmp_path)
 
 
 def test_a_model_without_a_cache(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "llama-32": ("llama", _SIZES | dict(num_hidden_layers=32)),
     "smollm": ("llama", _SIZES | dict(  # three query heads for each of three key/value heads
         hidden_size=144, num_attention_heads=9, num_key_value_heads=3,
-        tie_word_embeddings=True, num_hidden_layers=4)),
+        initializer_range=0.15, tie_word_embeddings=True, num_hidden_layers=4)),
     "qwen2": ("qwen2", _SIZES),
     "qwen3": ("qwen3", _SIZES),
     "mistral": ("mistral", _SIZES | dict(sliding_window=None)),  # from v0.2 on
