@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
 from trianglemix.exporter.ascend.command import (
-    TARGET_NAME,
     ascend_options,
     ascend_request,
     print_findings,
@@ -136,11 +135,6 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         ConfigurationError: a pattern parameter out of its range.
     """
     _check_choice(given)
-    if given["target"] == TARGET_NAME:
-        for name in ("verify", "last_token_logits"):
-            if given[name]:
-                option = "--" + name.replace("_", "-")
-                raise click.UsageError(f"{option} is not for --target {TARGET_NAME}")
     dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
     if given["output"] is None and not dry_run:
         raise click.UsageError("no output folder: add -o FOLDER (or --dry-run)")

@@ -49,7 +49,7 @@ from trianglemix.exporter.shared_cache import FreeCacheLengthPass, can_share_cac
 from trianglemix.exporter.sites import MatchContext, Sites, check_understood, find_sites
 from trianglemix.exporter.source import WORK_FOLDER, prepare_source
 from trianglemix.exporter.summary import as_offline, build_report
-from trianglemix.exporter.target import Target
+from trianglemix.exporter.target import OfflineCheck, Target
 from trianglemix.exporter.verify import verify_export
 
 
@@ -114,7 +114,7 @@ def _find(job: _Job) -> _Found:
     observer = job.observer
     observer.stage("load")
     given = find_source(job.options.source)
-    source = prepare_source(given, job.target, job.folder, observer.stage)
+    source = prepare_source(given, job.options, job.folder, observer.stage)
     model = load_model(source.path)
     observer.stage("normalize")
     normalize(model)
@@ -133,7 +133,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     caches = layer_caches(sites)  # before anything is renamed
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
     InsertTriangleAttentionPass(sites, roles, patterns)(model)
-    if job.options.last_token_logits:
+    if job.options.last_token_logits and job.target.offline is None:  # those graphs do so anyway
         KeepLastLogitsPass(roles, model.meta[ROW_END])(model)
     FreeCacheLengthPass(roles)(model)
     for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:
@@ -149,6 +149,7 @@ def _write(
     """Save, verify, report; the manifest last, since it makes the folder an export."""
     options, folder, observer = job.options, job.folder, job.observer
     observer.stage("save")
+    named = manifest  # by the source's names; an offline package has its own
     if job.target.offline is None:
         notes = _save(graph.model, found.source, folder, options, observer)
     else:
@@ -159,7 +160,7 @@ def _write(
     report = replace(report, notes=(*report.notes, *notes, _copied_note(copied)))
     if options.verify:
         observer.stage("verify")
-        report = _verified(report, found.source.path, folder, (graph, manifest), options)
+        report = _verified(job, found.source.path, (graph, named, manifest), report)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     report.save(folder)
     manifest.save(folder)
@@ -202,17 +203,22 @@ def _fingerprint(sites: Sites, roles: GraphRoles) -> Fingerprint:
 
 
 def _verified(
-    report: ExportReport,
+    job: _Job,
     source: Path,
-    folder: Path,
-    exported: tuple[ExportedGraph, Manifest],
-    options: ExportOptions,
+    exported: tuple[ExportedGraph, Manifest, Manifest],
+    report: ExportReport,
 ) -> ExportReport:
     """Raises ExportError where a comparison fails: the export is then not kept."""
-    graph, manifest = exported
-    head = find_head(graph.roles)
+    graph, named, manifest = exported
+    head, atol = find_head(graph.roles), job.options.atol
     vocabulary = (head.vocabulary_size if head else None) or 2
-    checks, notes = verify_export(source, folder, manifest, vocabulary, options.atol)
+    if job.target.offline is None:
+        checks, notes = verify_export(source, job.folder, manifest, vocabulary, atol)
+    else:
+        scratch = job.folder / WORK_FOLDER / "verify"
+        scratch.mkdir(parents=True)
+        given = (source, graph.model, named, job.folder, manifest, scratch, vocabulary, atol)
+        checks, notes = job.target.offline.verify(OfflineCheck(*given))
     for check in checks:
         if not check.passed:
             raise ExportError(

@@ -8,31 +8,53 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from trianglemix.exporter.ascend.soc import find_soc
+from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.model_io import Source
-from trianglemix.exporter.target import Target
+from trianglemix.exporter.options import Dtype, ExportOptions
 
 WORK_FOLDER: Final = ".work"
 
 
 def prepare_source(
-    source: Source, target: Target, folder: Path, stage: Callable[[str], None]
+    source: Source, options: ExportOptions, folder: Path, stage: Callable[[str], None]
 ) -> Source:
     """The source as an ONNX file: itself, or written to `folder/.work` from a Hugging Face folder.
 
     Raises:
-        ExportError: torch or transformers is missing, or the folder cannot be read.
+        ExportError: torch or transformers is missing, the folder cannot be read, or its type
+            does not fit the chip.
         RefusedError: a model whose attention cannot be exported.
     """
+    dtype = _dtype(source, options)
     if not source.is_huggingface:
         return source
     from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 
     work = folder / WORK_FOLDER
     work.mkdir()
-    dtype = "float32" if target.name == "cpu" and _is_bfloat16(source.path) else "auto"
-    options = HuggingFaceOptions(dtype=dtype, stage=stage)  # type: ignore[arg-type]
-    path = export_huggingface(source.path, work, options)
+    path = export_huggingface(source.path, work, HuggingFaceOptions(dtype=dtype, stage=stage))
     return replace(source, path=path, is_huggingface=False)
+
+
+def _dtype(source: Source, options: ExportOptions) -> Dtype:
+    """What the weights of a Hugging Face folder become; "auto" keeps their type."""
+    request = options.ascend
+    if request is not None and request.dtype != "auto":
+        if not source.is_huggingface:
+            raise ExportError(
+                f"--dtype {request.dtype} is for a Hugging Face folder; {source.path} keeps its "
+                "types: leave --dtype out, or export the folder that the file was made from"
+            )
+        return request.dtype
+    if not source.is_huggingface or not _is_bfloat16(source.path):
+        return "auto"
+    if request is not None and not find_soc(request.soc).has_bfloat16:
+        raise ExportError(
+            f"the weights in {source.path} are bfloat16, which {request.soc} does not have; add "
+            "--dtype float16 (a weight that float16 cannot hold is then refused by its name)"
+        )
+    return "float32" if options.target == "cpu" else "auto"
 
 
 def _is_bfloat16(folder: Path) -> bool:

@@ -11,8 +11,27 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.ascend.finding import Finding
 from trianglemix.exporter.ascend.prediction import Prediction
 from trianglemix.exporter.options import AscendRequest, ExportOptions
+from trianglemix.exporter.report import VerifyReport
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class OfflineCheck:
+    """What `--verify` compares: the source, and the folder that was made of it.
+
+    `canonical` is the graph with the operator, `manifest` names its inputs and outputs (the
+    source's); `packaged` is the folder's own. `scratch` is a folder that is removed afterwards.
+    """
+
+    source: Path
+    canonical: ir.Model
+    manifest: Manifest
+    folder: Path
+    packaged: Manifest
+    scratch: Path
+    vocabulary: int
+    atol: float | None
 
 
 @dataclass(frozen=True)
@@ -21,8 +40,8 @@ class OfflineTools:
 
     `package` writes the folder from the canonical graph in place of one model.onnx, and returns
     its manifest and notes; `predict` says what it would cost, None where nothing is known;
-    `lint` checks an ONNX file; `runs_as` says what becomes of a "triangle", "windowed" or "dense"
-    layer.
+    `lint` checks an ONNX file; `verify` runs the folder beside its source, and returns the
+    comparisons and notes; `runs_as` says what becomes of a "triangle", "windowed" or "dense" layer.
     """
 
     package: Callable[
@@ -30,6 +49,7 @@ class OfflineTools:
     ]
     predict: Callable[[ir.Model, Manifest, ExportOptions], Prediction | None]
     lint: Callable[[Path, AscendRequest], list[Finding]]
+    verify: Callable[[OfflineCheck], tuple[list[VerifyReport], list[str]]]
     runs_as: Callable[[ExportOptions], Mapping[str, str]]
 
 

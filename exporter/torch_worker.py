@@ -72,12 +72,29 @@ def _load(folder: Path, dtype: str) -> Any:
             f"{folder} lacks {len(names)} weights of its model, {names[0]} among them; "
             "give a complete folder"
         )
+    if model.dtype == torch.float16:
+        _refuse_overflow(model)
     if model.dtype == torch.bfloat16:
         _logger.warning(
             "the weights are bfloat16, for which ONNX Runtime's CPU provider has no kernels; "
             "for the CPU export with --target cpu, which makes them float32"
         )
     return model.eval()
+
+
+def _refuse_overflow(model: Any) -> None:
+    """Weights beyond 65504 are infinite in float16; nothing else may make them so either."""
+    bad = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise RefusedError(
+            f"the weight {bad[0]}{more} holds numbers beyond 65504, the largest of float16; export "
+            "the model in its own type, or in float32"
+        )
 
 
 @contextmanager

@@ -27,13 +27,14 @@ _BEYOND: Final = 64  # tokens of the long prompt after the first one that drops 
 
 
 @dataclass(frozen=True)
-class _Model:
+class OpenModel:
     """An open session and what its inputs are called."""
 
     session: Any
     manifest: Manifest
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """All outputs by name; feeds that the model has no input for are left out."""
         known = {value.name for value in self.session.get_inputs()}
         names = [value.name for value in self.session.get_outputs()]
         used = {name: array for name, array in feeds.items() if name in known}
@@ -57,18 +58,18 @@ def verify_export(
     Raises:
         ExportError: a model does not open or run.
     """
-    checks = _Checks(manifest, vocabulary, atol)
+    checks = Checks(manifest, vocabulary, atol)
     exported = folder / manifest.model_file
-    library, notes = _library()
-    ours = _open(exported, manifest, library)
-    theirs = _open(source, manifest, library)
+    library, notes = find_library()
+    ours = open_model(exported, manifest, library)
+    theirs = open_model(source, manifest, library)
     exact = manifest.pattern.exact_length if manifest.triangle_layers else None
     short = min(_SHORT, exact - 1) if exact else _SHORT
     reports = checks.short(ours, theirs, max(short, 2))
     del theirs
     if library is not None and manifest.triangle_layers and exact is not None:
         with _canonical(exported) as canonical:
-            fallback = _open(canonical, manifest, None)
+            fallback = open_model(canonical, manifest, None)
         reports.append(checks.long(ours, fallback, exact + _BEYOND))
     return reports, notes
 
@@ -89,14 +90,16 @@ def _canonical(path: Path) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-def _library() -> tuple[Path | None, list[str]]:
+def find_library() -> tuple[Path | None, list[str]]:
+    """The native library, or None and a note that says why."""
     try:
         return library_path(), []
     except LibraryNotFoundError as error:
         return None, [f"verify: the kernel was not compared: {error}"]
 
 
-def _open(path: Path, manifest: Manifest, library: Path | None) -> _Model:
+def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenModel:
+    """Opens a session on the manifest's device; raises ExportError where that fails."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -110,46 +113,50 @@ def _open(path: Path, manifest: Manifest, library: Path | None) -> _Model:
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         line = str(error).splitlines()[0][:300]
         raise ExportError(f"verification: {path} does not open: {line}") from error
-    return _Model(session, manifest)
+    return OpenModel(session, manifest)
 
 
 @dataclass(frozen=True)
-class _Checks:
+class Checks:
+    """Comparisons on random prompts; `manifest` names the source's inputs and outputs."""
+
     manifest: Manifest
     vocabulary: int
     atol: float | None
 
-    def short(self, ours: _Model, theirs: _Model, tokens: int) -> list[VerifyReport]:
+    def short(self, ours: OpenModel, theirs: OpenModel, tokens: int) -> list[VerifyReport]:
         """A prefill, and a decode step after it, against the source."""
-        ids = self._ids(2, tokens)
+        ids = self.ids(2, tokens)
         mask = np.ones((2, tokens), np.int64)
         padded = self.manifest.left_padding and tokens > _PADS
         if padded:
             mask[1, :_PADS] = 0
-        feeds = self._feeds(ids, mask)
+        feeds = self.feeds(ids, mask)
         name = "short prompt, one row padded" if padded else "short prompt"
         first, first_source = ours.run(feeds), theirs.run(feeds)
-        reports = [self._compare(name, tokens, first, first_source)]
+        reports = [self.compare(name, tokens, first, first_source)]
         if self.manifest.cache:
             mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
-            step = self._feeds(self._ids(2, 1), mask)
+            step = self.feeds(self.ids(2, 1), mask)
             results = [
-                model.run({**step, **self._carried(before)})
+                model.run({**step, **self.carried(before)})
                 for model, before in ((ours, first), (theirs, first_source))
             ]
-            reports.append(self._compare("decode step", tokens + 1, *results))
+            reports.append(self.compare("decode step", tokens + 1, *results))
         return reports
 
-    def long(self, kernel: _Model, fallback: _Model, tokens: int) -> VerifyReport:
+    def long(self, kernel: OpenModel, fallback: OpenModel, tokens: int) -> VerifyReport:
         """A prompt of which keys are dropped: the kernel against the function body."""
-        feeds = self._feeds(self._ids(1, tokens), np.ones((1, tokens), np.int64))
+        feeds = self.feeds(self.ids(1, tokens), np.ones((1, tokens), np.int64))
         name = "long prompt, kernel against function body"
-        return self._compare(name, tokens, kernel.run(feeds), fallback.run(feeds))
+        return self.compare(name, tokens, kernel.run(feeds), fallback.run(feeds))
 
-    def _ids(self, batch: int, length: int) -> Array:
+    def ids(self, batch: int, length: int) -> Array:
+        """Random tokens `[B, length]`, the same for a length each time."""
         return np.random.default_rng(length).integers(0, self.vocabulary, (batch, length))
 
-    def _feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
+    def feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
+        """A call over an empty cache; `mask` `[B, T]` ends with the columns of `ids` `[B, S]`."""
         manifest = self.manifest
         length = ids.shape[1]
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -length:]
@@ -165,7 +172,7 @@ class _Checks:
                 feeds[name] = np.zeros(shape, np.dtype(manifest.cache_dtype))
         return feeds
 
-    def _carried(self, before: dict[str, Array]) -> dict[str, Array]:
+    def carried(self, before: dict[str, Array]) -> dict[str, Array]:
         """The presents of one call as the pasts of the next."""
         carried = {}
         for layer in self.manifest.cache:
@@ -173,7 +180,7 @@ class _Checks:
             carried[layer.past_value] = before[layer.present_value]
         return carried
 
-    def _compare(
+    def compare(
         self, name: str, tokens: int, ours: dict[str, Array], theirs: dict[str, Array]
     ) -> VerifyReport:
         """Logits of the last position (real in every row) of both."""

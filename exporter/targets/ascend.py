@@ -13,6 +13,7 @@ from trianglemix.exporter.ascend.folder import Progress, plan_folder, write_fold
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.prediction import Prediction, predict
 from trianglemix.exporter.ascend.soc import find_soc
+from trianglemix.exporter.ascend.verify import verify_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import AscendRequest, ExportOptions
 from trianglemix.exporter.target import OfflineTools, Target
@@ -22,7 +23,10 @@ def _package(
     model: ir.Model, manifest: Manifest, folder: Path, options: ExportOptions, progress: Progress
 ) -> tuple[Manifest, list[str]]:
     ascend = plan_folder(model, manifest, options.ascend or AscendRequest())
-    return write_folder(ascend, manifest, folder, progress)
+    manifest, notes = write_folder(ascend, manifest, folder, progress)
+    if options.last_token_logits:
+        notes.append("--last-token-logits changes nothing: static graphs give no others")
+    return manifest, notes
 
 
 def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Prediction | None:
@@ -55,5 +59,7 @@ TARGET: Final = Target(
     lower=(),
     lower_dense_twin=(),
     left_padding=False,
-    offline=OfflineTools(package=_package, predict=_predict, lint=_lint, runs_as=_runs_as),
+    offline=OfflineTools(
+        package=_package, predict=_predict, lint=_lint, verify=verify_folder, runs_as=_runs_as
+    ),
 )

@@ -1,0 +1,166 @@
+"""`--verify`, `--last-token-logits` and `--dtype` of the target ascend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.custom_ops.static_graphs import Lowering
+from trianglemix.exporter.ascend import verify
+from trianglemix.exporter.ascend.lint import has_errors, lint_file
+from trianglemix.exporter.ascend.soc import find_soc
+from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
+from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.report import ExportReport
+from trianglemix.runtime.session import TriangleSession
+
+from tests.exporter.ascend.exported import (
+    CHUNK,
+    PATTERN,
+    SLOTS,
+    TRIANGLE,
+    Silent,
+    last_logits,
+    prompt,
+    tiny_source,
+)
+from tests.exporter.ascend.half_model import save_half
+from tests.tiny_models import tiny_folder
+
+_NAMES = [
+    "prompt in the tail",
+    "prompt in chunks and the tail",
+    "decode step",
+    "long prompt against the operator's kernel",
+]
+
+
+def verified(
+    source: Path, output: Path, lowering: Lowering = "block", dense: bool = False
+) -> ExportReport:
+    options = ExportOptions(
+        source,
+        output,
+        target="ascend",
+        layers=LayerRequest() if dense else TRIANGLE,
+        pattern=PATTERN,
+        dense=dense,
+        verify=True,
+        last_token_logits=True,
+        ascend=AscendRequest("Ascend910B3", CHUNK, SLOTS, None, lowering),
+    )
+    return export(options, Silent())
+
+
+@pytest.mark.parametrize("lowering", ["block", "custom"])
+def test_verify_compares_source_and_kernel(lowering: Lowering, tmp_path: Path) -> None:
+    source = save_half(tiny_source(), tmp_path / "half" / "model.onnx")
+    report = verified(source, tmp_path / "out", lowering)
+    assert [check.name for check in report.verification] == _NAMES
+    assert [check.tokens for check in report.verification] == [16, 44, 45, 112]
+    assert all(check.passed for check in report.verification)
+    assert any("--last-token-logits changes nothing" in note for note in report.notes)
+    assert Manifest.load(tmp_path / "out").last_token_logits
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_the_dense_twin_has_no_kernel_to_be_compared_with(tmp_path: Path) -> None:
+    report = verified(tiny_source("qwen3", "dynamo-sdpa-20"), tmp_path / "out", dense=True)
+    assert [check.name for check in report.verification] == _NAMES[:3]
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_comparison_can_fail(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of one kind of call are spoiled; nothing is left behind."""
+    read, calls = verify._StaticModel.read, iter(_NAMES)
+
+    def spoiled(self: object, *arguments: object, **named: object) -> dict[str, np.ndarray]:
+        logits = read(self, *arguments, **named)  # type: ignore[arg-type]
+        factor = 2.0 if next(calls) == name else 1.0
+        return {key: array * factor for key, array in logits.items()}
+
+    monkeypatch.setattr(verify._StaticModel, "read", spoiled)
+    with pytest.raises(ExportError, match=rf"verification failed: {name}"):
+        verified(tiny_source("qwen3"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_is_not_stored_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify._StaticModel, "_store", lambda *_: None)
+    with pytest.raises(ExportError, match="verification failed: prompt in chunks and the tail"):
+        verified(tiny_source("qwen3"), tmp_path / "out")
+
+
+def test_a_source_that_keeps_the_last_logits_only(tmp_path: Path) -> None:
+    options = ExportOptions(
+        tiny_source(), tmp_path / "cpu", layers=TRIANGLE, last_token_logits=True
+    )
+    export(options, Silent())
+    with pytest.raises(ExportError, match="keeps the last token's logits only, by the attention"):
+        verified(tmp_path / "cpu" / "model.onnx", tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def brain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a bfloat16 folder."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("brain")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype="bfloat16")
+    model.save_pretrained(folder)
+    return folder
+
+
+def export_folder(source: Path, output: Path, dtype: str, soc: str) -> None:
+    request = AscendRequest(soc, CHUNK, SLOTS, dtype=dtype)  # type: ignore[arg-type]
+    options = ExportOptions(
+        source, output, target="ascend", layers=TRIANGLE, pattern=PATTERN, ascend=request
+    )
+    export(options, Silent())
+
+
+def test_bfloat16_folder_in_float16_for_a_chip_without(brain_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="bfloat16, which Ascend310P3 does not have; add --dtype"):
+        export_folder(brain_folder, tmp_path / "out", "auto", "Ascend310P3")
+    export_folder(brain_folder, tmp_path / "out", "float16", "Ascend310P3")
+    assert Manifest.load(tmp_path / "out").cache_dtype == "float16"
+    for file in (tmp_path / "out").glob("*.onnx"):
+        assert not has_errors(lint_file(file, find_soc("Ascend310P3")))
+        types = {tensor.data_type for tensor in onnx.load(file).graph.initializer}
+        assert onnx.TensorProto.BFLOAT16 not in types
+    options = ExportOptions(brain_folder, tmp_path / "cpu", layers=TRIANGLE, pattern=PATTERN)
+    export(options, Silent())  # float32
+    half, full = (TriangleSession.from_folder(tmp_path / name) for name in ("out", "cpu"))
+    for length in (9, 90):
+        got, want = (last_logits(session, prompt(length)) for session in (half, full))
+        assert np.abs(got - want).max() < 3e-2 * np.abs(want).max()
+
+
+def test_a_weight_that_float16_cannot_hold_is_named(brain_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(brain_folder, dtype="bfloat16")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = 70000.0
+    model.save_pretrained(tmp_path / "large")
+    message = r"weight model\.layers\.1\.mlp\.up_proj\.weight holds numbers beyond 65504"
+    with pytest.raises(RefusedError, match=message):
+        export_folder(tmp_path / "large", tmp_path / "out", "float16", "Ascend310P3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_keeps_its_types(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--dtype float16 is for a Hugging Face folder"):
+        export_folder(tiny_source(), tmp_path / "out", "float16", "Ascend310P3")
+
+
+def test_bfloat16_graphs_cannot_be_verified_here(brain_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="computes nothing in bfloat16; leave --verify out"):
+        verified(brain_folder, tmp_path / "out")
