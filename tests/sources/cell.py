@@ -21,6 +21,7 @@ from trianglemix.exporter.report import ExportReport
 from trianglemix.exporter.sites import Sites
 
 from tests.sources.decoder import Decoder
+from tests.sources.expert_nodes import runnable_here
 from tests.sources.oracle import Oracle, Text, Triangle
 
 Array = NDArray[Any]
@@ -30,6 +31,7 @@ _KEEP_ALL: Final = PatternRequest(0, -1, 1)
 _TOLERANCE: Final = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest error, as a share of the largest logit."""
 _TWIN: Final = "compared with the source's twin, which the CPU provider runs"
+_EXPERTS: Final = "MoE nodes, which the CPU provider lacks, in standard operators on both sides"
 _SOURCE_TOLERANCE: Final = {"float32": 2e-3, "float16": 3e-2, "bfloat16": 2e-1}
 """How far a source may be from its family's float64 model and still count as right."""
 
@@ -159,9 +161,9 @@ class _Comparison:
     def __init__(self, cell: Cell, paths: CellPaths, place: Path) -> None:
         self._cell = cell
         self._paths = paths
-        self._kept, self._small = place / "kept", place / "small"
+        self._place = place
         self._oracle = oracle_of(paths.folder)
-        self._manifest = Manifest.load(self._kept)
+        self._manifest = Manifest.load(place / "kept")
         self._int4 = "int4" in cell.route
         self._worst: dict[str, float] = {}
         self._notes: list[str] = []
@@ -193,8 +195,7 @@ class _Comparison:
 
     def _compare_kept(self, trials: list[_Trial]) -> None:
         """Everything kept: kernel and function body against the source, or else the oracle."""
-        kernel = Decoder(self._kept / "model.onnx", self._manifest, kernel=True)
-        body = Decoder(self._kept / "model.onnx", self._manifest, kernel=False)
+        kernel, body = self._exported("kept", self._manifest)
         sources = self._sources()
         for trial in trials:
             wanted = self._source_logits(sources, trial)
@@ -211,15 +212,27 @@ class _Comparison:
             self._note("kept, kernel", kernel.logits(trial.text, trial.calls), wanted, trial)
             self._note("kept, body", body.logits(trial.text, trial.calls), wanted, trial)
 
+    def _exported(self, name: str, manifest: Manifest) -> tuple[Decoder, Decoder]:
+        """An export with the native kernel and on its function body."""
+        path = self._runnable(self._place / name / "model.onnx", name)
+        return Decoder(path, manifest, kernel=True), Decoder(path, manifest, kernel=False)
+
+    def _runnable(self, path: Path, name: str) -> Path:
+        runnable = runnable_here(path, self._place / f"{name}-runnable")
+        if runnable != path and _EXPERTS not in self._notes:
+            self._notes.append(_EXPERTS)
+        return runnable
+
     def _sources(self) -> list[Decoder]:
         """The source, if it opens here; then its twin, if it has one."""
         sources = []
-        for path in (self._paths.source, self._paths.twin):
+        for name, path in (("source", self._paths.source), ("twin", self._paths.twin)):
             try:
                 if path is not None:
+                    path = self._runnable(path, name)
                     sources.append(Decoder(path, self._manifest, kernel=False))
             except Exception as error:  # ONNX Runtime's errors share no base class of their own
-                self._notes.append(f"{path} does not open on the CPU: {str(error)[:200]}")
+                self._notes.append(f"the {name} does not open on the CPU: {str(error)[:200]}")
         return sources
 
     def _source_logits(self, sources: list[Decoder], trial: _Trial) -> Array | None:
@@ -258,9 +271,8 @@ class _Comparison:
 
     def _compare_small(self, trials: list[_Trial]) -> None:
         """A small window: against the float64 model with the same mask."""
-        manifest = Manifest.load(self._small)
-        kernel = Decoder(self._small / "model.onnx", manifest, kernel=True)
-        body = Decoder(self._small / "model.onnx", manifest, kernel=False)
+        manifest = Manifest.load(self._place / "small")
+        kernel, body = self._exported("small", manifest)
         trusted = self._knows_truth()
         for trial in trials:
             triangle = Triangle(frozenset(manifest.triangle_layers), PATTERN, trial.prompt)

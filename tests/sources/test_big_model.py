@@ -24,7 +24,7 @@ def _export(source: Path, output: Path) -> tuple[float, int]:
         "peak = int(status[status.index('VmHWM:') + 1])\n"  # ru_maxrss counts the parent's, too
         "print(usage.ru_utime + usage.ru_stime, peak * 1024)"
     )
-    arguments = [str(source), "-o", str(output), "--layers", "16-31", "--quiet"]
+    arguments = [str(source), "-o", str(output), "--layers=16-31", "--weights=link", "--quiet"]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
     )
