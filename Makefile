@@ -28,12 +28,12 @@ check: setup lint types imports test
 
 format: setup
 	$(BIN)/ruff check --fix -q . && $(BIN)/ruff format -q .
-	find custom_ops/src -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	find custom_ops tests/custom_ops -name '*.h' -o -name '*.cc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find custom_ops/src -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	find custom_ops tests/custom_ops -name '*.h' -o -name '*.cc' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: setup
 	$(BIN)/mypy
