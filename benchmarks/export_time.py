@@ -184,7 +184,7 @@ def _time_weights(rounds: int) -> dict[str, Any]:
     source = place / "big"
     try:
         size = make_big_model(source)
-        linked = [_one_big(source, place / "out") for _ in range(rounds)]
+        linked = [_one_big(source, place / "out", "--weights", "link") for _ in range(rounds)]
         copied = _one_big(source, place / "out", "--weights", "copy")
         command = ["cp", "--sparse=never", "--reflink=never"]
         start = time.perf_counter()

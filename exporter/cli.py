@@ -67,10 +67,10 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 @click.option("--last-token-logits", is_flag=True, help="Logits of each row's last token only.")
 @click.option(
     "--weights",
-    type=click.Choice(["link", "copy"]),
-    default="link",
+    type=click.Choice(["copy", "link"]),
+    default="copy",
     show_default=True,
-    help="External weights: hard links where possible, or copies.",
+    help="External weights: files of their own, or hard links of the source's.",
 )
 @click.option(
     "--prompt-length",

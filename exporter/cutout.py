@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.walk import is_op
+from trianglemix.exporter.walk import constant_array, is_op
 
 Array = NDArray[Any]
 
@@ -173,7 +173,7 @@ class _Copier:
                 raise CutError(f"{value.name} is given to the graph, not computed by it")
             if tensor.nbytes > _MAX_CONSTANT_BYTES:
                 raise CutError(f"constant {value.name} of {tensor.nbytes} bytes takes part in it")
-            array = tensor.numpy()
+            array = constant_array(tensor)
             if tensor.dtype in _HALF:
                 array = array.astype(np.float32)
             name = f"constant_{len(self._initializers)}"

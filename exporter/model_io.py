@@ -11,8 +11,8 @@ from typing import Final
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.file_copy import Placed, place_file
 from trianglemix.exporter.options import Weights
-from trianglemix.exporter.output_folder import link_or_copy
 from trianglemix.exporter.proto_size import (
     INLINE_DATA_FILE,
     check_proto_size,
@@ -89,7 +89,7 @@ def load_model(path: Path) -> ir.Model:
     if not list(model.graph) and not model.graph.inputs:
         raise ExportError(f"{path} holds no graph; it is empty, cut off or not an ONNX model")
     for tensor in external_tensors(model):
-        _check_external(tensor, path.parent)
+        _check_external(tensor, path)
     return model
 
 
@@ -100,13 +100,17 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             yield value.const_value
 
 
-def _check_external(tensor: ir.ExternalTensor, folder: Path) -> None:
+def _check_external(tensor: ir.ExternalTensor, model: Path) -> None:
+    """The rule is ONNX Runtime's: a link may lead into the folder where the model itself lies, or
+    where the model's own link leads, as in a Hugging Face cache."""
+    folder = model.parent
     location = PurePosixPath(tensor.location)
     what = f"external data {tensor.location} of {tensor.name}"
     if location.is_absolute() or ".." in location.parts:
         raise ExportError(f"{what} lies outside the model's folder {folder}; put it inside")
     file = folder / location
-    if not file.resolve().is_relative_to(folder.resolve()) and file.exists():
+    homes = (folder.resolve(), model.resolve().parent)
+    if not any(file.resolve().is_relative_to(home) for home in homes) and file.exists():
         raise ExportError(f"{what} is a link that leads outside {folder}; put the file inside")
     if not file.is_file():
         raise ExportError(f"{what} is missing in {folder}; put it beside the model")
@@ -123,9 +127,9 @@ def save_model(
 ) -> list[str]:
     """Writes `folder/model.onnx` and its data files; returns notes for the report.
 
-    External files keep their names. They are hard links with `link`, where the file system
-    allows it, else copies. Weights that were inside the proto stay there if they are few, else
-    they go to one data file.
+    External files keep their names, as files of their own or as hard links of the source's
+    (`weights`). Weights that were inside the proto stay there if they are few, else they go to
+    one data file.
 
     Raises:
         ExportError: the disk is full, or a file cannot be written.
@@ -148,22 +152,36 @@ def _place_external(
     locations = sorted({str(PurePosixPath(t.location)) for t in external_tensors(model)})
     taken = {MODEL_FILE, INLINE_DATA_FILE, "manifest.json", "export_report.json"}
     sizes = {location: (source / location).stat().st_size for location in locations}
-    total, done, copied = sum(sizes.values()), 0, 0
+    total, done = sum(sizes.values()), 0
+    placed: dict[Placed, int] = {"linked": 0, "cloned": 0, "copied": 0}
     for location in locations:
         if location in taken:
             raise ExportError(f"the model's data file is named {location}, as one of the output's")
-        linked = link_or_copy(
+        how = place_file(
             source / location,
             folder / location,
             link=weights == "link",
             progress=lambda part, before=done: progress(before + part, total),  # type: ignore[misc]
         )
-        copied += 0 if linked else sizes[location]
+        placed[how] += sizes[location]
         done += sizes[location]
         progress(done, total)
-    if copied and weights == "link":
-        return [f"weights copied ({copied >> 20} MiB): the output is on another file system"]
-    return []
+    return [_note(how, size >> 20, weights) for how, size in placed.items() if size]
+
+
+def _note(how: Placed, mebibytes: int, weights: Weights) -> str:
+    """What the user should know of data files that were placed so."""
+    if how == "linked":
+        return (
+            f"weights linked ({mebibytes} MiB shared with the source): ONNX Runtime reads them; "
+            "Python's onnx and onnx_ir refuse files with several hard links, the source's as well "
+            "while both exist"
+        )
+    if weights == "link":
+        return f"weights {how} ({mebibytes} MiB): no hard links here (another file system?)"
+    if how == "cloned":
+        return f"weights cloned ({mebibytes} MiB, blocks shared with the source's)"
+    return f"weights copied ({mebibytes} MiB); --weights link shares the source's files instead"
 
 
 def copy_companions(source: Path, folder: Path) -> list[str]:
@@ -172,7 +190,7 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
     for pattern in _COMPANIONS:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and not (folder / file.name).exists():
-                link_or_copy(file, folder / file.name, link=False, progress=lambda part: None)
+                place_file(file, folder / file.name, link=False, progress=lambda part: None)
                 copied.append(file.name)
     return copied
 

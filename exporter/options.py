@@ -11,7 +11,8 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError
 
-Weights = Literal["link", "copy"]
+Weights = Literal["copy", "link"]
+"""Files of their own (clones where the file system has them), or hard links of the source's."""
 Dtype = Literal["auto", "float32", "float16"]
 
 
@@ -72,7 +73,7 @@ class ExportOptions:
     pattern: PatternRequest = field(default_factory=PatternRequest)
     dense: bool = False
     last_token_logits: bool = False
-    weights: Weights = "link"
+    weights: Weights = "copy"
     prompt_length: int = 32768
     dry_run: bool = False
     verify: bool = False

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from trianglemix.custom_ops import manifest
 from trianglemix.exporter.errors import ExportError
-
-_CHUNK: Final = 1 << 20
 
 
 @contextmanager
@@ -72,29 +69,3 @@ def _put_in_place(partial: Path, output: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
-
-
-def link_or_copy(
-    source: Path, target: Path, *, link: bool, progress: Callable[[int], None]
-) -> bool:
-    """Puts a file at `target`: a hard link where asked for and possible, else a copy.
-
-    A symbolic link in the source is followed. Returns whether it was linked. `progress` hears
-    the bytes copied so far.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if link:
-        try:
-            os.link(source.resolve(), target)
-        except OSError:
-            pass  # another file system, or one without links: a copy does as well
-        else:
-            return True
-    done = 0
-    buffer = memoryview(bytearray(_CHUNK))  # one for all: fresh ones cost more than the disk
-    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
-        while size := reader.readinto(buffer):
-            writer.write(buffer[:size])
-            done += size
-            progress(done)
-    return False

@@ -40,7 +40,7 @@ from trianglemix.exporter.model_io import (
     save_model,
 )
 from trianglemix.exporter.normalize import normalize
-from trianglemix.exporter.options import ExportOptions
+from trianglemix.exporter.options import ExportOptions, Weights
 from trianglemix.exporter.output_folder import output_folder
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.exporter.registry import all_patterns, all_targets
@@ -232,7 +232,10 @@ def _save(
     model: ir.Model, source: Source, folder: Path, options: ExportOptions, observer: Observer
 ) -> list[str]:
     """The model's files, and genai's configuration where the source has one."""
-    notes = save_model(model, source.path.parent, folder, options.weights, observer.progress)
+    ours = source.path.is_relative_to(folder)  # made on the way, and soon to be removed
+    weights: Weights = "link" if ours else options.weights
+    notes = save_model(model, source.path.parent, folder, weights, observer.progress)
+    notes = [] if ours else notes
     library = any(is_triangle_attention(node) for node in model.graph)
     notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
     return notes

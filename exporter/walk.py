@@ -46,7 +46,21 @@ def needed_input(node: ir.Node, index: int) -> ir.Value:
 def small_constant(value: ir.Value | None, limit: int = 64) -> np.ndarray | None:
     """A constant of at most `limit` elements, as an array; None for everything else."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.size > limit else tensor.numpy()
+    return None if tensor is None or tensor.size > limit else constant_array(tensor)
+
+
+def constant_array(tensor: ir.TensorProtocol) -> np.ndarray:
+    """A constant's numbers, from the proto or from a data file.
+
+    The loader has checked where the file lies. onnx_ir would check again where a base folder is
+    given, and refuse what ONNX Runtime reads: files with several hard links, links of a cache.
+    """
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.ExternalTensor(
+            tensor.path, tensor.offset, tensor.length, tensor.dtype,
+            shape=tensor.shape, name=tensor.name,
+        )  # fmt: skip
+    return tensor.numpy()
 
 
 def content_values(graph: ir.Graph) -> set[ir.Value]:

@@ -97,6 +97,9 @@ def test_the_pattern_changes_the_long_prompt() -> None:
 def test_hugging_face_folder_generates_the_source_tokens(family: str, tmp_path: Path) -> None:
     layers = LAYERS.get(family, DEFAULT_LAYERS)
     session = exported(tiny_folder(family), tmp_path / "out", layers)
+    data = [path for path in (tmp_path / "out").iterdir() if ".data" in path.name]
+    assert data
+    assert all(path.stat().st_nlink == 1 for path in data), "a link to the work folder stayed"
     session.stop_ids = frozenset()
     for length, triangle in ((SHORT, False), (LONG, True)):
         result = session.generate(prompt(length), NEW_TOKENS)

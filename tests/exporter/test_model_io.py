@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter import output_folder
+from trianglemix.exporter import file_copy
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.model_io import find_source
 from trianglemix.exporter.patterns.softmax import PATTERN
@@ -40,15 +44,29 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_links_share_the_file_and_copies_do_not(source: Path, tmp_path: Path) -> None:
-    export_to(source, tmp_path / "linked", layers=(1,))
-    export_to(source, tmp_path / "copied", layers=(1,), weights="copy")
-    original, linked, copied = (
-        (folder / DATA).stat()
-        for folder in (source.parent, tmp_path / "linked", tmp_path / "copied")
-    )
+def test_an_export_has_files_of_its_own_and_both_models_stay_readable(
+    source: Path, tmp_path: Path
+) -> None:
+    report = export_to(source, tmp_path / "out", layers=(1,))
+    for folder in (source.parent, tmp_path / "out"):
+        assert (folder / DATA).stat().st_nlink == 1
+        onnx.load(folder / "model.onnx")  # refuses files with several hard links
+        onnx.checker.check_model(str(folder / "model.onnx"))
+        for value in ir.load(folder / "model.onnx").graph.initializers.values():
+            assert value.const_value is not None
+            value.const_value.numpy()  # refuses them, too
+    assert (tmp_path / "out" / DATA).read_bytes() == (source.parent / DATA).read_bytes()
+    assert any(re.match("weights (copied|cloned)", note) for note in report.notes)
+
+
+def test_links_share_the_file_and_say_what_that_costs(source: Path, tmp_path: Path) -> None:
+    report = export_to(source, tmp_path / "linked", layers=(1,), weights="link")
+    export_to(source, tmp_path / "copied", layers=(1,))
+    original, linked = ((folder / DATA).stat() for folder in (source.parent, tmp_path / "linked"))
     assert linked.st_ino == original.st_ino
-    assert copied.st_ino != original.st_ino
+    assert any("onnx and onnx_ir refuse" in note for note in report.notes)
+    with pytest.raises(onnx.checker.ValidationError, match="hard links"):
+        onnx.load(source)  # else the note, and the default, are out of date
     ids = random_ids(1, 30)
     assert_close(
         Session.of(tmp_path / "linked").logits(ids), Session.of(tmp_path / "copied").logits(ids), 0
@@ -61,26 +79,101 @@ def test_another_file_system_gets_copies_and_is_told(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(output_folder.os, "link", refuse)
-    report = export_to(source, tmp_path / "out", layers=(1,))
+    monkeypatch.setattr(file_copy.os, "link", refuse)
+    report = export_to(source, tmp_path / "out", layers=(1,), weights="link")
     assert any("another file system" in note for note in report.notes)
     assert (tmp_path / "out" / DATA).read_bytes() == (source.parent / DATA).read_bytes()
+
+
+@pytest.mark.parametrize("chunks", [0, 1])
+def test_a_kernel_that_cannot_copy_is_helped_out(
+    chunks: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems refuse from the start, some in the middle."""
+    whole, left = os.copy_file_range, [chunks]
+
+    def copy(reader: int, writer: int, _: int) -> int:
+        if not left[0]:
+            raise OSError(18, "Invalid cross-device link")
+        left[0] -= 1
+        return whole(reader, writer, 1000)
+
+    monkeypatch.setattr(file_copy.os, "copy_file_range", copy)
+    export_to(source, tmp_path / "out", layers=(1,))
+    assert (tmp_path / "out" / DATA).read_bytes() == (source.parent / DATA).read_bytes()
+
+
+def test_a_clone_is_taken_where_there_are_any(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clone(writer: int, request: int, reader: int) -> None:
+        assert request == 0x40049409
+        os.sendfile(writer, reader, 0, os.fstat(reader).st_size)
+
+    monkeypatch.setattr(file_copy.fcntl, "ioctl", clone)
+    report = export_to(source, tmp_path / "out", layers=(1,))
+    assert any("weights cloned" in note for note in report.notes)
+    assert (tmp_path / "out" / DATA).read_bytes() == (source.parent / DATA).read_bytes()
+
+
+def test_no_room_for_a_copy_is_said_before_the_disk_is_full(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        file_copy.shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=1000)
+    )
+    monkeypatch.setattr(file_copy, "_clone", lambda reader, writer: False)
+    with pytest.raises(ExportError, match=r"0\.0 GiB free.*--weights link"):
+        export_to(source, tmp_path / "out", layers=(1,))
+    assert not (tmp_path / "out").exists()
+    export_to(source, tmp_path / "out", layers=(1,), weights="link")
+
+
+def test_a_source_with_linked_data_is_read_all_the_same(tmp_path: Path) -> None:
+    """Every constant outside the proto, in a file that has two names."""
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "model.onnx"
+    onnx.save(
+        ir.to_proto(PATTERN.example().model), str(path),
+        save_as_external_data=True, location="weights.bin", size_threshold=0,
+    )  # fmt: skip
+    os.link(path.with_name("weights.bin"), tmp_path / "other.bin")
+    report = export_to(path, tmp_path / "out", layers=(1,))
+    assert len(report.layers) == 3
+
+
+def test_a_hugging_face_cache_is_a_source(source: Path, tmp_path: Path) -> None:
+    """There the files of a snapshot are links to blobs with other names."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    (snapshot / "weights").mkdir(parents=True)
+    (snapshot / "model.onnx").symlink_to("../../blobs/1111")
+    (snapshot / DATA).symlink_to("../../../blobs/2222")
+    shutil.copy(source, blobs / "1111")
+    shutil.copy(source.parent / DATA, blobs / "2222")
+    ids = random_ids(1, 30)
+    export_to(source, tmp_path / "plain", layers=(1,))
+    expected = Session.of(tmp_path / "plain").logits(ids)
+    for weights in ("copy", "link"):
+        export_to(snapshot, tmp_path / weights, layers=(1,), weights=weights)
+        assert not (tmp_path / weights / DATA).is_symlink()
+        assert_close(Session.of(tmp_path / weights).logits(ids), expected, 0)
 
 
 def test_the_source_is_never_changed(source: Path, tmp_path: Path) -> None:
     before = _hashes(source.parent)
     stamps = {path: path.stat().st_mtime_ns for path in source.parent.rglob("*") if path.is_file()}
     export_to(source, tmp_path / "out", layers=(1,))
-    export_to(source, tmp_path / "out", layers=(2,), force=True, weights="copy")
+    export_to(source, tmp_path / "out", layers=(2,), force=True, weights="link")
     assert _hashes(source.parent) == before
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
 
 def test_an_export_survives_its_source_and_its_successor(source: Path, tmp_path: Path) -> None:
-    export_to(source, tmp_path / "first", layers=(1,))
+    export_to(source, tmp_path / "first", layers=(1,), weights="link")
     ids = random_ids(1, 30)
     expected = Session.of(tmp_path / "first").logits(ids)
-    export_to(tmp_path / "first", tmp_path / "second", layers=(1,))
+    export_to(tmp_path / "first", tmp_path / "second", layers=(1,), weights="link")
     for path in (source, source.parent / DATA):
         path.unlink()
     assert_close(Session.of(tmp_path / "second").logits(ids), expected)
@@ -175,7 +268,8 @@ _EXPORT = (
     "import sys\n"
     "from pathlib import Path\n"
     "from tests.exporter.exports import export_to\n"
-    "export_to(Path(sys.argv[1]), Path(sys.argv[2]), layers=(1,), last_token_logits=True)\n"
+    "export_to(Path(sys.argv[1]), Path(sys.argv[2]), layers=(1,), last_token_logits=True,"
+    " weights='link')\n"
     "status = Path('/proc/self/status').read_text().split()\n"
     "print(status[status.index('VmHWM:') + 1])\n"  # ru_maxrss would count the parent's, too
 )
