@@ -216,12 +216,13 @@ class CubeCore {
     AscendC::LocalTensor<T> made = values_.template AllocTensor<T>();
     LoadBlock(task, block, size, call_.pastValue, call_.value, made);
     if (rows > block.count) {
-      AscendC::InitConstValueParams<T> zeros;
+      AscendC::InitConstValueParams<uint16_t> zeros;  // zero bits are zero in both types
       zeros.repeatTimes = size / kFractal;
       zeros.blockNum = rows - block.count;
       zeros.dstGap = block.count;
-      zeros.initValue = T(0);
-      AscendC::InitConstValue(made[block.count * kFractal], zeros);
+      zeros.initValue = 0;
+      AscendC::InitConstValue(made[block.count * kFractal].template ReinterpretCast<uint16_t>(),
+                              zeros);
     }
     values_.EnQue(made);
     return values_.template DeQue<T>();

@@ -19,6 +19,7 @@ constexpr float kTanhLimit = 40.0f;
 constexpr uint8_t kLaneBlocks = kLanes * sizeof(float) / 32;
 constexpr uint8_t kScoreBlocks = kBlockKeys * sizeof(float) / 32;
 
+// Every method ends with a barrier, so that the next may use what it made.
 template <typename T>
 class VectorCore {
  public:

@@ -58,6 +58,7 @@ struct Granule {
   uint32_t writeEpoch = 0;
   int readBlock = -1;
   std::array<uint32_t, kClocks> readEpoch{};
+  uint32_t readBefore = 0;  // by the pipe that reads it now, in an earlier instruction
 };
 
 // Local memory of a core, or one array in global memory.
@@ -83,7 +84,7 @@ struct Core {
   std::array<std::deque<Clock>, kFlags> second;  // to the cube core: those of vector core 2
   std::map<int, Clock> events;
   int buffers = 0;
-  std::map<int, int> queueBuffers;  // by position: each takes an event
+  std::map<int, int> queueBuffers;  // by pair of pipes: each takes an event
   std::string late;                 // found where nothing can be thrown
   ucontext_t context{};
   std::vector<char> stack;
@@ -179,16 +180,22 @@ class Instruction {
     if (granule.readBlock == -1) return;
     SHIM_CHECK(granule.readBlock == core_.block,
                Says(memory, at) + " writes what another block reads");
-    for (int clock = 0; clock < kClocks; ++clock)
+    const int self = core_.ClockOf(pipe_);
+    for (int clock = 0; clock < kClocks; ++clock) {
+      const uint32_t epoch = granule.readEpoch[clock];
+      const bool own = clock == self && epoch == epoch_;
       SHIM_CHECK(
-          Ordered(clock, granule.readEpoch[clock]),
+          Ordered(clock, own ? granule.readBefore : epoch),
           Says(memory, at) + " does not wait for a reader, pipe " + PipeName(clock % kPipes));
+    }
   }
 
   void Note(Granule& granule) {
     granule.readBlock =
         granule.readBlock == -1 || granule.readBlock == core_.block ? core_.block : -2;
-    granule.readEpoch[core_.ClockOf(pipe_)] = epoch_;
+    uint32_t& last = granule.readEpoch[core_.ClockOf(pipe_)];
+    if (last != epoch_) granule.readBefore = last;
+    last = epoch_;
   }
 
   Core& core_;

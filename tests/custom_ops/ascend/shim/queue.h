@@ -127,9 +127,10 @@ class TPipe {
   template <TPosition from, TPosition to, int32_t depth>
   bool InitBuffer(TQueBind<from, to, depth>& queue, uint8_t number, uint32_t size) {
     queue.memory_ = &shim::Current().Local(shim::KindOf(from));
-    int& events = shim::Current().queueBuffers[static_cast<int>(from)];
+    const QueuePipes pipes = PipesOf(from, to);
+    int& events = shim::Current().queueBuffers[pipes.producer * shim::kPipes + pipes.consumer];
     for (uint8_t i = 0; i < number; ++i) {
-      SHIM_CHECK(++events <= 8, "more than 8 queue buffers at one position: no event is left");
+      SHIM_CHECK(++events <= 8, "more than 8 queue buffers between two pipes: no event is left");
       const int64_t begin = Take(*queue.memory_, size);
       queue.buffers_.push_back({begin, begin + size});
     }
