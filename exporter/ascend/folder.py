@@ -61,7 +61,7 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
     attentions = [layer.attention for layer in layers]
     cost = CostModel(attentions, itemsize, _weight_elements(model), slots, chunk)
     if request.lowering == "custom":
-        check_custom(soc)
+        check_custom(soc, ((layer.dtype, layer.attention.shape) for layer in layers))
         plan = StaticPlan(slots, chunk, last, chunk, chunk, "custom")
     else:
         block = request.block or choose_block(cost, slots, soc)

@@ -7,12 +7,14 @@ from typing import Final
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.ascend.custom_operator import (
     ATTRIBUTES,
     INPUTS,
     OPERATOR,
+    TYPES,
     runs_custom_operator,
 )
 from trianglemix.exporter.ascend.finding import Rule, Severity
@@ -50,6 +52,14 @@ def _chip(model: LintModel) -> Iterator[Place]:
         )
 
 
+def _type(model: LintModel) -> Iterator[Place]:
+    for node in _nodes(model):
+        info = model.infos.get(node.input[0]) if node.input else None
+        if info is not None and ir.DataType(info.elem_type) not in TYPES:
+            kind = ir.DataType(info.elem_type).name.lower()
+            yield place_of(node), f"its query is {kind}, the package has float16 and bfloat16"
+
+
 def _wiring(model: LintModel) -> Iterator[Place]:
     """What the package's shape inference needs: every input, and a present as long as its past."""
     for node in _nodes(model):
@@ -83,5 +93,6 @@ _SOURCE: Final = "custom_ops/ascend: the operator's definition"
 RULES: Final = (
     Rule("custom-operator", Severity.WARNING, "atc error E16002 without a plugin", _package),
     Rule("custom-chip", Severity.ERROR, _SOURCE, _chip),
+    Rule("custom-type", Severity.ERROR, _SOURCE, _type),
     Rule("custom-wiring", Severity.ERROR, _SOURCE, _wiring),
 )

@@ -6,7 +6,6 @@ python -m tests.exporter.ascend.peak_memory          # the table of docs/experim
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from trianglemix.exporter.options import AscendRequest, LayerRequest
 from trianglemix.runtime.session import TriangleSession
 
 from tests.exporter.ascend.exported import LAST, export_ascend, last_logits, prompt, tiny_source
+from tests.exporter.ascend.half_model import save_half
 
 CHUNK: Final = 128
 SHORT, LONG = 2048, 16384
@@ -36,12 +36,14 @@ class Peak:
 
 
 def long_source(folder: Path) -> Path:
-    """The tiny Llama with a context of 32K; its rotation is computed, so it has no table's end."""
-    shutil.copytree(tiny_source("llama").parent, folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | {"max_position_embeddings": 32768}), encoding="utf-8")
-    return folder / "model.onnx"
+    """The tiny Llama in float16 with a context of 32K; beyond 2,048 its rotation stands still."""
+    folder.mkdir()
+    source = tiny_source("llama")
+    path = save_half(source, folder / "model.onnx")
+    config = json.loads((source.parent / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 2 * LONG
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
 
 
 def export_for(source: Path, output: Path, slots: int, lowering: str, layers: LayerRequest) -> Path:

@@ -103,13 +103,13 @@ def _other_of_the_domain(m: Model) -> str:
     return "other"
 
 
-def _triangle(m: Model, total: int = SLOTS, inputs: int = 9) -> str:
+def _triangle(m: Model, total: int = SLOTS, inputs: int = 9, dtype: type = np.float16) -> str:
     """The operator over a cache of 160 slots, as an export with the custom lowering has it."""
     m.opset_import.append(helper.make_opsetid("trianglemix", 1))
     for name, array in (
-        ("rows", np.zeros((1, 96, 64), np.float16)),
-        ("new", np.zeros((1, 96, 32), np.float16)),
-        ("past", np.zeros((1, 2, SLOTS, 16), np.float16)),
+        ("rows", np.zeros((1, 96, 64), dtype)),
+        ("new", np.zeros((1, 96, 32), dtype)),
+        ("past", np.zeros((1, 2, SLOTS, 16), dtype)),
         ("zero", np.zeros(1, np.int32)),
         ("total", np.array([total], np.int32)),
     ):
@@ -130,6 +130,10 @@ def _triangle(m: Model, total: int = SLOTS, inputs: int = 9) -> str:
 
 def _growing_present(m: Model) -> str:
     return _triangle(m, total=SLOTS + 96)
+
+
+def _single_precision(m: Model) -> str:
+    return _triangle(m, dtype=np.float32)
 
 
 def _fewer_inputs(m: Model) -> str:
@@ -321,6 +325,7 @@ FAULTS = [
     Fault("custom-operator", _triangle),
     Fault("custom-chip", _triangle, "Ascend310P3"),
     Fault("custom-chip", _triangle, "Ascend950PR_9599"),
+    Fault("custom-type", _single_precision),
     Fault("custom-wiring", _growing_present),
     Fault("custom-wiring", _fewer_inputs),
     Fault("custom-wiring", _no_scale),

@@ -13,6 +13,7 @@ from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequ
 from trianglemix.exporter.pipeline import export
 
 from tests.exporter.ascend.exported import PATTERN, Silent, tiny_source
+from tests.exporter.ascend.half_model import save_half
 from tests.exporter.ascend.peak_memory import LONG, SHORT, export_for, long_source, measure
 from tests.tiny_models import tiny_folder
 
@@ -64,6 +65,8 @@ def test_twice_the_cache_at_most_doubles_a_tensor(
 ) -> None:
     """A tensor with two axes of the cache's length would grow four times."""
     source = tiny_folder(family) if route == "folder" else tiny_source(family, route)
+    if lowering == "custom":
+        source = save_half(source, tmp_path / "half" / "model.onnx")
     once, twice = (
         sizes_of(export_slots(source, tmp_path / str(slots), slots, lowering, dense))
         for slots in (SLOTS, 2 * SLOTS)
