@@ -1,0 +1,107 @@
+"""Who may import whom (docs/conventions.md, decision 0011), read from the sources themselves.
+
+import-linter keeps the order of the layers; this names every direction, and the modules behind the
+narrow ones, so that a new one is a decision and not an accident.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PACKAGES: Final = (
+    "custom_ops", "exporter", "runtime", "pytorch", "evaluation", "analysis", "models",
+)  # fmt: skip
+ANYTHING: Final = frozenset({"*"})
+DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
+    ("exporter", "custom_ops"): ANYTHING,
+    ("runtime", "custom_ops"): ANYTHING,
+    ("pytorch", "custom_ops"): ANYTHING,
+    ("evaluation", "custom_ops"): ANYTHING,
+    ("evaluation", "runtime"): ANYTHING,
+    ("evaluation", "pytorch"): ANYTHING,
+    ("evaluation", "exporter"): frozenset({"plan", "options"}),
+    ("analysis", "custom_ops"): ANYTHING,
+    ("analysis", "pytorch"): ANYTHING,
+    ("analysis", "evaluation"): ANYTHING,
+    ("analysis", "exporter"): frozenset({"plan"}),
+    ("analysis", "runtime"): frozenset({"tokenizer"}),
+}
+"""Modules of the second package that the first may import."""
+HOMES: Final = {
+    "torch": ("analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/torch_"),
+    "transformers": ("analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/torch_"),
+    "onnxruntime": ("runtime/backends/ort", "exporter/cutout.py"),
+}
+"""Beginnings of the files that may name a large package."""
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Full names: of `from a.b import c` it is `a.b.c`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def _imports() -> tuple[tuple[str, str], ...]:
+    """`(file, imported name)` of every package's sources."""
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found += [(str(path.relative_to(ROOT)), name) for name in _imported(tree)]
+    return tuple(found)
+
+
+def _directions() -> Iterator[tuple[str, tuple[str, str], str]]:
+    """`(file, (importing, imported package), module)` across packages."""
+    for file, name in _imports():
+        root, *rest = name.split(".")
+        importing = file.split("/", 1)[0]
+        if root == "trianglemix" and rest and rest[0] in PACKAGES and rest[0] != importing:
+            yield file, (importing, rest[0]), rest[1] if len(rest) > 1 else ""
+
+
+def test_every_import_goes_an_allowed_way() -> None:
+    wrong = []
+    for file, direction, module in _directions():
+        allowed = DIRECTIONS.get(direction, frozenset())
+        if allowed != ANYTHING and module not in allowed:
+            wrong.append(f"{file} imports {'.'.join(filter(None, (direction[1], module)))}")
+    assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_no_direction_is_allowed_in_vain() -> None:
+    used = {(direction, module) for _, direction, module in _directions()}
+    for direction, modules in DIRECTIONS.items():
+        assert any(direction == way for way, _ in used), direction
+        if modules != ANYTHING:
+            assert {(direction, module) for module in modules} <= used, direction
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_large_packages_stay_where_they_are_needed(package: str) -> None:
+    files = {file for file, name in _imports() if name.split(".", 1)[0] == package}
+    assert files
+    assert not [file for file in sorted(files) if not file.startswith(HOMES[package])]
+
+
+@pytest.mark.parametrize("program", ["exporter", "runtime", "evaluation"])
+def test_programs_start_without_the_large_packages(program: str) -> None:
+    """They are imported when used: `--help` and a refusal need none of them."""
+    code = (
+        f"import sys, trianglemix.{program}.cli\nprint(*sorted(set(sys.modules) & {set(HOMES)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
