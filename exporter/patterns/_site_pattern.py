@@ -1,7 +1,7 @@
 """What every source pattern shares: refusals by name, and the site that one attention node states.
 
 A new pattern is a subclass of `SitePattern` in a file of its own; `multi_head_attention.py` is the
-shortest to copy. It says at which nodes it starts, why a node may not be taken, how one is read,
+one to copy. It says at which nodes it starts, why a node may not be taken, how one is read,
 and shows a tiny example model, which the shared tests then export and compare.
 """
 
