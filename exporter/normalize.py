@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Final
 
 import onnx
@@ -48,6 +49,23 @@ class RemoveEmptyConcatPass(ir.passes.InPlacePass):
             node.replace_input_with(index, value)
 
 
+class RenameTwinNodesPass(ir.passes.InPlacePass):
+    """A node whose name another has before it gets a number: ONNX Runtime refuses such a file."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        taken = {node.name for node in model.graph}
+        seen: set[str | None] = {None, ""}
+        modified = False
+        for node in model.graph:
+            if node.name in seen and node.name:
+                names = (f"{node.name}_{number}" for number in count(1))
+                node.name = next(name for name in names if name not in taken)
+                taken.add(node.name)
+                modified = True
+            seen.add(node.name)
+        return ir.passes.PassResult(model, modified)
+
+
 def normalize(model: ir.Model) -> None:
     """Constants become initializers, fused products and functions (not our own) come apart.
 
@@ -65,6 +83,7 @@ def normalize(model: ir.Model) -> None:
         RemoveEmptyConcatPass(),
         UnfuseMatMulPass(),
         common.RemoveUnusedNodesPass(),
+        RenameTwinNodesPass(),
     ]
     for step in passes:
         step(model)

@@ -194,6 +194,15 @@ def test_lengths_with_two_axes_are_carried(tmp_path: Path) -> None:
     assert outcome is Outcome.SAME, detail
 
 
+def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """ONNX Runtime refuses such a file; names of nodes mean nothing."""
+    model = _PATTERNS[_GQA].example().model
+    for node in _nodes(model, "MatMul")[-3:]:
+        node.name = "product"
+    outcome, detail = compare_models(*_export(model, tmp_path), Feeding.of(model))
+    assert outcome is Outcome.SAME, detail
+
+
 def test_norms_inside_equal_norms_outside(tmp_path: Path) -> None:
     """q_norm_weight and k_norm_weight, which ONNX Runtime has on CUDA only."""
     model = _PATTERNS[_GQA].example().model
