@@ -15,6 +15,7 @@ from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs, Stat
 from trianglemix.exporter.ascend import build_script, static_plan
 from trianglemix.exporter.ascend.cost import CostModel, choose_block, choose_dense_block
 from trianglemix.exporter.ascend.custom_operator import CUSTOM_OPERATOR, check_custom
+from trianglemix.exporter.ascend.dequantize import DEQUANTIZED, DequantizePass
 from trianglemix.exporter.ascend.finding import Finding, Severity
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.lint_model import LengthAxes
@@ -52,6 +53,7 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
         ExportError: an unknown chip, sizes that do not fit each other or the model's context.
         RefusedError: the source has no KV cache.
     """
+    DequantizePass()(model)
     soc = find_soc(request.soc)
     layers = tuple(read_layers(model, manifest.cache))
     slots = _slots(manifest, request)
@@ -82,6 +84,11 @@ def write_folder(
     weights = WeightFiles(folder, progress)
     graphs: dict[str, StaticGraph] = {}
     notes: list[str] = []
+    if DEQUANTIZED in ascend.model.meta:
+        notes.append(
+            f"the quantized weights of {ascend.model.meta[DEQUANTIZED]} nodes are plain ones here: "
+            "no operator that atc reads takes them"
+        )
     for kind in GraphKind:
         graph = build_graph(ascend, kind)
         weights.externalize(graph)

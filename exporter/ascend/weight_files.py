@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
 
 FOLDER: Final = "weights"
@@ -79,10 +80,13 @@ def inline_small_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _INLINE_BYTES:
-            content = b"".join(_pieces(tensor))
-            shape = tensor.shape.numpy()
-            array = np.frombuffer(content, tensor.dtype.numpy()).reshape(shape)
-            value.const_value = ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+            value.const_value = ir.Tensor(read_array(tensor), dtype=tensor.dtype, name=value.name)
+
+
+def read_array(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """The whole tensor in memory."""
+    content = b"".join(_pieces(tensor))
+    return np.frombuffer(content, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 
 def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes]:
