@@ -9,21 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.runtime.backends.backend import Feeds, Logits
+from trianglemix.runtime.backends.device_memory import DeviceMemory
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
-
-_ELEMENT_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-}
-_NUMPY_TYPES: dict[str, type[np.generic] | int] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": int(TensorProto.BFLOAT16),  # no NumPy type: ONNX Runtime takes ONNX's number
-}
 
 
 class _BoundCache:
@@ -33,6 +23,7 @@ class _BoundCache:
         self._session = session
         self._manifest = manifest
         self._device = device
+        self._memory = DeviceMemory(session, manifest.cache_dtype, device)
         self._binding = session.io_binding()
 
     def _run(self, feeds: Feeds) -> None:
@@ -52,10 +43,6 @@ class _BoundCache:
     def _bind_logits(self) -> None:
         self._binding.bind_output(self._manifest.logits, "cpu")
 
-    def _allocate(self, shape: tuple[int, ...]) -> ort.OrtValue:
-        dtype = _NUMPY_TYPES[self._manifest.cache_dtype]
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._device)
-
 
 class SharedCache(_BoundCache):
     """Buffers `[B, G, slots, D]` that are past and present at once.
@@ -74,9 +61,8 @@ class SharedCache(_BoundCache):
         super().__init__(session, manifest, device)
         self.slots = slots
         self._logits_bound = False
-        self._grower: ort.InferenceSession | None = None
         self.buffers = {
-            past: self._allocate((batch, heads, slots, size))
+            past: self._memory.slots((batch, heads, slots, size))
             for past, _, heads, size in cache_tensors(manifest)
         }
         self._bind_inputs()
@@ -89,8 +75,8 @@ class SharedCache(_BoundCache):
         self._binding.clear_binding_outputs()
         for name, old in self.buffers.items():
             batch, heads, _, size = old.shape()
-            room = self._allocate((batch, heads, slots - self.slots, size))
-            self.buffers[name] = self._joined(old, room)
+            room = self._memory.slots((batch, heads, slots - self.slots, size))
+            self.buffers[name] = self._memory.joined(old, room)
         self.slots = slots
         self._bind_inputs()
 
@@ -126,18 +112,6 @@ class SharedCache(_BoundCache):
             self._bind_logits()
             self._logits_bound = True
 
-    def _joined(self, old: ort.OrtValue, room: ort.OrtValue) -> ort.OrtValue:
-        self._grower = self._grower or _join_session(self._session, self._manifest.cache_dtype)
-        binding = self._grower.io_binding()
-        binding.bind_ortvalue_input("old", old)
-        binding.bind_ortvalue_input("room", room)
-        binding.bind_output("joined", self._device)
-        try:
-            self._grower.run_with_iobinding(binding)
-        except ORT_ERRORS as error:
-            raise execution_error("the KV cache could not be enlarged", error) from error
-        return binding.get_outputs()[0]
-
 
 class GrowingCache(_BoundCache):
     """Each step's present tensors, handed on as the next step's past."""
@@ -149,7 +123,8 @@ class GrowingCache(_BoundCache):
         self._presents = [present for _, present, _, _ in cache_tensors(manifest)]
         self._pasts = [past for past, _, _, _ in cache_tensors(manifest)]
         empty = [
-            self._allocate((batch, heads, 0, size)) for _, _, heads, size in cache_tensors(manifest)
+            self._memory.empty((batch, heads, 0, size))
+            for _, _, heads, size in cache_tensors(manifest)
         ]
         self._hand_on(empty)
 
@@ -193,16 +168,3 @@ def read_last_row(logits: ort.OrtValue) -> Logits:
     wide = np.zeros((shape[0], shape[2]), np.uint32)
     wide[:] = raw.reshape(shape)[:, -1]
     return (wide << np.uint32(16)).view(np.float32)
-
-
-def _join_session(session: ort.InferenceSession, cache_dtype: str) -> ort.InferenceSession:
-    """A one-node model that joins two cache tensors along the token axis, on the same device."""
-    element = _ELEMENT_TYPES[cache_dtype]
-    old, room, joined = (
-        helper.make_tensor_value_info(name, element, ["B", "G", None, "D"])
-        for name in ("old", "room", "joined")
-    )
-    node = helper.make_node("Concat", ["old", "room"], ["joined"], axis=2)
-    graph = helper.make_graph([node], "join", [old, room], [joined])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return ort.InferenceSession(model.SerializeToString(), providers=session.get_providers())
