@@ -19,6 +19,7 @@ from trianglemix.custom_ops.static_tape import StaticTape
 from trianglemix.exporter.ascend import static_plan
 from trianglemix.exporter.ascend.custom_form import CustomForm
 from trianglemix.exporter.ascend.custom_operator import INPUTS
+from trianglemix.exporter.ascend.position_ranges import find_position_ranges
 from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
@@ -87,8 +88,12 @@ class MakeStaticPass(ir.passes.InPlacePass):
         start = ir.val(static_plan.START, dtype=_INT32, shape=(1,))
         head = StaticTape(f"{_SCOPE}/positions")
         self._replace_lengths(graph, head, start)
+        positions = self._positions(head, start)
         if roles.position_ids is not None:
-            roles.position_ids.replace_all_uses_with(self._positions(head, start))
+            roles.position_ids.replace_all_uses_with(positions)
+        for counted, dtype in list(find_position_ranges(graph, roles)):
+            row = head.cast(head.reshape(positions, self._call.rows), ir.DataType.from_numpy(dtype))
+            counted.replace_all_uses_with(row)
         inputs, new_rows = self._replace_attentions(graph, start)
         length = ir.val(static_plan.LENGTH, dtype=_INT32, shape=(1,))
         logits = self._logits(graph, roles, length)
