@@ -52,6 +52,16 @@ def _chip(model: LintModel) -> Iterator[Place]:
         )
 
 
+def _doubtful_chip(model: LintModel) -> Iterator[Place]:
+    nodes = _nodes(model)
+    if nodes and model.soc is not None and model.soc.name.startswith("Ascend910_93"):
+        yield (
+            place_of(nodes[0]),
+            f"CANN's guide says that atc does not call ONNX operators of one's own on "
+            f"{model.soc.name}; nobody has tried: keep the block form at hand",
+        )
+
+
 def _type(model: LintModel) -> Iterator[Place]:
     for node in _nodes(model):
         info = model.infos.get(node.input[0]) if node.input else None
@@ -93,6 +103,12 @@ _SOURCE: Final = "custom_ops/ascend: the operator's definition"
 RULES: Final = (
     Rule("custom-operator", Severity.WARNING, "atc error E16002 without a plugin", _package),
     Rule("custom-chip", Severity.ERROR, _SOURCE, _chip),
+    Rule(
+        "custom-a3",
+        Severity.WARNING,
+        "CANN's operator development guide, ONNX plugins",
+        _doubtful_chip,
+    ),
     Rule("custom-type", Severity.ERROR, _SOURCE, _type),
     Rule("custom-wiring", Severity.ERROR, _SOURCE, _wiring),
 )
