@@ -14,6 +14,7 @@ from trianglemix.exporter.rotation import (
     DOMAIN,
     FROM_INSIDE,
     Rotation,
+    head_size,
     rotate,
     slot_positions,
     unpack,
@@ -86,23 +87,27 @@ def canonical_rows(
 
 
 def head_shape(node: ir.Node) -> AttentionShape:
-    """The head layout of a TriangleAttention node, from its attributes and its past's shapes.
+    """The head layout of a TriangleAttention node, from its attributes and what its file states.
 
     Raises:
         ConfigurationError: the file does not say a head size.
     """
-    sizes = []
-    for name, value in zip(contract.INPUTS[3:5], node.inputs[3:5], strict=True):
-        shape = None if value is None else value.shape
-        size = shape[3] if shape is not None and len(shape) == 4 else None
-        if not isinstance(size, int):
-            raise ConfigurationError(f"the file does not say the head size of {node.name}'s {name}")
-        sizes.append(size)
-    return AttentionShape(
-        node.attributes.get_int(contract.ATTR_NUM_HEADS, 0),
-        node.attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0),
-        *sizes,
+    heads, kv_heads = (
+        node.attributes.get_int(name, 0)
+        for name in (contract.ATTR_NUM_HEADS, contract.ATTR_KV_NUM_HEADS)
     )
+    past_key, past_value = optional_input(node, 3), optional_input(node, 4)
+    query, value = optional_input(node, 0), optional_input(node, 2)
+    one_size = value is None or optional_input(node, _COSINES) is not None
+    in_query = heads + 2 * kv_heads if value is None else heads
+    size = head_size(past_key, query, in_query, optional_input(node, _COSINES))
+    value_size = size if one_size else head_size(past_value, value, kv_heads, None)
+    for name, found in (("keys", size), ("values", value_size)):
+        if found is None:
+            raise ConfigurationError(f"the file does not say the head size of {node.name}'s {name}")
+    assert size is not None
+    assert value_size is not None
+    return AttentionShape(heads, kv_heads, size, value_size)
 
 
 def _fold(node: ir.Node) -> bool:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
+from trianglemix.exporter.walk import static_size
 
 DOMAIN: Final = "com.microsoft"
 FROM_INSIDE: Final = "trianglemix_from_inside"
@@ -22,6 +23,21 @@ class Rotation:
     cosines: ir.Value
     sines: ir.Value
     interleaved: bool
+
+
+def head_size(
+    past: ir.Value | None, query: ir.Value | None, heads: int, cosines: ir.Value | None
+) -> int | None:
+    """D as a file states it: in a cache `[B, G, T, D]`, in rows of `heads` heads, in the tables.
+
+    genai's graphs give their caches a name instead of a number there.
+    """
+    size = static_size(past, 3)
+    if size is None:
+        width = static_size(query, 2)
+        size = width // heads if width and heads and width % heads == 0 else None
+    half = static_size(cosines, 1)
+    return 2 * half if size is None and half is not None else size
 
 
 def unpack(

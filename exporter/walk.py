@@ -28,6 +28,15 @@ def optional_input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def static_size(value: ir.Value | None, axis: int) -> int | None:
+    """A dimension that the file states as a number."""
+    shape = None if value is None else value.shape
+    if shape is None or axis >= len(shape):
+        return None
+    size = shape[axis]
+    return size if isinstance(size, int) else None
+
+
 def needed_input(node: ir.Node, index: int) -> ir.Value:
     """An input that the operator's definition requires.
 

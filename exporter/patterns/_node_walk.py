@@ -10,7 +10,7 @@ from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.sites import Layout, MatchContext, Operand
-from trianglemix.exporter.walk import Heads, optional_input, producer_of, trace_heads
+from trianglemix.exporter.walk import Heads, optional_input, producer_of, static_size, trace_heads
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,6 @@ def head_shape(num_heads: int, kv_num_heads: int, cached: KeysAndValues) -> Atte
     if not num_heads or not kv_heads or sizes[0] is None or sizes[1] is None:
         raise ConfigurationError("the file does not say how many heads of which size it has")
     return AttentionShape(num_heads, kv_heads, sizes[0], sizes[1])
-
-
-def static_size(value: ir.Value | None, axis: int) -> int | None:
-    """A dimension that the file states as a number."""
-    shape = None if value is None else value.shape
-    if shape is None or axis >= len(shape):
-        return None
-    size = shape[axis]
-    return size if isinstance(size, int) else None
 
 
 def _stated(cached: KeysAndValues, index: int, axis: int) -> int | None:

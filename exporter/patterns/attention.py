@@ -10,14 +10,14 @@ from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._node_measure import measured
-from trianglemix.exporter.patterns._node_walk import head_shape, keys_and_values, static_size
+from trianglemix.exporter.patterns._node_walk import head_shape, keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
     scores_trouble,
 )
 from trianglemix.exporter.sites import AttentionSite, Example, Layout, MatchContext, Operand
-from trianglemix.exporter.walk import needed_input, optional_input
+from trianglemix.exporter.walk import needed_input, optional_input, static_size
 
 _PAST, _NONPAD = (4, 5), 6
 

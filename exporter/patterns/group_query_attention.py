@@ -12,14 +12,14 @@ from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.patterns._length_check import check_lengths
-from trianglemix.exporter.patterns._node_walk import keys_and_values, static_size
+from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
     input_trouble,
     packing_trouble,
 )
-from trianglemix.exporter.rotation import Rotation, rotate, slot_positions, unpack
+from trianglemix.exporter.rotation import Rotation, head_size, rotate, slot_positions, unpack
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -132,14 +132,9 @@ def _rotates(node: ir.Node) -> bool:
 
 def _head_shape(node: ir.Node) -> AttentionShape:
     heads, kv_heads = (int(node.attributes[x].value) for x in ("num_heads", "kv_num_heads"))
-    size = static_size(node.inputs[_PAST[0]], 3)
-    if size is None:
-        packed = heads + 2 * kv_heads if node.inputs[_KEY] is None else heads
-        width = static_size(node.inputs[_QUERY], 2)
-        size = width // packed if width and packed and width % packed == 0 else None
-    if size is None and _rotates(node):
-        half = static_size(node.inputs[_COS], 1)
-        size = None if half is None else 2 * half
+    packed = heads + 2 * kv_heads if node.inputs[_KEY] is None else heads
+    cosines = optional_input(node, _COS) if _rotates(node) else None
+    size = head_size(node.inputs[_PAST[0]], node.inputs[_QUERY], packed, cosines)
     if size is None:
         raise ConfigurationError("the file does not say the size of its heads")
     return AttentionShape(heads, kv_heads, size, size)

@@ -9,7 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.exporter.exports import Array, Session, assert_close, export_to, random_ids
+from tests.exporter.exports import (
+    Array,
+    Session,
+    assert_close,
+    export_to,
+    random_ids,
+)
 from tests.tiny_models import GQA_ROUTE, tiny_model
 
 _TAKEN_OUT = ("RotaryEmbedding", "Split")
@@ -67,6 +73,19 @@ def test_verification_compares_with_the_function_body(tmp_path: Path) -> None:
     names = [check.name for check in report.verification]
     assert "long prompt, kernel against function body" in names
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
+
+
+def test_caches_may_name_their_head_size(tmp_path: Path) -> None:
+    """As genai's do, so that it has to be read off the projections."""
+    model = ir.load(tiny_model("llama", GQA_ROUTE).path)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape) == 4:
+            value.shape = ir.Shape([*list(value.shape)[:3], "kv_cache_dim"])
+    source = tmp_path / "model.onnx"
+    ir.save(ir.external_data.load_to_model(model), source)
+    report = export_to(source, tmp_path / "out", layers=(1,), target="cuda", verify=True)
+    assert len(report.verification) == 3
+    export_to(tmp_path / "out" / "model.onnx", tmp_path / "again", layers=(1,), verify=True)
 
 
 def test_a_folded_model_is_a_source_again(tmp_path: Path) -> None:
