@@ -177,6 +177,7 @@ __device__ void copy_past(const Past& x, const AppendParams& params, const RowRa
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     append_kernel(const __grid_constant__ AppendParams params) {
+  next_grid_begin();
   const int b = blockIdx.y;
   const Plan& plan = params.plan;
   const RowRange range = row_range(plan, params.lengths, b);

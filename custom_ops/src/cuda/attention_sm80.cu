@@ -229,8 +229,9 @@ struct Sm80Block {
       float s[Tile::kKeys / 2];
       score(s, keys(t % Tile::kStages));
       mask(s, t);
-      bool moved = state.weigh_row(s, exponent, 0);
-      moved |= state.weigh_row(s, exponent, 1);
+      const bool moved = state.find_peaks(s, exponent);
+      state.weigh(s, exponent, 0);
+      state.weigh(s, exponent, 1);
       if (__any_sync(0xffffffff, moved)) rescale(o, state.factor);
       add_values(s, values(t % Tile::kStages));
       __syncthreads();

@@ -2,11 +2,15 @@
 // multiprocessor.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "attention_sm90.cuh"
 #include "launch.h"
 
 namespace trianglemix {
 namespace {
+
+constexpr int kEarlyLength = 1024;  // new tokens; from a few thousand on it makes no difference
 
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                             const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
@@ -55,11 +59,15 @@ bool encode_maps(Sm90Params& params, const TriangleProblem& problem, const Plan&
                        {d, u64(plan.heads), u64(plan.length), u64(plan.batch)},
                        {line, plan.heads * line, plan.length * plan.heads * line},
                        {Tile::kSlabColumns, u32(plan.pack), u32(plan.positions), 1}};
+  MapShape rows = query;
+  rows.box[2] = std::max(1u, 64u / rows.box[1]);
+  params.bulk_out = 64 % plan.pack == 0;
   MapShape cache{3,
                  {d, u64(plan.capacity), u64(problem.batch * problem.kv_num_heads), 1},
                  {line, plan.capacity * line, 0},
                  {Tile::kSlabColumns, Tile::kKeys, 1, 1}};
   bool good = encode_map(&params.query, half, Tile::kSwizzle, problem.query, query) &&
+              encode_map(&params.out, half, Tile::kSwizzle, problem.output, rows) &&
               encode_map(&params.key, half, Tile::kSwizzle, problem.present_key, cache) &&
               encode_map(&params.value, half, Tile::kSwizzle, problem.present_value, cache);
   cache.box[1] = 16;
@@ -83,8 +91,18 @@ cudaError_t launch(const TriangleProblem& problem, const Plan& plan, const Scrat
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared);
   if (e != cudaSuccess) return e;
   const int blocks = min_of(device.multiprocessors, plan.items);
-  kernel<<<blocks, Tile::kThreads, Tile::kShared, stream>>>(params);
-  return cudaGetLastError();
+  // Where launching counts it may begin while the append kernel ends; it waits for what that wrote.
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = Tile::kThreads;
+  config.dynamicSmemBytes = Tile::kShared;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = plan.length <= kEarlyLength ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 
 template <typename T>

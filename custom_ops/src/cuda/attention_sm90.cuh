@@ -2,11 +2,12 @@
 //
 // A block is one producer warp and two consumer warpgroups of 64 tile rows each. The producer draws
 // work items from a counter and streams Q, K and V tiles through shared memory. A warpgroup has the
-// scores of tile t and the values of tile t - 1 in flight together, across items too, and while it
-// weighs its scores the other warpgroup's products fill the tensor cores. An item begins with a
-// small tile, 16 sinks and the kEdge keys that do not fill whole tiles; then come whole tiles in
-// ascending order, of which only the first and the last need a mask. Cost per item: 128 rows *
-// (window + positions + at most kKeys + 16) * 4 * D operations.
+// scores of tile t and the values of tile t - 1 in flight together, across items too: while an
+// item's rows are stored, the next one's first scores are under way. While it weighs its scores the
+// other warpgroup's products fill the tensor cores. An item begins with a small tile, 16 sinks and
+// the kEdge keys that do not fill whole tiles; then come whole tiles in ascending order, of which
+// only the first and the last need a mask. Cost per item: 128 rows * (window + positions + at most
+// kKeys + 16) * 4 * D operations.
 #pragma once
 
 #include "sm90_consumer.cuh"

@@ -33,6 +33,9 @@ __device__ __forceinline__ uint32_t pack2<__half>(float low, float high) {
   return packed;
 }
 
+// What is the same in all lanes, said so: then it is computed once a warp, in uniform registers.
+__device__ __forceinline__ uint32_t uniform(uint32_t x) { return __shfl_sync(0xffffffff, x, 0); }
+
 // Barrier `id` among `threads` threads of the block (whole warps): wait, or only be counted.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -88,6 +91,17 @@ __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// A kernel launched to begin before the one ahead of it in the stream has ended (programmatic
+// serialization) waits here until that one's writes are there. The one ahead allows it to begin.
+__device__ __forceinline__ void previous_grid_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void next_grid_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void tma_prefetch(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -109,6 +123,25 @@ __device__ __forceinline__ void tma_load_4d_once(uint32_t target, const void* ma
       "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(target),
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
       : "memory");
+}
+
+// A box of shared memory to global memory, not needed again soon. The copy reads its source later;
+// bulk_read_wait waits until all of the thread's copies have.
+__device__ __forceinline__ void tma_store_4d_once(const void* map, uint32_t source, int x, int y,
+                                                  int z, int w) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint "
+      "[%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(map),
+      "r"(source), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void bulk_read_wait() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 template <int kRegisters>

@@ -1,6 +1,7 @@
 // The Hopper kernel's consumers: a warpgroup takes 64 tile rows of every item.
 #pragma once
 
+#include "sm90_results.cuh"
 #include "sm90_tile.cuh"
 #include "wgmma.cuh"
 
@@ -47,37 +48,39 @@ struct Consumer {
   __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
+  // Descriptors' low words, moved on by bytes / 16 from step to step.
   template <int kN>
-  __device__ __forceinline__ void issue_scores(float (&s)[kN / 2], uint32_t q, uint32_t k) {
+  __device__ __forceinline__ void issue_scores(float (&s)[kN / 2], int query, int slot) {
+    const uint32_t q =
+        uniform(matrix_descriptor(shared.query(query) + 64 * strip * Tile::kSwizzle, 16));
+    const uint32_t k = uniform(matrix_descriptor(shared.slot(slot), 16));
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
       const int slab = 16 * step / Tile::kSlabColumns, inside = 32 * step % Tile::kSwizzle;
-      Wgmma<T>::scores(
-          s,
-          matrix_descriptor<Tile::kSwizzle>(q + slab * Tile::kRows * Tile::kSwizzle + inside, 16),
-          matrix_descriptor<Tile::kSwizzle>(k + slab * kN * Tile::kSwizzle + inside, 16), step > 0);
+      Wgmma<T, Tile::kSwizzle>::scores(s, q + (slab * Tile::kRows * Tile::kSwizzle + inside) / 16,
+                                       k + (slab * kN * Tile::kSwizzle + inside) / 16, step > 0);
     }
     wgmma_commit();
   }
 
   template <int kN>
   __device__ __forceinline__ void issue_values(float (&o)[kD / 2], const uint32_t (&p)[kN / 4],
-                                               uint32_t v, bool add) {
+                                               int slot, bool add) {
+    const uint32_t v = uniform(matrix_descriptor(shared.slot(slot), kN * Tile::kSwizzle));
 #pragma unroll
     for (int step = 0; step < kN / 16; ++step) {
-      Wgmma<T>::values(
-          o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3],
-          matrix_descriptor<Tile::kSwizzle>(v + step * 16 * Tile::kSwizzle, kN * Tile::kSwizzle),
-          add || step > 0);
+      Wgmma<T, Tile::kSwizzle>::values(o, p[4 * step], p[4 * step + 1], p[4 * step + 2],
+                                       p[4 * step + 3], v + step * Tile::kSwizzle, add || step > 0);
     }
     wgmma_commit();
   }
 
-  __device__ __forceinline__ static bool is_dead(const Item& item, int first, int count) {
-    return (first < item.first_valid && item.first_valid > 0) || first + count > item.end;
+  // Whether a tile of the item has rows that hold no key; most items have none.
+  __device__ __forceinline__ static bool has_dead(const Item& item, const KeyTiles<kD>& tiles) {
+    return item.first_valid > max_of(0, tiles.edge(item)) ||
+           item.first_valid + Tile::kSinks + tiles.sink_tiles * Tile::kKeys > item.end;
   }
   __device__ __forceinline__ void clear_dead_small(uint32_t v, const Item& item, int edge) {
-    if (!is_dead(item, item.first_valid, Tile::kSinks) && !is_dead(item, edge, Tile::kEdge)) return;
     constexpr int kLine = Tile::kSwizzle, kStride = Tile::kSmall * Tile::kSwizzle;
     clear_rows<kLine>(v, kStride, Tile::kSlabs, Tile::kSinks, item.end - item.first_valid, 0);
     clear_rows<kLine>(v + Tile::kSinks * kLine, kStride, Tile::kSlabs, Tile::kEdge, item.end - edge,
@@ -86,7 +89,6 @@ struct Consumer {
     named_barrier_sync(1 + strip, 128);
   }
   __device__ __forceinline__ void clear_dead_tile(uint32_t v, const Item& item, int first) {
-    if (!is_dead(item, first, Tile::kKeys)) return;
     clear_rows<Tile::kSwizzle>(v, Tile::kKeys * Tile::kSwizzle, Tile::kSlabs, Tile::kKeys,
                                item.end - first, item.first_valid - first);
     fence_async_shared();
@@ -116,138 +118,114 @@ struct Consumer {
     const int sinks = item.sinks - 1 - column;
     mask_causal<0, Tile::kSinks / 2>(s, {sinks, sinks});
     mask_columns<Tile::kSinks / 2, Tile::kSmall / 2>(s, range_mask(item, edge));
-    state.weigh_row(s, params.plan.exponent, 0);
-    state.weigh_row(s, params.plan.exponent, 1);
+    state.find_peaks(s, params.plan.exponent);
+    state.weigh(s, params.plan.exponent, 0);
+    state.weigh(s, params.plan.exponent, 1);
   }
 
-  // Which mask whole tile t needs: most none, the one on the diagonal only its causal half.
-  enum class Mask { kNone, kCausal, kSinks, kAll };
-  __device__ __forceinline__ Mask mask_of(const Item& item, const KeyTiles<kD>& tiles, int t,
-                                          int first) {
-    const int whole = max_of(item.low, item.position + item.rows - item.window);
-    if (t < tiles.sink_tiles) return Mask::kSinks;
-    if (first < whole) return Mask::kAll;
-    return first + Tile::kKeys - 1 > item.position ? Mask::kCausal : Mask::kNone;
+  // Which whole tiles need neither mask nor cap: from <= t < to, most of them.
+  struct Plain {
+    int from, to;
+  };
+  // What is under way in registers: scores and weights of a whole tile and of a small one, sums.
+  struct Fragments {
+    float s[Tile::kKeys / 2], s_small[Tile::kSmall / 2], o[kD / 2];
+    uint32_t p[Tile::kKeys / 4], p_small[Tile::kSmall / 4];
+  };
+  // An item, and what is worth knowing of it beforehand.
+  struct Work {
+    const Item& item;
+    int count;  // whole tiles
+    bool dead;
+    Plain plain;
+
+    __device__ __forceinline__ int first(int t) const { return KeyTiles<kD>(item).first(item, t); }
+  };
+  // Whether the warpgroup has rows of the item.
+  __device__ __forceinline__ bool is_active(const Item& item) const {
+    return item.rows * params.plan.pack > 64 * strip;
   }
-  __device__ __forceinline__ void mask_tile(float (&s)[Tile::kKeys / 2], const Item& item,
-                                            Mask mask, int first) {
+  __device__ __forceinline__ Work work_of(const Item& item) {
+    const KeyTiles<kD> tiles(item);
+    return {item, tiles.count, has_dead(item, tiles), plain_tiles(item, tiles)};
+  }
+  __device__ __forceinline__ Plain plain_tiles(const Item& item, const KeyTiles<kD>& tiles) {
+    const int start = item.high - tiles.count * Tile::kKeys;
+    const int whole = max_of(item.low, item.position + item.rows - item.window);
+    const int from = max_of(tiles.sink_tiles, ceil_div(whole - start, Tile::kKeys));
+    const int to = (item.position + 1 - start) / Tile::kKeys;
+    return {params.plan.softcap > 0.0f ? to : from, to};
+  }
+  __device__ __forceinline__ void mask_tile(float (&s)[Tile::kKeys / 2], const Work& work, int t) {
+    const Item& item = work.item;
+    const int first = work.first(t);
     cap(s);
-    if (mask == Mask::kNone) return;
-    if (mask == Mask::kSinks) {
+    if (t < KeyTiles<kD>(item).sink_tiles) {
       const int last = item.first_valid + item.sinks - 1 - first - column;
       mask_causal<0, Tile::kKeys / 2>(s, {last, last});
-    } else if (mask == Mask::kAll) {
+    } else if (first < max_of(item.low, item.position + item.rows - item.window)) {
       mask_columns<0, Tile::kKeys / 2>(s, range_mask(item, first));
-    } else {
+    } else if (t >= work.plain.to) {  // the diagonal
       mask_causal<0, Tile::kKeys / 2>(s, range_mask(item, first).causal);
     }
   }
 
-  // Scores of tile t beside the values of the tile before it, which is the small one if kFirst.
-  template <bool kFirst>
-  __device__ __forceinline__ void step(float (&o)[kD / 2], uint32_t (&p)[Tile::kKeys / 4],
-                                       uint32_t (&p_small)[Tile::kSmall / 4], const Item& item,
-                                       const KeyTiles<kD>& tiles, int t, int query) {
-    float s[Tile::kKeys / 2];
-    const int k = slots.index;
-    mbarrier_wait(shared.full(k), slots.parity);
-    slots.advance();
-    const int v = slots.index;
-    mbarrier_wait(shared.full(v), slots.parity);
-    slots.advance();
-    if constexpr (kFirst)
-      clear_dead_small(shared.slot(v), item, tiles.edge(item));
-    else
-      clear_dead_tile(shared.slot(v), item, tiles.first(item, t - 1));
-    wgmma_fence();
-    issue_scores<Tile::kKeys>(s, shared.query(query) + 64 * strip * Tile::kSwizzle, shared.slot(k));
-    if constexpr (kFirst)
-      issue_values<Tile::kSmall>(o, p_small, shared.slot(v), false);
-    else
-      issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
-    const int first = tiles.first(item, t);
-    const Mask mask = mask_of(item, tiles, t, first);
+  // Where the queries of the item at hand lie: the ring has moved on to the next one's.
+  __device__ __forceinline__ int last_query() const {
+    return (queries.index + Tile::kQueries - 1) % Tile::kQueries;
+  }
+
+  // Clears what holds no key in the values of the item's small tile, two slots on.
+  __device__ __forceinline__ void clear_ahead(const Item& item) {
+    const KeyTiles<kD> tiles(item);
+    if (!has_dead(item, tiles)) return;
+    Ring<Tile::kSlots> ahead = slots;
+    ahead.advance();
+    mbarrier_wait(shared.full(ahead.index), ahead.parity);
+    clear_dead_small(shared.slot(ahead.index), item, tiles.edge(item));
+  }
+
+  // What follows the scores of tile t: the values of the tile before it are under way behind them.
+  __device__ __forceinline__ void weigh_tile(Fragments& f, const Work& work, int t) {
     wgmma_wait<1>();
-    pin(s);
-    release(shared.empty(k));
-    if (Tile::kQueries == 1 && t == tiles.count - 1) release(shared.query_empty(query));
-    mask_tile(s, item, mask, first);
-    bool moved = state.weigh_row(s, params.plan.exponent, 0);
+    pin(f.s);
+    release(shared.empty(behind(2)));
+    if (Tile::kQueries == 1 && t == work.count - 1) release(shared.query_empty(0));
+    if (t < work.plain.from || t >= work.plain.to) mask_tile(f.s, work, t);
+    const bool moved = state.find_peaks(f.s, params.plan.exponent);
+    state.weigh(f.s, params.plan.exponent, 0);
     state.settle(0);
     wgmma_wait<0>();  // between the rows: the values' slot is free sooner
-    pin(o);
-    release(shared.empty(v));
-    moved |= state.weigh_row(s, params.plan.exponent, 1);
-    if (__any_sync(0xffffffff, moved)) rescale(o, state.factor);
-    pack_weights<T>(p, s);
+    pin(f.o);
+    release(shared.empty(behind(1)));
+    pack_row<T>(f.p, f.s, 0);
+    state.weigh(f.s, params.plan.exponent, 1);
+    pack_row<T>(f.p, f.s, 1);
+    if (__any_sync(0xffffffff, moved)) rescale(f.o, state.factor);
   }
 
-  // Rows to the output, through the warp's own rows of the item's queries, which are done with.
-  __device__ __forceinline__ void store_rows(const float (&o)[kD / 2], const Item& item,
-                                             int query) {
-    constexpr int kPieces = kD / 8, kLinePieces = Tile::kSwizzle / 16;  // of 16 bytes
-    const int lane = threadIdx.x % 32;
-    const uint32_t base = shared.query(query) + (row - lane / 4) * Tile::kSwizzle;
-    const auto address = [&](int r, int piece) {
-      const int swizzle = Tile::kSwizzle == 128 ? r % 8 : r / 2 % 4;
-      return base + (piece / kLinePieces * Tile::kRows + r) * Tile::kSwizzle +
-             ((piece % kLinePieces) ^ swizzle) * 16;
-    };
-    float scale[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) scale[r] = state.sum[r] > 0.0f ? 1.0f / state.sum[r] : 0.0f;
-#pragma unroll
-    for (int j = 0; j < kPieces; j += 2) {  // 16 rows of 16 columns at a time
-      uint32_t x[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int i = 4 * (j + k / 2) + 2 * (k % 2);
-        x[k] = pack2<T>(o[i] * scale[k % 2], o[i + 1] * scale[k % 2]);
-      }
-      store_matrices(address(lane % 16, j + lane / 16), x);
+  // Scores of whole tile t > 0 beside the values of the tile before it.
+  __device__ __forceinline__ void step(Fragments& f, const Work& work, int t) {
+    const int k = take_slot();
+    if (work.dead) {
+      mbarrier_wait(shared.full(slots.index), slots.parity);
+      clear_dead_tile(shared.slot(slots.index), work.item, work.first(t - 1));
     }
-    __syncwarp();
-    T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
-#pragma unroll
-    for (int i = 0; i < kPieces / 2; ++i) {
-      const int piece = (32 * i + lane) % kPieces, r = (32 * i + lane) / kPieces;
-      const int tile_row = row - lane / 4 + r;
-      if (position_of_row(params.plan, tile_row) < item.rows) {
-        T* target = output + tile_row_offset(params.plan, tile_row) + 8 * piece;
-        __stcs(reinterpret_cast<uint4*>(target), load_shared(address(r, piece)));
-      }
-    }
-    fence_async_shared();  // the copy engine writes here next
-    __syncwarp();
+    wgmma_fence();
+    issue_scores<Tile::kKeys>(f.s, last_query(), k);
+    const int v = take_slot();  // while the scores are under way
+    wgmma_fence();
+    issue_values<Tile::kKeys>(f.o, f.p, v, true);
+    weigh_tile(f, work, t);
   }
 
-  __device__ __forceinline__ void finish(const float (&o)[kD / 2], const Item& item, int query) {
-    state.finish();
-    if (item.splits == 1 && Tile::kQueries > 1) {
-      store_rows(o, item, query);
-    } else if (item.splits == 1) {  // the queries' place was given back early
-      const bool used[2] = {relative(0) < item.rows, relative(1) < item.rows};
-      const int offset[2] = {tile_row_offset(params.plan, row),
-                             tile_row_offset(params.plan, row + 8)};
-      trianglemix::store_rows<T>(static_cast<T*>(params.output) + item_offset(params.plan, item), o,
-                                 state, offset, used);
-    } else {
-      const bool used[2] = {relative(0) < item.rows, relative(1) < item.rows};
-      store_partial(params.scratch, params.plan, item, o, state, params.plan.exponent, row, used);
-      if (arrives_last(params.scratch, params.plan, item, strip, 1 + strip, 128,
-                       shared.flags + strip)) {
-        T* output = static_cast<T*>(params.output) + item_offset(params.plan, item);
-        const int stop = min_of(item.rows * params.plan.pack, 64 * strip + 64);
-        merge_rows(params.scratch, params.plan, item.slot, item.splits, output,
-                   64 * strip + threadIdx.x / 32 % 4, stop);
-      }
-    }
-  }
-
-  // Waits for the next item's queries; its scores of the small tile go into `s`.
-  __device__ __forceinline__ const Item& open_item(int taken) {
+  // Waits for an item's queries; its scores may then be set out for.
+  __device__ __forceinline__ const Item& open_item(const Item* item) {
     mbarrier_wait(shared.query_full(queries.index), queries.parity);
-    return shared.items[taken % Tile::kItems];
+    return *item;
+  }
+  __device__ __forceinline__ const Item* after(const Item* item) const {
+    return item == shared.items + Tile::kItems - 1 ? shared.items : item + 1;
   }
 
   __device__ __forceinline__ void skip_slot() {
@@ -255,7 +233,6 @@ struct Consumer {
     release(shared.empty(slots.index));
     slots.advance();
   }
-
   // Waits for the next slot of the ring to be full, and returns it.
   __device__ __forceinline__ int take_slot() {
     const int slot = slots.index;
@@ -263,57 +240,114 @@ struct Consumer {
     slots.advance();
     return slot;
   }
-  // Scores of the current queries with the small tile in slot k.
-  __device__ __forceinline__ void issue_small(float (&s)[Tile::kSmall / 2], int k) {
-    issue_scores<Tile::kSmall>(s, shared.query(queries.index) + 64 * strip * Tile::kSwizzle,
-                               shared.slot(k));
+  // The slot taken `count` slots ago.
+  __device__ __forceinline__ int behind(int count) const {
+    return slots.index - count + (slots.index < count ? Tile::kSlots : 0);
+  }
+
+  // Begins the softmax of an item with the scores of its small tile, from slot k.
+  __device__ __forceinline__ void open_weights(Fragments& f, const Item& item, int k) {
+    pin(f.s_small);
+    release(shared.empty(k));
+    state.reset();
+    weigh_small(f.s_small, item, KeyTiles<kD>(item).edge(item));
+    pack_weights<T>(f.p_small, f.s_small);
+  }
+
+  // Gives back the place of the queries of the item before, once its rows have left it.
+  __device__ __forceinline__ void give_queries() {
+    if (Tile::kQueries == 1) return;
+    if (threadIdx.x % 128 == 0) bulk_read_wait();
+    release(shared.query_empty(queries.index));
+  }
+
+  // An item whose small tile is weighed and whose first whole tile's scores are under way, up to
+  // but not including the values of its last tile.
+  __device__ __forceinline__ void pass_tiles(Fragments& f, const Work& work) {
+    if (is_active(work.item)) {
+      const int v = take_slot();
+      wgmma_fence();
+      issue_values<Tile::kSmall>(f.o, f.p_small, v, false);
+      weigh_tile(f, work, 0);
+      give_queries();
+      for (int t = 1; t < work.count; ++t) step(f, work, t);
+    } else {
+      wgmma_wait<0>();
+      pin(f.s);
+      release(shared.empty(behind(1)));
+      for (int t = 1; t < 2 * work.count; ++t) skip_slot();
+      if (Tile::kQueries == 1) release(shared.query_empty(0));
+      give_queries();
+    }
+  }
+
+  // Sets out for the values of the item's last tile, beside the next item's scores of its small
+  // tile (without a next item, of whatever lies there); the values' slot.
+  __device__ __forceinline__ int issue_last(Fragments& f, const Work& work, const Item& next,
+                                            bool more) {
+    if (more) take_slot();
+    const int v = take_slot();
+    if (work.dead) clear_dead_tile(shared.slot(v), work.item, work.first(work.count - 1));
+    if (more) clear_ahead(next);
+    wgmma_fence();
+    issue_scores<Tile::kSmall>(f.s_small, queries.index, behind(2));
+    issue_values<Tile::kKeys>(f.o, f.p, v, true);
+    return v;
+  }
+
+  __device__ __forceinline__ Results<T, kD> results(const Item& item) const {
+    return {params, shared, item, strip, row};
+  }
+  __device__ __forceinline__ void store(Fragments& f, OnlineSoftmax ended, const Item& item) {
+    ended.finish();
+    if (is_active(item)) results(item).store(f.o, ended, last_query());
   }
 
   __device__ void run() {
-    float o[kD / 2], s_small[Tile::kSmall / 2];
-    uint32_t p[Tile::kKeys / 4], p_small[Tile::kSmall / 4];
-    int taken = 0, k = 0;
-    const Item* item = &open_item(taken);
-    if (item->rows > 0) {
-      k = take_slot();
-      wgmma_fence();
-      issue_small(s_small, k);
-      wgmma_wait<0>();
-    }
-    while (item->rows > 0) {
-      const KeyTiles<kD> tiles(*item);
-      const int query = queries.index;
-      const bool active = item->rows * params.plan.pack > 64 * strip;
+    Fragments f;
+    const Item* item = &open_item(shared.items);
+    if (item->rows == 0) return;
+    take_slot();
+    clear_ahead(*item);
+    take_slot();
+    wgmma_fence();
+    issue_scores<Tile::kSmall>(f.s_small, queries.index, behind(2));
+    issue_scores<Tile::kKeys>(f.s, queries.index, behind(1));
+    wgmma_wait<1>();
+    open_weights(f, *item, behind(2));
+    while (true) {
+      const Work work = work_of(*item);
       queries.advance();
-      pin(s_small);
-      release(shared.empty(k));
-      state.reset();
-      weigh_small(s_small, *item, tiles.edge(*item));
-      pack_weights<T>(p_small, s_small);
-      if (active) {
-        step<true>(o, p, p_small, *item, tiles, 0, query);
-        for (int t = 1; t < tiles.count; ++t) {
-          step<false>(o, p, p_small, *item, tiles, t, query);
-        }
-      } else {
-        for (int t = 0; t < 2 * tiles.count; ++t) skip_slot();
-        if (Tile::kQueries == 1) release(shared.query_empty(query));
+      pass_tiles(f, work);
+      const Item* next = &open_item(after(item));
+      const bool more = uniform(next->rows > 0);
+      const int v = issue_last(f, work, *next, more);
+      OnlineSoftmax ended = state;
+      if (item->splits > 1) {  // merging calls functions: nothing is under way then
+        wgmma_wait<0>();
+        pin(f.o);
+        release(shared.empty(v));
+        ended.finish();
+        if (is_active(*item)) results(*item).store_share(f.o, ended);
       }
-      const Item* next = &open_item(++taken);
-      k = slots.index;  // after the last item the scores below are of whatever lies there
-      if (next->rows > 0) take_slot();
-      const int v = take_slot();
-      clear_dead_tile(shared.slot(v), *item, tiles.first(*item, tiles.count - 1));
+      if (!more) break;
+      take_slot();
       wgmma_fence();
-      issue_small(s_small, k);
-      issue_values<Tile::kKeys>(o, p, shared.slot(v), true);
-      wgmma_wait<0>();
-      pin(o);
-      release(shared.empty(v));
-      if (active) finish(o, *item, query);
-      if (Tile::kQueries > 1) release(shared.query_empty(query));
+      issue_scores<Tile::kKeys>(f.s, queries.index, behind(1));
+      wgmma_wait<2>();
+      open_weights(f, *next, behind(3));
+      wgmma_wait<1>();
+      if (item->splits == 1) {
+        pin(f.o);
+        release(shared.empty(v));
+        store(f, ended, *item);
+      }
       item = next;
     }
+    wgmma_wait<0>();
+    pin(f.o);
+    if (item->splits == 1) store(f, state, *item);
+    bulk_read_wait();
   }
 };
 

@@ -37,7 +37,8 @@ struct Producer {
   }
 
   __device__ void load_queries(const Item& item) {
-    mbarrier_wait(shared.query_empty(queries.index), queries.parity ^ 1);
+    // With two places, one comes free while the item in the other begins: at the first item, too.
+    mbarrier_wait(shared.query_empty(queries.index), queries.parity ^ (queries.index == 0));
     const uint32_t barrier = shared.query_full(queries.index);
     if (item.rows == 0) return mbarrier_arrive(barrier);
     mbarrier_expect(barrier, params.plan.positions * params.plan.pack * kD * 2);
@@ -85,6 +86,7 @@ struct Producer {
 #pragma unroll
     for (int i = 0; i < 5; ++i) tma_prefetch(maps[i]);
     const Item* item = nullptr;
+    previous_grid_wait();  // for the keys, the list of items and zeroed counters
     fetch();
     while (true) {
       const Item& next = next_item();

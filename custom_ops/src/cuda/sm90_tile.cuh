@@ -9,7 +9,8 @@
 namespace trianglemix {
 
 struct Sm90Params {
-  CUtensorMap query, key, value, key_small, value_small;
+  CUtensorMap query, key, value, key_small, value_small, out;
+  bool bulk_out;  // whether the rows of a warpgroup are a box of `out`
   Plan plan;
   Lengths lengths;
   Scratch scratch;

@@ -60,18 +60,35 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) peak[r] = kNoMax, sum[r] = 0.0f, factor[r] = 1.0f;
   }
 
-  // Scores of the lane's row r to weights 2^((s - peak) * scale), in place. True if the row has a
-  // new peak: then whatever was summed before is to be multiplied by factor[r].
+  // Looks for new peaks in both rows at once: their chains hide each other's latency. True if a row
+  // has one: then what was summed before is to be multiplied by factor[r] (weigh does so to
+  // sum[r]).
   template <int kCount>
-  __device__ __forceinline__ bool weigh_row(float (&s)[kCount], float scale, int r) {
-    float high = fmaxf(s[2 * r], s[2 * r + 1]);
+  __device__ __forceinline__ bool find_peaks(const float (&s)[kCount], float scale) {
+    float high[4];  // rows 0, 1, 0, 1
 #pragma unroll
-    for (int i = 4; i < kCount; i += 4) high = fmaxf(high, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
-    high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 1));
-    high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, 2));
-    const bool moved = (high - peak[r]) * scale > kLag;
-    factor[r] = moved ? exp2_approx((peak[r] - high) * scale) : 1.0f;
-    peak[r] = moved ? high : peak[r];
+    for (int c = 0; c < 4; ++c) high[c] = fmaxf(s[2 * c], s[2 * c + 1]);
+#pragma unroll
+    for (int i = 8; i < kCount; i += 2) {
+      high[i / 2 % 4] = fmaxf(high[i / 2 % 4], fmaxf(s[i], s[i + 1]));
+    }
+    bool any = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float best = fmaxf(high[r], high[r + 2]);
+      best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 1));
+      best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 2));
+      const bool moved = (best - peak[r]) * scale > kLag;
+      factor[r] = moved ? exp2_approx((peak[r] - best) * scale) : 1.0f;
+      peak[r] = moved ? best : peak[r];
+      any |= moved;
+    }
+    return any;
+  }
+
+  // Scores of the lane's row r to weights 2^((s - peak) * scale), in place.
+  template <int kCount>
+  __device__ __forceinline__ void weigh(float (&s)[kCount], float scale, int r) {
     const float shift = -peak[r] * scale;
     float part[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -84,7 +101,6 @@ struct OnlineSoftmax {
       }
     }
     sum[r] = sum[r] * factor[r] + (part[0] + part[1]);
-    return moved;
   }
 
   // Makes a row's weights be computed before what follows, beside a matrix product in flight: the
@@ -114,6 +130,14 @@ template <typename T, int kCount>
 __device__ __forceinline__ void pack_weights(uint32_t (&p)[kCount / 2], const float (&s)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount / 2; ++i) p[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
+}
+
+// The same of the lane's row r alone.
+template <typename T, int kCount>
+__device__ __forceinline__ void pack_row(uint32_t (&p)[kCount / 2], const float (&s)[kCount],
+                                         int r) {
+#pragma unroll
+  for (int i = r; i < kCount / 2; i += 2) p[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
 }
 
 }  // namespace trianglemix

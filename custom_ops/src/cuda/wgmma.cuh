@@ -9,15 +9,14 @@
 
 namespace trianglemix {
 
-// Shared-memory matrix descriptor. Rows of one slab lie `kSwizzle` bytes apart, eight rows form an
-// atom of 8 * kSwizzle bytes; `leading` is the distance of two slabs (read for MN-major only).
-template <int kSwizzle>
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, int leading) {
-  constexpr uint64_t kMode = kSwizzle == 128 ? 1 : 2;
-  constexpr uint64_t kStride = 8 * kSwizzle;
-  return ((address & 0x3FFFF) >> 4) | (static_cast<uint64_t>(leading >> 4) << 16) |
-         ((kStride >> 4) << 32) | (kMode << 62);
+// Low word of a shared-memory matrix descriptor: where it starts, and the distance of two slabs
+// (read for MN-major only). It may be moved by adding bytes / 16, a cheap step: the high word,
+// which says that rows of a slab lie `kSwizzle` bytes apart and eight form an atom, is a constant.
+__device__ __forceinline__ uint32_t matrix_descriptor(uint32_t address, int leading) {
+  return address >> 4 | static_cast<uint32_t>(leading >> 4) << 16;
 }
+template <int kSwizzle>
+constexpr uint32_t kDescriptorHigh = (8 * kSwizzle >> 4) | (kSwizzle == 128 ? 1u : 2u) << 30;
 
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -37,7 +36,7 @@ __device__ __forceinline__ void pin(float (&registers)[kCount]) {
 }
 
 // Scores: A and B from shared memory, both K-major; `accumulate` false overwrites.
-template <typename T>
+template <typename T, int kSwizzle>
 struct Wgmma;
 
 // clang-format off
@@ -74,32 +73,35 @@ struct Wgmma;
 #define TM_F128(d, i) TM_F64(d, i), TM_F64(d, i + 64)
 
 // Scores of N keys: R = N / 2 accumulators, then operands A, B, and whether to accumulate.
-#define TM_SCORES(N, R, A, B, P, TYPE) \
-  static __device__ __forceinline__ void scores(float (&d)[R], uint64_t a, uint64_t b, int add) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n" \
+#define TM_SCORES(N, R, A, B, P, H, TYPE) \
+  static __device__ __forceinline__ void scores(float (&d)[R], uint32_t a, uint32_t b, int add) { \
+    asm volatile("{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, " P ", 0;\n" \
+      "mov.b64 a, {" A ", " H "};\nmov.b64 b, {" B ", " H "};\n" \
       "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE \
-      " {" TM_NAMES_##R "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n" \
-      : TM_F##R(d, 0) : "l"(a), "l"(b), "r"(add)); \
+      " {" TM_NAMES_##R "}, a, b, p, 1, 1, 0, 0;\n}\n" \
+      : TM_F##R(d, 0) : "r"(a), "r"(b), "r"(add), "n"(kDescriptorHigh<kSwizzle>)); \
   }
 // Values of head size N: A is four registers of P, B is MN-major.
-#define TM_VALUES(N, R, A0, A1, A2, A3, B, P, TYPE) \
+#define TM_VALUES(N, R, A0, A1, A2, A3, B, P, H, TYPE) \
   static __device__ __forceinline__ void values(float (&d)[R], uint32_t a0, uint32_t a1, \
-                                                uint32_t a2, uint32_t a3, uint64_t b, int add) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P ", 0;\n" \
+                                                uint32_t a2, uint32_t a3, uint32_t b, int add) { \
+    asm volatile("{\n.reg .pred p;\n.reg .b64 b;\nsetp.ne.b32 p, " P ", 0;\n" \
+      "mov.b64 b, {" B ", " H "};\n" \
       "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE \
-      " {" TM_NAMES_##R "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", p, 1, 1, 1;\n}\n" \
-      : TM_F##R(d, 0) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add)); \
+      " {" TM_NAMES_##R "}, {" A0 ", " A1 ", " A2 ", " A3 "}, b, p, 1, 1, 1;\n}\n" \
+      : TM_F##R(d, 0) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "r"(add), \
+        "n"(kDescriptorHigh<kSwizzle>)); \
   }
 #define TM_WGMMA(CPP, TYPE) \
-  template <> \
-  struct Wgmma<CPP> { \
-    TM_SCORES(48, 24, "%24", "%25", "%26", TYPE) \
-    TM_SCORES(64, 32, "%32", "%33", "%34", TYPE) \
-    TM_SCORES(128, 64, "%64", "%65", "%66", TYPE) \
-    TM_VALUES(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", TYPE) \
-    TM_VALUES(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", TYPE) \
-    TM_VALUES(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", TYPE) \
-    TM_VALUES(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", TYPE) \
+  template <int kSwizzle> \
+  struct Wgmma<CPP, kSwizzle> { \
+    TM_SCORES(48, 24, "%24", "%25", "%26", "%27", TYPE) \
+    TM_SCORES(64, 32, "%32", "%33", "%34", "%35", TYPE) \
+    TM_SCORES(128, 64, "%64", "%65", "%66", "%67", TYPE) \
+    TM_VALUES(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38", TYPE) \
+    TM_VALUES(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54", TYPE) \
+    TM_VALUES(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70", TYPE) \
+    TM_VALUES(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134", TYPE) \
   };
 TM_WGMMA(__nv_bfloat16, "bf16")
 TM_WGMMA(__half, "f16")
