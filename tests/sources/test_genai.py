@@ -49,10 +49,10 @@ def _prompt(length: int) -> list[int]:
     return [int(x) for x in np.random.default_rng(length).integers(0, 256, length)]
 
 
-def _exported(route: str, output: Path) -> tuple[Path, Path]:
+def _exported(route: str, output: Path, target: str = "cpu") -> tuple[Path, Path]:
     source = made_source("genai", route, "llama")
     layers = LayerRequest(start_layer=0)
-    options = ExportOptions(source, output, pattern=_PATTERN, layers=layers, weights="copy")
+    options = ExportOptions(source, output, target=target, pattern=_PATTERN, layers=layers)
     export(options, SilentObserver())
     return source, output
 
@@ -66,8 +66,12 @@ def _share_buffers(folder: Path, share: bool) -> None:
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared buffers", "growing cache"])
 @pytest.mark.parametrize("route", ["genai-fp32-cpu", "genai-int4-cpu"])
-def test_short_prompts_keep_their_tokens(tmp_path: Path, route: str, share: bool) -> None:
-    source, output = _exported(route, tmp_path / "out")
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_short_prompts_keep_their_tokens(
+    tmp_path: Path, target: str, route: str, share: bool
+) -> None:
+    """The cuda target's nodes rotate inside; here they run on the CPU."""
+    source, output = _exported(route, tmp_path / "out", target)
     _share_buffers(output, share)
     prompt = _prompt(_EXACT - _NEW)
     assert _generate(output, prompt)["tokens"] == _generate(source, prompt)["tokens"]
@@ -79,10 +83,11 @@ def _decoder_logits(folder: Path, prompt: list[int], calls: list[int]) -> np.nda
     return decoder.logits(Text(np.array([prompt]), np.zeros(1, np.int64)), calls)[0, -1]
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
 @pytest.mark.parametrize("chunk", [None, 32])
-def test_long_prompts_are_triangles(tmp_path: Path, chunk: int | None) -> None:
+def test_long_prompts_are_triangles(tmp_path: Path, chunk: int | None, target: str) -> None:
     """With `chunk_size`, a chunk's last rows are dense: genai says no `prompt_length`."""
-    source, output = _exported("genai-fp32-cpu", tmp_path / "out")
+    source, output = _exported("genai-fp32-cpu", tmp_path / "out", target)
     prompt = _prompt(100)
     search = {} if chunk is None else {"chunk_size": chunk}
     calls = [100] if chunk is None else [32, 32, 32, 4]
