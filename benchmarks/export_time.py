@@ -79,19 +79,23 @@ class _Stopwatch:
 
 
 class _StageClock:
-    """An observer that notes when each stage began."""
+    """An observer that notes when each stage began, and the probing of the search alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: _Stopwatch) -> None:
         self._marks: list[tuple[str, float]] = []
+        self._watch = watch
+        self.probing = 0.0
         self.form, self.layers = "", 0
 
     def stage(self, name: str) -> None:
+        self._watch.seconds = 0.0
         self._marks.append((name, time.perf_counter()))
 
     def progress(self, done: int, total: int) -> None: ...
 
     def sites(self, sites: Sites) -> None:
         self.form, self.layers = sites.found[0].form, len(sites.found)
+        self.probing = self._watch.seconds
         self.stage("choose layers")
 
     def seconds(self) -> dict[str, float]:
@@ -106,7 +110,8 @@ class _StageClock:
 def measure_stages(source: Path) -> dict[str, Any]:
     """Exports `source` in this process; seconds of each stage, the search told apart."""
     all_patterns()
-    watch, clock = _Stopwatch(), _StageClock()
+    watch = _Stopwatch()
+    clock = _StageClock(watch)
     for module in _exporter_modules():
         for name, function in list(vars(module).items()):
             if isinstance(function, types.FunctionType) and function.__module__.endswith(_PROBING):
@@ -115,7 +120,7 @@ def measure_stages(source: Path) -> dict[str, Any]:
         options = ExportOptions(source, Path(folder) / "out", layers=LayerRequest(start_layer=16))
         export(options, clock)
         seconds = clock.seconds()
-    seconds |= {"probing": watch.seconds, "matching": seconds.pop(_FIND) - watch.seconds}
+    seconds |= {"probing": clock.probing, "matching": seconds.pop(_FIND) - clock.probing}
     return {"form": clock.form, "layers": clock.layers, "seconds": seconds}
 
 
@@ -182,32 +187,49 @@ def _time_weights(rounds: int) -> dict[str, Any]:
     """5 GB of weights beside their data, and with a copy, beside `cp` of the same file."""
     place = BUILD / "export_time"
     source = place / "big"
+    costs: dict[str, list[Cost]] = {"link": [], "copy": []}
+    plain: list[float] = []
     try:
         size = make_big_model(source)
-        linked = [_one_big(source, place / "out", "--weights", "link") for _ in range(rounds)]
-        copied = _one_big(source, place / "out", "--weights", "copy")
-        command = ["cp", "--sparse=never", "--reflink=never"]
-        start = time.perf_counter()
-        subprocess.run([*command, str(source / "model.onnx.data"), str(place / "cp")], check=True)
-        plain = time.perf_counter() - start
+        for _ in range(rounds):
+            for weights in costs:
+                costs[weights].append(_one_big(source, place / "out", weights))
+            plain.append(_copy_alone(source / "model.onnx.data", place / "cp"))
     finally:
         shutil.rmtree(place)
-    middle = sorted(linked, key=lambda cost: cost.wall_seconds)[rounds // 2]
-    worst = max(cost.peak_bytes for cost in linked)
     return {
         "bytes": size,
-        "linked": asdict(middle) | {"peak_bytes": worst},
-        "copied": asdict(copied),
-        "cp_seconds": plain,
+        "linked": asdict(_middle(costs["link"])),
+        "copied": asdict(_middle(costs["copy"])),
+        "cp_seconds": statistics.median(plain),
     }
 
 
-def _one_big(source: Path, output: Path, *options: str) -> Cost:
+def _one_big(source: Path, output: Path, weights: str) -> Cost:
     try:
-        return measure_process(source / "model.onnx", output, *options)
+        return measure_process(source / "model.onnx", output, "--weights", weights)
     finally:
         shutil.rmtree(output, ignore_errors=True)
         os.sync()
+
+
+def _copy_alone(source: Path, target: Path) -> float:
+    start = time.perf_counter()
+    command = ["cp", "--sparse=never", "--reflink=never", str(source), str(target)]
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - start
+    target.unlink()
+    os.sync()
+    return seconds
+
+
+def _middle(costs: list[Cost]) -> Cost:
+    """Median times, and the most memory."""
+    return Cost(
+        statistics.median(cost.wall_seconds for cost in costs),
+        statistics.median(cost.processor_seconds for cost in costs),
+        max(cost.peak_bytes for cost in costs),
+    )
 
 
 def _print(graphs: list[dict[str, Any]], weights: dict[str, Any]) -> None:

@@ -59,4 +59,4 @@ def _one_line(error: Exception) -> str:
     """The error's first sentence."""
     name = "" if isinstance(error, NoSourceError) else f"{type(error).__name__}: "
     lines = f"{name}{error}".strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=\w)\. ", lines[0])[0][:240]
+    return re.split(r"(?<=[\w`])\. ", lines[0])[0][:240]
