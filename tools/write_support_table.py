@@ -80,8 +80,8 @@ def counts(results: dict[str, Record]) -> str:
     kinds = ", ".join(f"{number} {status}" for status, number in by_status.most_common())
     return (
         f"{len(results)} cells: {kinds}. {len(made) - len(right)} sources give other numbers than "
-        f"their family's own model; of the {len(right)} others (refused and int4 ones, which nobody "
-        f"could compare with it, among them) {exported} are exported "
+        f"their family's own model; of the {len(right)} others (refused and int4 ones among them, "
+        f"which nobody could compare with it) {exported} are exported "
         f"({100 * exported / len(right):.0f} %)."
     )
 
