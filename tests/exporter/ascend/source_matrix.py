@@ -45,6 +45,16 @@ PAGE: Final = Path(__file__).resolve().parents[3] / "docs" / "ascend.md"
 _PATTERN: Final = PatternRequest(sink=4, window=24, last=LAST)
 _TOLERANCE: Final = {"float32": 2e-4, "float16": 2e-2}
 _SOC: Final = "Ascend910B3"
+_PLAIN: Final = (
+    (r" ?\((?:and \d+ more; )?--explain lists them\)", ""),
+    (r" \(its inputs: .*?\);", ";"),
+    (r"the model in /\S+:", "the model:"),
+    (r"attention at node \S+: ", ""),
+    (r"the shape of \S+,", "the shape of a value,"),
+    (r"node \S+ is", "a node is"),
+    (r"node \S+ \(", "a node ("),
+)
+"""What differs from cell to cell in a reason that is the same."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,9 @@ def table(results: dict[str, Cell]) -> str:
 
 def _number(cell: Cell, reasons: list[str]) -> str:
     reason = cell.reason or f"WRONG: {cell.error:.0e}, {', '.join(cell.findings)}"
-    reason = re.sub(r"\((?:and \d+ more; )?--explain lists them\)", "", reason)
-    reason = re.sub(r"(at )?node \S+", "a node", reason)
+    for pattern, plain in _PLAIN:
+        reason = re.sub(pattern, plain, reason)
+    reason = reason.strip()
     if reason not in reasons:
         reasons.append(reason)
     return str(reasons.index(reason) + 1)
