@@ -24,6 +24,30 @@ _jit: Any = triton.jit
 
 
 @_jit  # type: ignore[untyped-decorator]
+def _key_tiles(  # type: ignore[no-untyped-def]
+    tile, start, rows, keys, valid, prompt, sink, window, last,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Key tiles of a row tile: first one with sinks, their number, first near one, their number."""
+    low = start + tile * ROWS
+    high = tl.minimum(start + tl.minimum((tile + 1) * ROWS, rows), keys)
+    first = valid // KEYS
+    near = tl.maximum(low - window + 1, valid) // KEYS
+    near = tl.where(high > prompt - last, first, near)
+    sink_end = tl.minimum((valid + sink + KEYS - 1) // KEYS, near)
+    near_end = (high + KEYS - 1) // KEYS
+    return first, tl.maximum(sink_end - first, 0), near, tl.maximum(near_end - near, 0)
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _kept(position, column, valid, keys, prompt, sink, window, last):  # type: ignore[no-untyped-def]
+    """The predicate of `pattern.keep` for the rows at `position` and the keys at `column`."""
+    i, j = position[:, None], column[None, :]
+    kept = (j - valid < sink) | (i - j < window) | (i >= prompt - last)
+    return kept & (j <= i) & (j >= valid) & (j < keys)
+
+
+@_jit  # type: ignore[untyped-decorator]
 def triangle_attention_kernel(  # type: ignore[no-untyped-def]
     query,  # [B, H, S, D] by strides; the last axis is contiguous in all four tensors
     key,  # [B, G, T, D]
@@ -48,49 +72,33 @@ def triangle_attention_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group = head // heads_per_group
-    valid = tl.load(first_valid + batch)
-    prompt = tl.load(prompt_length + batch)
+    valid, prompt = tl.load(first_valid + batch), tl.load(prompt_length + batch)
     row = tile * ROWS + tl.arange(0, ROWS)
-    position = start + row
-    feature, value_feature = tl.arange(0, WIDTH), tl.arange(0, VALUE_WIDTH)
-    q = tl.load(
-        query + batch * query_b + head * query_h + row[:, None] * query_s + feature[None, :],
-        mask=(row[:, None] < rows) & (feature[None, :] < D),
-        other=0.0,
+    feature, value_feature = tl.arange(0, WIDTH)[None, :], tl.arange(0, VALUE_WIDTH)[None, :]
+    query += batch * query_b + head * query_h
+    key += batch * key_b + group * key_g
+    value += batch * value_b + group * value_g
+    output += batch * output_b + head * output_h
+    is_row = row[:, None] < rows
+    q = tl.load(query + row[:, None] * query_s + feature, mask=is_row & (feature < D), other=0.0)
+    first, sink_tiles, near, near_tiles = _key_tiles(
+        tile, start, rows, keys, valid, prompt, sink, window, last, ROWS, KEYS
     )
-    # Which key tiles: the first position of the tile, and one past the last.
-    low = start + tile * ROWS
-    high = tl.minimum(start + tl.minimum((tile + 1) * ROWS, rows), keys)
-    first_tile = valid // KEYS
-    near = tl.maximum(low - window + 1, valid) // KEYS
-    near = tl.where(high > prompt - last, first_tile, near)
-    sink_end = tl.minimum((valid + sink + KEYS - 1) // KEYS, near)
-    sink_tiles = tl.maximum(sink_end - first_tile, 0)
-    near_tiles = tl.maximum((high + KEYS - 1) // KEYS - near, 0)
     peak = tl.full([ROWS], -1.0e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     for step in range(0, sink_tiles + near_tiles):
-        key_tile = tl.where(step < sink_tiles, first_tile + step, near + step - sink_tiles)
+        key_tile = tl.where(step < sink_tiles, first + step, near + step - sink_tiles)
         column = key_tile * KEYS + tl.arange(0, KEYS)
-        exists = (column >= valid) & (column < keys)
-        k = tl.load(
-            key + batch * key_b + group * key_g + column[:, None] * key_t + feature[None, :],
-            mask=exists[:, None] & (feature[None, :] < D),
-            other=0.0,
-        )
+        slot, exists = column[:, None], ((column >= valid) & (column < keys))[:, None]
+        k = tl.load(key + slot * key_t + feature, mask=exists & (feature < D), other=0.0)
         v = tl.load(
-            value + batch * value_b + group * value_g + column[:, None] * value_t
-            + value_feature[None, :],
-            mask=exists[:, None] & (value_feature[None, :] < DV),
-            other=0.0,
-        )  # fmt: skip
+            value + slot * value_t + value_feature, mask=exists & (value_feature < DV), other=0.0
+        )
         scores = tl.dot(q, tl.trans(k)) * scale
         if HAS_SOFTCAP:  # tanh(x) = 2 sigmoid(2x) - 1
             scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
-        i, j = position[:, None], column[None, :]
-        kept = (j - valid < sink) | (i - j < window) | (i >= prompt - last)
-        kept = kept & (j <= i) & (j >= valid) & (j < keys)
+        kept = _kept(start + row, column, valid, keys, prompt, sink, window, last)
         scores = tl.where(kept, scores, -1.0e30)
         new_peak = tl.maximum(peak, tl.max(scores, 1))
         weights = tl.where(kept, tl.exp(scores - new_peak[:, None]), 0.0)
@@ -99,12 +107,8 @@ def triangle_attention_kernel(  # type: ignore[no-untyped-def]
         acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v)
         peak = new_peak
     acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    tl.store(
-        output + batch * output_b + head * output_h + row[:, None] * output_s
-        + value_feature[None, :],
-        acc.to(q.dtype),
-        mask=(row[:, None] < rows) & (value_feature[None, :] < DV),
-    )  # fmt: skip
+    target = output + row[:, None] * output_s + value_feature
+    tl.store(target, acc.to(q.dtype), mask=is_row & (value_feature < DV))
 
 
 def power_of_two(size: int) -> int:
