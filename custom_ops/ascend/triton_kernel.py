@@ -39,7 +39,7 @@ def _key_tiles(  # type: ignore[no-untyped-def]
     return first, tl.maximum(sink_end - first, 0), near, tl.maximum(near_end - near, 0)
 
 
-@_jit  # type: ignore[untyped-decorator]
+@_jit
 def _kept(position, column, valid, keys, prompt, sink, window, last):  # type: ignore[no-untyped-def]
     """The predicate of `pattern.keep` for the rows at `position` and the keys at `column`."""
     i, j = position[:, None], column[None, :]
