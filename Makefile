@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +60,10 @@ cpp-example: setup
 # The Ascend Triton kernel's own environment (numpy 2.2); without it its tests are skipped.
 triton-ascend: setup
 	sh tools/make_triton_ascend.sh
+
+# lm-evaluation-harness on top of .venv (650 MB, a minute); without it its tests are skipped.
+harness: setup
+	sh tools/make_harness.sh
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

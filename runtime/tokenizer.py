@@ -66,11 +66,24 @@ class Tokenizer:
             FolderError: the folder has no chat template.
             PromptError: the template refuses these messages.
         """
-        text = self._render(messages)
+        text = self.render_chat(messages)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, whether or not it is added; None where none is named."""
+        settings = read_settings(self._folder / "tokenizer_config.json")
+        text = _token_text(settings.get("bos_token"))
+        return self._tokenizer.token_to_id(text) if text else None
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation, special tokens spelled out; errors as of `encode_chat`.
+
+        `add_generation_prompt` opens the assistant's answer at its end.
+        """
         try:
             from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -90,7 +103,9 @@ class Tokenizer:
         tokens = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
         try:
             template = environment.from_string(source)
-            return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
+            return template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **tokens
+            )
         except TemplateError as error:
             raise PromptError(f"the model's chat template refuses this prompt: {error}") from error
 
