@@ -5,12 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
+from trianglemix.exporter.fold_rotation import is_folded
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.lengths import PROMPT_LENGTH
 
 
 class DropUnusedPass(ir.passes.InPlacePass):
-    """Dead nodes, the optional input and the operator's function where nothing uses them."""
+    """Dead nodes, the optional input and the operator's function where nothing uses them.
+
+    A folded node cannot use the function: the model then needs the library, and carries none.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -22,7 +26,9 @@ class DropUnusedPass(ir.passes.InPlacePass):
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
                 graph.initializers.pop(name)
-        if not any(is_triangle_attention(node) for node in graph):
+        nodes = [node for node in graph if is_triangle_attention(node)]
+        if not nodes or any(is_folded(node) for node in nodes):
             model.functions.pop((contract.DOMAIN, contract.OP_TYPE, ""), None)
+        if not nodes:
             graph.opset_imports.pop(contract.DOMAIN, None)
         return ir.passes.PassResult(model, True)

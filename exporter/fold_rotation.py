@@ -28,14 +28,13 @@ class FoldRotationPass(ir.passes.InPlacePass):
     """Three nodes a layer fewer: at decode, where each is a launch, that is what they cost.
 
     Only what the exporter itself took out of a source's node goes back, so the meaning is the
-    source's. The operator's function does not know such nodes and goes away: the model then needs
-    the library.
+    source's. The operator's function does not know such nodes: where one is left after lowering,
+    DropUnusedPass takes the function away, and the model needs the library.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         folded = [node for node in model.graph if is_triangle_attention(node) and _fold(node)]
         if folded:
-            model.functions.pop((contract.DOMAIN, contract.OP_TYPE, ""), None)
             common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(folded))
 

@@ -75,6 +75,33 @@ def test_verification_compares_with_the_function_body(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
 
 
+def test_verification_without_the_library_runs_on_the_function_body(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trianglemix.exporter.verify.find_library", lambda: (None, ["no library"]))
+    source = tiny_model("llama", GQA_ROUTE).path
+    report = export_to(source, tmp_path / "out", layers=(1, 2), target="cuda", verify=True)
+    assert [check.name for check in report.verification] == ["short prompt", "decode step"]
+    assert "no library" in report.notes
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
+
+
+def test_triangle_layers_that_do_not_rotate_keep_the_function(tmp_path: Path) -> None:
+    """Only dense layers rotate here, and they become GroupQueryAttention: nothing is folded."""
+    model = ir.load(tiny_model("qwen3", GQA_ROUTE).path)
+    node = [node for node in model.graph if node.op_type == "GroupQueryAttention"][1]
+    node.attributes.add(ir.AttrInt64("do_rotary", 0))
+    node.resize_inputs(7)
+    source = tmp_path / "model.onnx"
+    ir.save(ir.external_data.load_to_model(model), source)
+    export_to(source, tmp_path / "out", layers=(1,), target="cuda", verify=True)
+    exported = ir.load(tmp_path / "out" / "model.onnx")
+    assert len(exported.functions) == 1
+    ids = random_ids(1, 40)
+    slow = Session.of(tmp_path / "out", kernel=False)
+    assert_close(Session.of(tmp_path / "out").logits(ids), slow.logits(ids))
+
+
 def test_caches_may_name_their_head_size(tmp_path: Path) -> None:
     """As genai's do, so that it has to be read off the projections."""
     model = ir.load(tiny_model("llama", GQA_ROUTE).path)
