@@ -9,7 +9,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.node_builder import AttributeValue, NodeBuilder
-from trianglemix.exporter.walk import static_size
+from trianglemix.exporter.walk import is_op, static_size
 
 DOMAIN: Final = "com.microsoft"
 FROM_INSIDE: Final = "trianglemix_from_inside"
@@ -83,16 +83,18 @@ def rotate(
 ) -> ir.Value:
     """`rows [B, S, heads*D]` turned at the slot positions `at`; `heads` is their count and D.
 
-    A part of each head turns where the tables are narrower than half a head.
+    A part of each head turns where the tables are narrower than half a head. Where the file does
+    not say how wide they are, whole heads have to turn: ONNX Runtime up to 1.24 would take the
+    head's size from the tables, silently, and now it refuses to run narrower ones.
     """
     count, size = heads
     attributes: dict[str, AttributeValue] = {
         "num_heads": count,
         "interleaved": int(rotation.interleaved),
     }
-    half = None if rotation.cosines.shape is None else rotation.cosines.shape[1]
-    if isinstance(half, int) and 2 * half != size:
-        attributes["rotary_embedding_dim"] = 2 * half
+    half = _table_width(rotation.cosines)
+    if half is None or 2 * half != size:
+        attributes["rotary_embedding_dim"] = size if half is None else 2 * half
     node = build.node(
         "RotaryEmbedding",
         [rows, at, rotation.cosines, rotation.sines],
@@ -101,3 +103,23 @@ def rotate(
     )
     node.meta[FROM_INSIDE] = True
     return node.outputs[0]
+
+
+def _table_width(table: ir.Value | None) -> int | None:
+    """R/2 of a table `[M, R/2]`, where the file states it; of one that an If chooses, too.
+
+    genai's long-context models choose between two pairs of tables, and give the chosen ones'
+    dimensions names only.
+    """
+    width = static_size(table, 1)
+    node = None if table is None else table.producer()
+    if table is None or node is None or width is not None:
+        return width
+    if is_op(node, "If"):
+        index = node.outputs.index(table)
+        branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+        widths = {_table_width(branch.outputs[index]) for branch in branches}
+        return widths.pop() if len(widths) == 1 else None
+    tensor = ir.convenience.get_const_tensor(table)
+    width = tensor.shape[1] if tensor is not None and len(tensor.shape) == 2 else None
+    return width if isinstance(width, int) else None
