@@ -121,5 +121,5 @@ def _table_width(table: ir.Value | None) -> int | None:
         widths = {_table_width(branch.outputs[index]) for branch in branches}
         return widths.pop() if len(widths) == 1 else None
     tensor = ir.convenience.get_const_tensor(table)
-    width = tensor.shape[1] if tensor is not None and len(tensor.shape) == 2 else None
-    return width if isinstance(width, int) else None
+    known = tensor is not None and len(tensor.shape) == 2
+    return tensor.shape.numpy()[1] if tensor is not None and known else None
