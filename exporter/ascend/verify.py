@@ -22,6 +22,15 @@ _BEYOND: Final = 64  # tokens of the long prompt after the first one that drops 
 _STREAMED: Final = 40  # rows before the tail, where no triangle layer sets a limit
 
 
+def check_can_run(manifest: Manifest) -> None:
+    """Raises ExportError for a type that ONNX Runtime's CPU provider does not compute in."""
+    if manifest.cache_dtype == "bfloat16":
+        raise ExportError(
+            "--verify runs the graphs on ONNX Runtime's CPU provider, which computes nothing in "
+            "bfloat16; leave --verify out, or export a Hugging Face folder with --dtype float16"
+        )
+
+
 def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
     """Runs source and folder on random prompts; returns the comparisons and notes.
 
@@ -34,11 +43,6 @@ def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
     """
     static = check.packaged.static
     assert static is not None
-    if check.packaged.cache_dtype == "bfloat16":
-        raise ExportError(
-            "--verify runs the graphs on ONNX Runtime's CPU provider, which computes nothing in "
-            "bfloat16; leave --verify out, or export a Hugging Face folder with --dtype float16"
-        )
     library, notes = find_library()
     checks = Checks(check.manifest, check.vocabulary, check.atol)
     ours = _StaticModel(check, static, library)

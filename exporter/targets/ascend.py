@@ -13,7 +13,7 @@ from trianglemix.exporter.ascend.folder import Progress, plan_folder, write_fold
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.prediction import Prediction, predict
 from trianglemix.exporter.ascend.soc import find_soc
-from trianglemix.exporter.ascend.verify import verify_folder
+from trianglemix.exporter.ascend.verify import check_can_run, verify_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import AscendRequest, ExportOptions
 from trianglemix.exporter.target import OfflineTools, Target
@@ -37,6 +37,8 @@ def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Pre
             "a static graph has not; export the model that it was made from: these graphs give "
             "the last token's logits anyway"
         )
+    if options.verify:
+        check_can_run(manifest)
     ascend = plan_folder(model, manifest, options.ascend or AscendRequest())
     if ascend.plan.lowering == "custom":
         return None

@@ -25,7 +25,7 @@ class HostStore:
         if manifest.cache_dtype == "bfloat16":
             raise ExecutionError(
                 "a bfloat16 cache has no NumPy type, so this runtime cannot hold it; export the "
-                "model in float16"
+                "model in float16, or run it on an NPU through pyACL"
             )
         self._logits = manifest.logits
         self._execute = execute

@@ -15,7 +15,7 @@ from trianglemix.exporter.patterns.softmax import PATTERN
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 
 
-def _half_example(dtype: ir.DataType) -> ir.Model:
+def half_example(dtype: ir.DataType) -> ir.Model:
     """The softmax example with all its floats in `dtype`."""
     model = PATTERN.example().model
     graph = model.graph
@@ -32,7 +32,7 @@ def _half_example(dtype: ir.DataType) -> ir.Model:
 
 
 def test_float16_keeps_its_numbers(tmp_path: Path) -> None:
-    path = save_example(_half_example(ir.DataType.FLOAT16), tmp_path / "source")
+    path = save_example(half_example(ir.DataType.FLOAT16), tmp_path / "source")
     export_to(path, tmp_path / "out", layers=(0, 1), pattern=PatternRequest(4, 64, 8))
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.cache_dtype == "float16"
@@ -45,7 +45,7 @@ def test_float16_keeps_its_numbers(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_probed_although_the_cpu_cannot_run_it(tmp_path: Path) -> None:
-    path = save_example(_half_example(ir.DataType.BFLOAT16), tmp_path / "source")
+    path = save_example(half_example(ir.DataType.BFLOAT16), tmp_path / "source")
     report = export_to(path, tmp_path / "out", layers=(1,), target="cuda")
     assert Manifest.load(tmp_path / "out").cache_dtype == "bfloat16"
     assert {row.scale for row in report.layers} == {0.25}

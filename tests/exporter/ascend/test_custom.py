@@ -21,7 +21,8 @@ from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.lint_model import LengthAxes
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import AscendRequest, Dtype, LayerRequest
+from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.options import AscendRequest, LayerRequest
 from trianglemix.runtime.backends import ort_static
 from trianglemix.runtime.session import TriangleSession
 
@@ -44,9 +45,8 @@ FILES = (f"stream_{CHUNK}.onnx", "tail.onnx", "decode.onnx")
 
 
 def both(source: Path, folder: Path, layers: LayerRequest = TRIANGLE) -> list[TriangleSession]:
-    """Custom and block form; a Hugging Face folder is exported in float16 on the way."""
-    dtype: Dtype = "float16" if source.is_dir() else "auto"
-    block = AscendRequest(chunk=CHUNK, max_length=SLOTS, dtype=dtype)
+    """Custom and block form of a float16 source."""
+    block = AscendRequest(chunk=CHUNK, max_length=SLOTS)
     export_ascend(source, folder / "block", block, layers)
     export_ascend(source, folder / "custom", replace(block, lowering="custom"), layers)
     return [TriangleSession.from_folder(folder / name) for name in ("custom", "block")]
@@ -69,7 +69,11 @@ def half(family: str, place: Path) -> Path:
 )
 def test_tokens_of_the_block_form(family: str, layers: LayerRequest, tmp_path: Path) -> None:
     """GQA, every layer triangle, and layers that slide a window of their own with softcaps."""
-    source = tiny_folder(family) if layers is WINDOWED else half(family, tmp_path)
+    if layers is WINDOWED:
+        options = HuggingFaceOptions(dtype="float16")
+        source = export_huggingface(tiny_folder(family), tmp_path / "half", options)
+    else:
+        source = half(family, tmp_path)
     custom, block = both(source, tmp_path, layers)
     assert (custom.kernel, block.kernel) == ("native", "static")
     assert custom.manifest.cache_dtype == "float16"
