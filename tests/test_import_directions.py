@@ -39,7 +39,11 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
 HOMES: Final = {
     "torch": ("analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/torch_"),
     "transformers": ("analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/torch_"),
-    "onnxruntime": ("runtime/backends/ort", "exporter/cutout.py"),
+    "onnxruntime": (
+        "runtime/backends/ort",
+        "runtime/backends/device_memory.py",
+        "exporter/cutout.py",
+    ),
 }
 """Beginnings of the files that may name a large package."""
 
