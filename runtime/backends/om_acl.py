@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.model_folder import ModelFolder
 
 Array = NDArray[Any]
+_BRAIN: Final = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,17 @@ class _AclStore:
                 yield target, source, rows * row
 
     def _read_logits(self, tensor: StaticTensor, address: int) -> Logits:
-        """`[1, vocabulary]` float32; NumPy has no bfloat16, which is a float32's upper half."""
-        is_brain = tensor.dtype == "bfloat16"
-        logits = np.empty(tensor.shape, np.uint16 if is_brain else tensor.dtype)
-        self._device.runtime.download(logits, address)
-        last = logits[:, -1]
-        if not is_brain:
-            return last.astype(np.float32)
-        return (last.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        """`[1, vocabulary]` of the last row."""
+        raw = np.empty(tensor.shape, "uint16" if tensor.dtype == _BRAIN else tensor.dtype)
+        self._device.runtime.download(raw, address)
+        return as_float32(raw[:, -1], tensor.dtype)
+
+
+def as_float32(raw: Array, dtype: str) -> Logits:
+    """Numbers of a manifest's `dtype`; bfloat16, of which NumPy has none, comes as its bits."""
+    if dtype != _BRAIN:
+        return raw.astype(np.float32)
+    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)  # a float32's upper half
 
 
 def _check_sizes(graph: StaticGraph, model: AclModel) -> None:

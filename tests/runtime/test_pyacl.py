@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from trianglemix.exporter.options import AscendRequest
 from trianglemix.runtime.backends import om
 from trianglemix.runtime.backends.acl_runtime import AclRuntime
 from trianglemix.runtime.backends.om import open_om_backend
-from trianglemix.runtime.backends.om_acl import AclDevice
+from trianglemix.runtime.backends.om_acl import AclDevice, as_float32
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import ExecutionError, FolderError, MissingPackageError
 from trianglemix.runtime.model_folder import ModelFolder
@@ -179,6 +180,15 @@ def test_missing_offline_model_names_the_script(folder: Path, acl: FakeAcl) -> N
             session.generate(prompt(5), 2)
     finally:
         (folder / "tail.om").write_text("om")
+
+
+def test_bfloat16_logits_are_read_from_their_bits() -> None:
+    numbers = np.array([[1.5, -2.0, 0.0, 3.0e38]], np.float32)
+    bits = (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_allclose(as_float32(bits, "bfloat16"), numbers, rtol=2**-7)
+    np.testing.assert_array_equal(as_float32(bits, "bfloat16")[0, :3], numbers[0, :3])
+    half = np.array([[0.5, -7.0]], np.float16)
+    np.testing.assert_array_equal(as_float32(half, "float16"), half.astype(np.float32))
 
 
 def test_which_interface_is_taken(
