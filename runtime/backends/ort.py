@@ -142,18 +142,30 @@ def operator_heads(model_path: Path) -> int:
     Raises:
         ExecutionError: the file is no ONNX model.
     """
-    try:
-        graph = onnx.load(model_path, load_external_data=False).graph
-    except (OSError, DecodeError) as error:
-        raise execution_error(f"{model_path} cannot be loaded", error) from error
     heads = [
         attribute.i
-        for node in graph.node
+        for node in _read(model_path).graph.node
         if node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
         for attribute in node.attribute
         if attribute.name == contract.ATTR_NUM_HEADS
     ]
     return max(heads, default=0)
+
+
+def _carries_function(model_path: Path) -> bool:
+    """Whether the file says in standard operators what the operator means.
+
+    One whose nodes rotate or unpack inside cannot: no function can ask for absent inputs.
+    """
+    functions = _read(model_path).functions
+    return any((x.domain, x.name) == (contract.DOMAIN, contract.OP_TYPE) for x in functions)
+
+
+def _read(model_path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(model_path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise execution_error(f"{model_path} cannot be loaded", error) from error
 
 
 def _register_library(
@@ -170,6 +182,11 @@ def _register_library(
     reason = " ".join(reason.split())
     if operator_heads(folder.model_path) == 0:
         return "native"  # a dense twin: every node of it is ONNX Runtime's own
+    if not _carries_function(folder.model_path):
+        raise FallbackError(
+            f"{reason}; this model carries no function body to run on instead; export its source "
+            "with --target cpu for one that does"
+        )
     if not allow_fallback:
         raise FallbackError(
             f"{reason}; to run on the operator's slow function body instead, pass "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from trianglemix.custom_ops.errors import TriangleMixError
@@ -37,6 +38,19 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("no_library")
 def test_fallback_is_refused_unasked(folder: Path) -> None:
     assert "allow_fallback=True" in _error(folder)
+
+
+@pytest.mark.usefixtures("no_library")
+def test_no_fallback_is_offered_that_the_model_does_not_carry(copy: Path) -> None:
+    """As exports for CUDA, whose nodes rotate inside."""
+    path = copy / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    del model.functions[:]
+    onnx.save(model, path)
+    for allowed in (False, True):
+        message = _error(copy, allow_fallback=allowed)
+        assert "carries no function body" in message
+        assert "allow_fallback" not in message
 
 
 def test_fallback_gives_the_same_tokens(
