@@ -14,6 +14,7 @@ import io
 import json
 import shutil
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PART_BYTES: Final = 45_000_000
-STORE: Final = Path("/tmp/smollm2-parts")
+STORE: Final = Path(tempfile.gettempdir()) / "smollm2-parts"
 _COMPANIONS: Final = (
     "config.json",
     "generation_config.json",
