@@ -18,6 +18,14 @@ int64_t InferAttribute(const Api& api, const OrtShapeInferContext* context, cons
   return value;
 }
 
+// An input that is not connected is there, but has no type.
+bool IsAbsent(const Api& api, const OrtTensorTypeAndShapeInfo* input) {
+  if (input == nullptr) return true;
+  int type = 0;
+  api.Check(api.GetTensorElementType(input, &type));
+  return static_cast<ort::ElementType>(type) == ort::ElementType::kUndefined;
+}
+
 }  // namespace
 
 // Only the first output: the slots of the present depend on the value of total_sequence_length.
@@ -28,7 +36,7 @@ void InferOutputShapes(const Api& api, OrtShapeInferContext* context) {
   api.Check(api.ShapeInferContext_GetInputTypeShape(context, kQuery, &query));
   const bool packed =
       !api.Succeeded(api.ShapeInferContext_GetInputTypeShape(context, kValue, &value)) ||
-      value == nullptr;
+      IsAbsent(api, value);
   const OrtTensorTypeAndShapeInfo* widest = packed ? query : value;
   size_t query_rank = 0, value_rank = 0;
   api.Check(api.GetDimensionsCount(query, &query_rank));

@@ -166,6 +166,22 @@ def test_impossible_folded_inputs_are_refused(feeds: Feeds, message: str) -> Non
         run(feeds)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_outputs_width_is_known_before_the_call(packed: bool) -> None:
+    """From the values' width, or from that of all three in one tensor."""
+    feeds = (
+        folded()
+        if packed
+        else folded(query=zeros(B, S, H * D), key=zeros(B, S, G * D), value=zeros(B, S, G * D))
+    )
+    model = build_model(attributes_of(ATTENTION), "float32", frozenset(ALL_INPUTS) - feeds.keys())
+    for value in model.graph.input:
+        if value.name in ("query", "key", "value"):
+            value.type.tensor_type.shape.dim[2].dim_value = feeds[value.name].shape[2]
+    output = open_session(model, BACKEND).get_outputs()[0]
+    assert output.shape == ["query_0", "query_1", H * D]
+
+
 @pytest.mark.parametrize("missing", ["past_key", "past_value"])
 def test_half_a_past_is_refused(missing: str) -> None:
     feeds = replaced()
