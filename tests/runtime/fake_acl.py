@@ -215,7 +215,7 @@ class FakeAcl:
         return len(self._session(description).get_outputs())
 
     def mdl_get_input_size_by_index(self, description: int, index: int) -> int:
-        return _bytes(self._session(description).get_inputs()[index])
+        return _bytes(self._session(description).get_inputs()[index]) + 24
 
     def mdl_get_output_size_by_index(self, description: int, index: int) -> int:
         return _bytes(self._session(description).get_outputs()[index]) + 32  # room, as CANN pads
@@ -238,8 +238,8 @@ class FakeAcl:
         feeds = {}
         for value, buffer in zip(session.get_inputs(), self.datasets[inputs], strict=True):
             address, size = self.buffers[buffer]
-            assert size == _bytes(value)
-            content = ctypes.string_at(address, size)
+            assert size == _bytes(value) + 24
+            content = ctypes.string_at(address, _bytes(value))
             array = np.frombuffer(content, _BY_ORT[value.type]).reshape(value.shape)
             feeds[value.name] = array
         results = session.run(None, feeds)

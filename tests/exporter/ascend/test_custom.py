@@ -118,6 +118,17 @@ def test_files_hold_the_operator_and_nothing_else_of_its_domain(folder: Path) ->
         assert not model.functions
         assert {n.op_type for n in model.graph.node if n.domain} == {"TriangleAttention"}
         assert not any(node.op_type == "Softmax" for node in model.graph.node)
+        for node in model.graph.node:
+            if node.domain:
+                assert len(node.input) == 9
+                assert all(node.input)
+                kinds = {a.name: onnx.AttributeProto.AttributeType.Name(a.type)
+                         for a in node.attribute}  # fmt: skip
+                assert {name for name in kinds if kinds[name] == "FLOAT"} == {"scale", "softcap"}
+                assert {name for name in kinds if kinds[name] == "INT"} == {
+                    "num_heads", "kv_num_heads", "num_sink_tokens", "sliding_window_size",
+                    "num_last_tokens",
+                }  # fmt: skip
         for soc, errors in (("Ascend910B3", set()), ("Ascend310P3", {"custom-chip"})):
             found = lint_file(folder / file, find_soc(soc), LengthAxes(SLOTS))
             assert {f.rule for f in found if f.severity is Severity.ERROR} == errors
