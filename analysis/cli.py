@@ -14,13 +14,12 @@ from rich.table import Table
 from trianglemix.analysis.check import Check, check_plan
 from trianglemix.analysis.data import DataSettings, probe_samples
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.gradients import LayerGradients, ProbeSample, probe
 from trianglemix.analysis.model import AnalysedModel, Precision, candidate_layers, load_model
 from trianglemix.analysis.page import save_pictures
 from trianglemix.analysis.plan_writer import build_plan, figures_of
 from trianglemix.analysis.plots import require_matplotlib
-from trianglemix.analysis.probed_attention import SECTIONS
 from trianglemix.analysis.record import Record, probe_all
+from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
 from trianglemix.analysis.select import (
     Importance,
     importance_of,
@@ -179,6 +178,7 @@ def _measure(options: _Options, console: Console) -> _Measured:
     data = DataSettings(options.samples, options.tokens, options.data)
     samples = probe_samples(subject.tokenizer, data)
     record = Record(options.output.with_suffix(".probe.jsonl"), settings)
+    from trianglemix.analysis.gradients import probe  # torch, which load_model has found
 
     def one(sample: ProbeSample) -> LayerGradients:
         return probe(subject.model, sample, options.pattern)

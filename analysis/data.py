@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.gradients import ProbeSample
+from trianglemix.analysis.sections import ProbeSample
 from trianglemix.evaluation.model import encode_sample
 from trianglemix.evaluation.prompts import fitted_prompt
 from trianglemix.evaluation.task_list import pick_tasks

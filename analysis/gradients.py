@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -12,34 +11,14 @@ from torch import Tensor, nn
 from trianglemix.analysis.errors import AnalysisError
 from trianglemix.analysis.probed_attention import (
     DEFAULT_CHUNK,
-    SECTIONS,
     ProbeSettings,
     probed_attention,
 )
+from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.pytorch.patch import row_mask
 
 _IMPLEMENTATION: Final = "trianglemix_probe"
-
-
-@dataclass(frozen=True)
-class ProbeSample:
-    """Token ids of a prompt, and the id of the first token of its right answer."""
-
-    ids: tuple[int, ...]
-    answer: int
-
-
-@dataclass(frozen=True)
-class LayerGradients:
-    """One sample's figures, each `[layers][3]` by `SECTIONS`.
-
-    `mean` is the mean of `d y / d theta` over a section's pairs, `mean_abs` that of its absolute
-    value. A section without pairs (a prompt so short that nothing is dropped) holds zeros.
-    """
-
-    mean: list[list[float]]
-    mean_abs: list[list[float]]
 
 
 def probe(

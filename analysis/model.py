@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.evaluation.huggingface import fingerprint_of
+from trianglemix.evaluation.huggingface import fingerprint_of, require_torch
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -29,13 +29,15 @@ def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel
 
     Raises:
         AnalysisError: no causal language model there, or no tokenizer.json.
+        MissingPackageError: torch or transformers is not installed.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is None:
         raise AnalysisError(f"{folder} has no tokenizer.json; give a Hugging Face model folder")
+    require_torch()
+    import torch
+    from transformers import AutoModelForCausalLM
+
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision))
     except (OSError, ValueError, KeyError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from trianglemix.analysis.check import Check
-from trianglemix.analysis.probed_attention import SECTIONS
+from trianglemix.analysis.sections import SECTIONS
 from trianglemix.analysis.select import Importance
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.exporter.plan import Fingerprint, Plan

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.probed_attention import SECTIONS
+from trianglemix.analysis.sections import SECTIONS
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.pattern import keep_mask
 
@@ -20,11 +19,13 @@ _DPI: Final = 130
 
 def require_matplotlib() -> None:
     """Raises AnalysisError when the pictures cannot be drawn."""
-    if find_spec("matplotlib") is None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
         raise AnalysisError(
-            "matplotlib is not installed, which draws the pictures; "
+            f"matplotlib, which draws the pictures, cannot be imported ({error}); "
             "pip install 'trianglemix[analysis]', or give --no-plots"
-        )
+        ) from error
 
 
 def gradient_bars(gradients: Mapping[str, Any], chosen: Sequence[int]) -> bytes:

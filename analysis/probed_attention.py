@@ -16,7 +16,6 @@ from torch import Tensor
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.pytorch.masks import keep
 
-SECTIONS: Final = ("streaming", "middle", "last")
 DEFAULT_CHUNK: Final = 128
 """Rows whose weights are held at a time."""
 

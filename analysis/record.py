@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.gradients import LayerGradients, ProbeSample
+from trianglemix.analysis.sections import LayerGradients, ProbeSample
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.gradients import LayerGradients
-from trianglemix.analysis.probed_attention import SECTIONS
+from trianglemix.analysis.sections import SECTIONS, LayerGradients
 
 _MIDDLE: Final = SECTIONS.index("middle")
 

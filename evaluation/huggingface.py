@@ -12,6 +12,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.model import Answer, reset_peak_memory
 from trianglemix.exporter.plan import Fingerprint
+from trianglemix.runtime.errors import MissingPackageError
 from trianglemix.runtime.memory import peak_resident_bytes
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -33,12 +34,18 @@ class HuggingFaceModel:
     """A causal language model of transformers, in PyTorch."""
 
     def __init__(self, folder: Path, options: HuggingFaceOptions) -> None:
-        """Raises ConfigurationError when there is no tokenizer or the layers do not fit."""
-        from transformers import AutoModelForCausalLM
+        """Loads the folder.
 
+        Raises:
+            ConfigurationError: there is no tokenizer, or the layers do not fit.
+            MissingPackageError: torch or transformers is not installed.
+        """
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer is None:
             raise ConfigurationError(f"{folder} has no tokenizer.json, which the tasks need")
+        require_torch()
+        from transformers import AutoModelForCausalLM
+
         self._counted = reset_peak_memory()
         self._tokenizer = tokenizer
         self._options = options
@@ -119,6 +126,18 @@ class HuggingFaceModel:
         return peak_resident_bytes() / 2**20 if self._counted else None
 
 
+def require_torch() -> None:
+    """Raises MissingPackageError where Hugging Face folders cannot run, for want of a package."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"a Hugging Face folder runs in torch and transformers, but one of them cannot be "
+            f"imported ({error}); pip install 'trianglemix[hf]'"
+        ) from error
+
+
 def fingerprint_of(config: Any) -> Fingerprint:
     """The shape that a plan is bound to, from a transformers configuration."""
     text = config.get_text_config()
@@ -140,7 +159,9 @@ def shape_of_folder(folder: Path) -> Fingerprint:
 
     Raises:
         ConfigurationError: the folder holds no model that transformers knows.
+        MissingPackageError: torch or transformers is not installed.
     """
+    require_torch()
     from transformers import AutoConfig
 
     try:

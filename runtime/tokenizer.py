@@ -90,7 +90,7 @@ class Tokenizer:
         except ImportError as error:
             raise MissingPackageError(
                 "the package jinja2 is not installed, which fills in a chat template; "
-                "pip install jinja2"
+                "pip install 'trianglemix[cpu]' (or [gpu])"
             ) from error
 
         def refuse(reason: str) -> NoReturn:

@@ -101,7 +101,7 @@ def test_large_packages_stay_where_they_are_needed(package: str) -> None:
     assert not [file for file in sorted(files) if not file.startswith(HOMES[package])]
 
 
-@pytest.mark.parametrize("program", ["exporter", "runtime", "evaluation"])
+@pytest.mark.parametrize("program", ["exporter", "runtime", "evaluation", "analysis"])
 def test_programs_start_without_the_large_packages(program: str) -> None:
     """They are imported when used: `--help` and a refusal need none of them."""
     code = (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
-from trianglemix.analysis.gradients import LayerGradients, ProbeSample, probe
-from trianglemix.analysis.probed_attention import SECTIONS
+from trianglemix.analysis.gradients import probe
+from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.pattern import keep_mask
 

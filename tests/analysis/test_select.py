@@ -12,8 +12,8 @@ import torch
 from trianglemix.analysis import TriangleMixAnalyzer
 from trianglemix.analysis.check import check_plan
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.gradients import LayerGradients, ProbeSample
 from trianglemix.analysis.record import Record, probe_all
+from trianglemix.analysis.sections import LayerGradients, ProbeSample
 from trianglemix.analysis.select import (
     importance_of,
     layers_under_threshold,
