@@ -48,7 +48,7 @@ def check_custom(soc: Soc, layers: Iterable[tuple[ir.DataType, AttentionShape]])
         if dtype not in TYPES:
             raise ExportError(
                 f"--lowering custom takes float16 and bfloat16, but this model's attention is in "
-                f"{dtype.name.lower()}; export a float16 model (a Hugging Face folder with --dtype "
+                f"{dtype.numpy()}; export a float16 model (a Hugging Face folder with --dtype "
                 "float16), or use --lowering block"
             )
         for size in (shape.head_size, shape.value_head_size):

@@ -66,7 +66,7 @@ def _type(model: LintModel) -> Iterator[Place]:
     for node in _nodes(model):
         info = model.infos.get(node.input[0]) if node.input else None
         if info is not None and ir.DataType(info.elem_type) not in TYPES:
-            kind = ir.DataType(info.elem_type).name.lower()
+            kind = ir.DataType(info.elem_type).numpy()
             yield place_of(node), f"its query is {kind}, the package has float16 and bfloat16"
 
 

@@ -178,7 +178,7 @@ def test_chips_that_the_package_is_not_written_for(soc: str, tmp_path: Path) -> 
 
 def test_float32_is_not_written_for(tmp_path: Path) -> None:
     request = AscendRequest(chunk=CHUNK, max_length=SLOTS, lowering="custom")
-    with pytest.raises(ExportError, match="attention is in float; export a float16 model"):
+    with pytest.raises(ExportError, match="attention is in float32; export a float16 model"):
         export_ascend(tiny_source(), tmp_path / "out", request)
 
 
