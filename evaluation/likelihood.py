@@ -38,6 +38,8 @@ class FolderScorer:
             raise PromptError("the folder has no tokenizer.json, which texts need; export it again")
         self.session = session
         self.tokenizer: Tokenizer = session.tokenizer
+        self._last: tuple[list[int], FloatArray] | None = None
+        """The last context read, and the logits after it: choices of one token share them."""
 
     @property
     def max_length(self) -> int | None:
@@ -70,12 +72,15 @@ class FolderScorer:
                     f"{self.max_length}; leave it out, or score it as a whole text"
                 )
             kept = kept[-room:]
+        if len(continuation) == 1 and self._last is not None and self._last[0] == kept:
+            return _one_token(self._last[1], continuation[0])
         cache = self.session.new_cache()
         logits = _read(cache, kept, len(kept))
+        self._last = kept, logits
         total, greedy = 0.0, True
         for number, token in enumerate(continuation):
-            total += float(_log_softmax(logits)[token])
-            greedy = greedy and int(logits.argmax()) == token
+            one = _one_token(logits, token)
+            total, greedy = total + one.logarithm, greedy and one.greedy
             if number + 1 < len(continuation):
                 logits = _read(cache, [token], len(kept))
         return Likelihood(total, greedy)
@@ -171,6 +176,10 @@ def _read(cache: KVCache, ids: Sequence[int], prompt_end: int) -> FloatArray:
     assert logits is not None
     row: FloatArray = np.asarray(logits)[0].astype(np.float64)
     return row
+
+
+def _one_token(logits: FloatArray, token: int) -> Likelihood:
+    return Likelihood(float(_log_softmax(logits)[token]), int(logits.argmax()) == token)
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

@@ -30,13 +30,14 @@ BEGINNING: Final = 256
 TOLERANCE: Final = 2e-3
 
 
-def export_small_folder(output: Path) -> Path:
+def export_small_folder(output: Path, *, dense: bool = False) -> Path:
     """A tiny Llama with triangle layers 1 and 2, the logits of all tokens, and a short context."""
     options = ExportOptions(
         source=tiny_model("llama").path,
         output=output,
-        layers=LayerRequest(layers=(1, 2)),
+        layers=LayerRequest(layers=None if dense else (1, 2)),
         pattern=PATTERN,
+        dense=dense,
     )
     export(options, SilentObserver())
     path = output / "manifest.json"

@@ -24,6 +24,7 @@ from tests.evaluation.onnx_likelihood import (
     OnnxLikelihood,
     export_small_folder,
 )
+from tests.tiny_models import tiny_folder
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ENVIRONMENT: Final = ROOT / "build" / "envs" / "harness"
@@ -113,11 +114,12 @@ def tasks(onnx: OnnxLikelihood, stop: str, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def plain(folder: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return _run(folder, tasks, TASKS, tmp_path_factory.mktemp("plain"))
+    return _run(_ours(folder), tasks, TASKS, tmp_path_factory.mktemp("plain"))
 
 
 def _harness(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command that docs/layers.md shows; nothing may be fetched."""
+    work.mkdir(exist_ok=True)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(work / "home")}
     command = [str(ENVIRONMENT / "bin" / "python"), "-m", "trianglemix.evaluation.harness"]
     return subprocess.run(
@@ -130,10 +132,13 @@ def _harness(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _run(folder: Path, tasks: Path, names: Sequence[str], work: Path, *more: str) -> Run:
+def _ours(folder: Path) -> list[str]:
+    return ["--model", "trianglemix", "--model_args", f"folder={folder},provider=cpu,threads=1"]
+
+
+def _run(model: list[str], tasks: Path, names: Sequence[str], work: Path, *more: str) -> Run:
     done = _harness(
-        work, "--model", "trianglemix", "--model_args", f"folder={folder},provider=cpu,threads=1",
-        "--include_path", str(tasks), "--tasks", ",".join(names),
+        work, *model, "--include_path", str(tasks), "--tasks", ",".join(names),
         "--output_path", str(work / "out"), "--log_samples", *more,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
@@ -209,13 +214,36 @@ def test_the_record_says_what_ran(plain: Run) -> None:
 
 
 @needs_harness
+def test_a_dense_export_scores_as_the_harness_s_own_model_type(tasks: Path, tmp_path: Path) -> None:
+    """What begins a text, windows, blanks and cuts are the same as in its torch model type."""
+    dense = export_small_folder(tmp_path / "dense", dense=True)
+    ours = _run(_ours(dense), tasks, TASKS, tmp_path / "ours")
+    settings = f"pretrained={tiny_folder('llama')},dtype=float32,max_length={CONTEXT}"
+    torch_model = ["--model", "hf", "--model_args", settings, "--device", "cpu"]
+    theirs = _run(torch_model, tasks, TASKS, tmp_path / "theirs")
+    assert theirs.results["config"]["model"] == "hf"
+    for name in ("tm_choice", "tm_rolling"):
+        assert _logs(ours.samples[name]) == pytest.approx(
+            _logs(theirs.samples[name]), abs=TOLERANCE
+        )
+    answers = [[s["resps"] for s in run.samples["tm_until"]] for run in (ours, theirs)]
+    assert answers[0] == answers[1]
+
+
+def _logs(samples: list[dict[str, Any]]) -> list[float]:
+    """Every log-likelihood; one of a choice stands beside whether it is greedy."""
+    found = [answer for sample in samples for (answer,) in sample["resps"]]
+    return [float(answer if isinstance(answer, str) else answer[0]) for answer in found]
+
+
+@needs_harness
 def test_chat_templates_and_kept_answers(
     folder: Path, tasks: Path, onnx: OnnxLikelihood, tmp_path: Path
 ) -> None:
     """`--apply_chat_template`, `--use_cache`, and sampling instead of greedy answers."""
     kept = ["--use_cache", str(tmp_path / "answers")]
     more = [*kept, "--apply_chat_template", "--gen_kwargs", "do_sample=true,temperature=3.0"]
-    chat = _run(folder, tasks, ("tm_choice", "tm_until"), tmp_path, *more)
+    chat = _run(_ours(folder), tasks, ("tm_choice", "tm_until"), tmp_path, *more)
     first = chat.samples["tm_choice"][1]["arguments"]["gen_args_0"]["arg_0"]
     assert first == f"<|user|>{FILLER}<|end|><|assistant|>"
     _check_choices(chat.samples["tm_choice"], onnx)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from trianglemix.evaluation.likelihood import FolderScorer
 from trianglemix.runtime.errors import PromptError
+from trianglemix.runtime.kv_cache import KVCache
 from trianglemix.runtime.sampling import Sampling
 from trianglemix.runtime.session import TriangleSession
 
@@ -57,6 +58,22 @@ def test_the_most_likely_continuation_is_greedy(scorer: FolderScorer) -> None:
     best = scorer.session.generate(prompt, 4).ids
     assert scorer.token_likelihood(prompt, best).greedy
     assert not scorer.token_likelihood(prompt, [*best[:-1], best[-1] ^ 1]).greedy
+
+
+def test_choices_of_one_token_read_their_context_once(
+    folder: Path, onnx: OnnxLikelihood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = TriangleSession.from_folder(folder, "cpu")
+    opened: list[KVCache] = []
+    new_cache = session.new_cache
+    monkeypatch.setattr(session, "new_cache", lambda: opened.append(new_cache()) or opened[-1])
+    scorer = FolderScorer(session)
+    for context, choices, read in (("abc", "xyz", 1), ("abd", "xy", 2), (LONG, "xy", 3)):
+        for choice in choices:
+            expected, _ = onnx.continuation(context, choice)
+            found = scorer.likelihood(context, choice).logarithm
+            assert found == pytest.approx(expected, abs=TOLERANCE)
+        assert len(opened) == read
 
 
 def test_blanks_of_the_context_belong_to_the_continuation(scorer: FolderScorer) -> None:
