@@ -29,22 +29,29 @@ void WidenVector(Half half, const uint16_t* from, float* to) {
   V::Store(to, V::Widen(half, from));
 }
 
+// `count` numbers of any count, of which nothing past the last is read.
+template <class Element, class Bits>
+void WidenRow(const Bits* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + V::kWidth <= count; i += V::kWidth) WidenVector(Element{}, from + i, to + i);
+  for (; i < count; ++i) to[i] = Widen(Element{}, from + i);
+}
+
 // `Bits` is how an Element lies in memory.
 template <class Element, class Bits>
 void Rotate(const TriangleProblem& p, int64_t position, const Bits* from, Bits* to) {
   const Rotation& rotation = p.rotation;
   const int64_t half = rotation.size / 2, row = position * half;
-  const Bits* cosines = static_cast<const Bits*>(rotation.cos) + row;
-  const Bits* sines = static_cast<const Bits*>(rotation.sin) + row;
-  float head[kMaxHeadSize];
+  float head[kMaxHeadSize], cosines[kMaxHeadSize / 2], sines[kMaxHeadSize / 2];
+  WidenRow<Element>(static_cast<const Bits*>(rotation.cos) + row, half, cosines);
+  WidenRow<Element>(static_cast<const Bits*>(rotation.sin) + row, half, sines);
   for (int64_t d = 0; d < p.head_size; d += V::kWidth) WidenVector(Element{}, from + d, head + d);
   const int64_t step = rotation.interleaved ? 2 : 1, partner = rotation.interleaved ? 1 : half;
   for (int64_t i = 0; i < half; ++i) {
     float& x = head[i * step];
     float& y = head[i * step + partner];
-    const float cosine = Widen(Element{}, cosines + i), sine = Widen(Element{}, sines + i);
-    const float turned = x * cosine - y * sine;
-    y = y * cosine + x * sine;
+    const float turned = x * cosines[i] - y * sines[i];
+    y = y * cosines[i] + x * sines[i];
     x = turned;
   }
   for (int64_t d = 0; d < p.head_size; d += V::kWidth) NarrowVector(Element{}, head + d, to + d);
