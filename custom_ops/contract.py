@@ -28,22 +28,29 @@ INPUTS: Final = (
     "prompt_length",  # [B] int32, N of the formula
     "first_valid",  # [B] int32, the row's first real key
 )
+"""In this order. Required: `query`, `seqlens_k`, `total_sequence_length`.
+
+`key` and `value` are absent together, with packed queries; `past_key` and `past_value` together:
+`P` is 0. An absent `prompt_length` is the end of the row's keys, an absent `first_valid` 0. The
+whole reference is docs/operator.md.
+"""
 ROTARY_INPUTS: Final = (
     "cos_cache",  # [M, R/2], R <= D: how far the first R of each head turn at a position
     "sin_cache",  # [M, R/2]
 )
 """Two more inputs, behind `INPUTS`, of a node that rotates queries and keys itself.
 
-A new token's position is its slot in the cache; `total_sequence_length` is at most `M`. Such a
-node may also take queries, keys and values as one: `query` is `[B, S, (H+2G)*D]` and `key` and
-`value` are absent (this works without a rotation, too). Both forms need `Dv = D`, and the library:
-the function body does not know them.
+Both or none, of the queries' type. A new token's position is its slot in the cache;
+`total_sequence_length` is at most `M`. Such a node may also take queries, keys and values as one:
+`query` is `[B, S, (H+2G)*D]` and `key` and `value` are absent (this works without a rotation,
+too). Both forms need `Dv = D`, and the library: the function body does not know them.
 """
 OUTPUTS: Final = (
     "output",  # [B, S, H*Dv]
     "present_key",  # [B, G, T, D], T = max(P, total_sequence_length)
     "present_value",  # [B, G, T, Dv]
 )
+"""All required. Past and present may be one buffer, where both have as many slots."""
 
 ATTR_NUM_HEADS: Final = "num_heads"
 ATTR_KV_NUM_HEADS: Final = "kv_num_heads"
@@ -63,6 +70,10 @@ ATTRIBUTES: Final = (
     ATTR_WINDOW,
     ATTR_LAST,
 )
+"""Those of every node, and of the function body, which has no defaults for them.
+
+Elsewhere `scale` is 0 (`1/sqrt(D)`), `softcap` 0 (none), and the pattern `TrianglePattern()`.
+"""
 
 DENSE_WINDOW: Final = -1
 """`sliding_window_size` of the dense mode: every row keeps all keys behind itself."""
