@@ -58,9 +58,17 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
     help="Triangle layers: this many, the least important by the plan or the deepest.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Layer plan (JSON).")
-@click.option("--sink", type=int, help="First keys that every row keeps.  [default: 8]")
-@click.option("--window", type=int, help="Keys that a row keeps behind itself.  [default: 512]")
-@click.option("--last", type=int, help="Dense rows at the prompt's end.  [default: 128]")
+@click.option(
+    "--sink", type=int, help="First keys that every row keeps.  [default: the plan's, else 8]"
+)
+@click.option(
+    "--window",
+    type=int,
+    help="Keys that a row keeps, itself the last.  [default: the plan's, else 512]",
+)
+@click.option(
+    "--last", type=int, help="Dense rows at the prompt's end.  [default: the plan's, else 128]"
+)
 @click.option(
     "--dense", is_flag=True, help="Export the dense twin, GroupQueryAttention throughout."
 )
@@ -95,7 +103,7 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 )
 @click.pass_context
 def command(context: click.Context, /, **_: object) -> None:
-    """Export an ONNX LLM, or a Hugging Face folder, with TriangleAttention in its deep layers.
+    """Export an ONNX LLM, or a Hugging Face folder, with TriangleAttention in some of its layers.
 
     SOURCE is a model.onnx, a folder that holds one, or a Hugging Face folder.
     """
