@@ -36,7 +36,7 @@ from trianglemix.exporter.sites import Sites
 
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -105,7 +105,8 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 def command(context: click.Context, /, **_: object) -> None:
     """Export an ONNX LLM, or a Hugging Face folder, with TriangleAttention in some of its layers.
 
-    SOURCE is a model.onnx, a folder that holds one, or a Hugging Face folder.
+    SOURCE is a model.onnx, a folder that holds one, or a Hugging Face folder. Exit codes: 0 done,
+    1 refused or failed, 2 wrong usage, 130 interrupted.
     """
     given = context.params
     quiet = bool(given["quiet"])
@@ -144,6 +145,8 @@ def _options(given: dict[str, Any]) -> ExportOptions:
     """
     _check_choice(given)
     dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
+    if dry_run and given["verify"]:
+        raise click.UsageError("--verify runs what was written: leave --dry-run out, add -o FOLDER")
     if given["output"] is None and not dry_run:
         raise click.UsageError("no output folder: add -o FOLDER (or --dry-run)")
     return ExportOptions(
@@ -242,7 +245,7 @@ def _pattern(sink: int | None, window: int | None, last: int | None) -> PatternR
 
 
 def main() -> NoReturn:
-    """Runs the command; exits with 0 done, 1 refused or failed, 2 wrong usage."""
+    """Runs the command; exits with 0 done, 1 refused or failed, 2 wrong usage, 130 stopped."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command.main(prog_name=PROGRAM, standalone_mode=False)
@@ -255,7 +258,7 @@ def main() -> NoReturn:
     except TriangleMixError as error:
         _fail(str(error), FAILED)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", FAILED)
+        _fail("interrupted; nothing was written", INTERRUPTED)
     except OSError as error:
         _fail(str(error), FAILED)
     except MemoryError:

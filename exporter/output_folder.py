@@ -33,6 +33,7 @@ def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
         raise ExportError(f"{output} cannot be written: {error}") from error
     try:
         yield partial
+        check_output(output, force=force)  # another export may have come first
         _put_in_place(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,8 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter import cli, pipeline
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.output_folder import output_folder
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.plan import Fingerprint, Plan
 
@@ -109,6 +111,7 @@ def test_explain_lists_near_misses(tmp_path: Path, monkeypatch: Patch, capsys: C
         ["--dense", "--layers", "1"],
         ["--target", "toaster"],
         ["--prompt-length", "0"],
+        ["--dry-run", "--verify"],
         ["--no-such-option"],
     ],
     ids=" ".join,
@@ -266,6 +269,21 @@ def test_outputs_are_not_overwritten(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_the_slower_of_two_exports_does_not_replace_the_first(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+
+    def slower() -> None:
+        with output_folder(place, force=False) as folder:
+            (folder / "manifest.json").write_text("slower")
+            place.mkdir()
+            (place / "manifest.json").write_text("first")
+
+    with pytest.raises(ExportError, match="--force replaces it"):
+        slower()
+    assert (place / "manifest.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_source_folder_is_no_output(
     source: Path,
     tmp_path: Path,
@@ -302,7 +320,7 @@ def test_an_interrupt_leaves_nothing_finished(
         time.sleep(0.05)
     process.send_signal(signal_)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == (1 if clean else -signal.SIGKILL)
+    assert process.returncode == (130 if clean else -signal.SIGKILL)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("**/manifest.json"))
     if clean:
