@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime.backends.providers import PROVIDERS
-from trianglemix.runtime.errors import FolderError
+from trianglemix.runtime.errors import FolderError, PromptError
 from trianglemix.runtime.generate import Generation
 from trianglemix.runtime.result import GenerationResult
 from trianglemix.runtime.sampling import Sampling
@@ -110,20 +110,29 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _FAILED
-    except (TriangleMixError, OSError, UnicodeError) as error:
+    except (TriangleMixError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         code = _FAILED
     sys.exit(code)
 
 
 def _prompt(options: _Options, session: TriangleSession) -> str | list[int]:
-    text = options.prompt if options.prompt_file is None else options.prompt_file.read()
-    assert text is not None
+    text = _text(options)
     if not options.chat:
         return text
     if session.tokenizer is None:
         raise FolderError("the folder has no tokenizer.json, which --chat needs")
     return session.tokenizer.encode_chat([{"role": "user", "content": text}])
+
+
+def _text(options: _Options) -> str:
+    if options.prompt_file is None:
+        assert options.prompt is not None
+        return options.prompt
+    try:
+        return options.prompt_file.read()
+    except UnicodeError as error:
+        raise PromptError(f"{options.prompt_file.name} is not text in UTF-8: {error}") from error
 
 
 def _print(generation: Generation) -> None:

@@ -167,10 +167,12 @@ class TriangleSession:
                 raise FolderError("the folder has no tokenizer.json; give token ids, not text")
             prompt = self.tokenizer.encode(prompt)
         ids = np.asarray(prompt)
+        if ids.shape == (0,):
+            raise PromptError("the prompt is empty; give text, or at least one token id")
         if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise PromptError(
                 f"a prompt of shape {list(ids.shape)} and type {ids.dtype} is not usable; give "
-                "text, or a non-empty row of integer token ids"
+                "text, or a row of integer token ids"
             )
         return ids.astype(np.int64)
 

@@ -69,16 +69,21 @@ def test_wrong_usage(folder: Path, arguments: list[str]) -> None:
 def test_failures_are_one_line(folder: Path, tmp_path: Path) -> None:
     binary = tmp_path / "prompt.bin"
     binary.write_bytes(b"\xff\xfe\x00")
+    reasons: list[str] = []
     for arguments in (
         [tmp_path / "nowhere", "--prompt", "a"],
         [folder, "--prompt", "a" * 600],
         [folder, "--prompt-file", binary],
+        [folder, "--prompt", ""],
     ):
         answer = _run(*arguments)
         assert answer.returncode == 1
         assert answer.stderr.startswith("error: ")
         assert len(answer.stderr.splitlines()) == 1
         assert answer.stdout == ""
+        reasons.append(answer.stderr)
+    assert f"{binary} is not text in UTF-8" in reasons[2]
+    assert "the prompt is empty" in reasons[3]
 
 
 def test_interrupted_in_the_middle(make_folder: FolderMaker) -> None:
