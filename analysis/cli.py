@@ -29,6 +29,7 @@ from trianglemix.analysis.select import (
 from trianglemix.analysis.trials import TaskScorer, open_model
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks
 from trianglemix.exporter.plan import Fingerprint
@@ -105,7 +106,7 @@ def main(**given: Any) -> None:
     console = Console(stderr=True)
     try:
         _analyze(_Options(**given), console)
-    except TriangleMixError as error:
+    except (TriangleMixError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(_FAILED)
     except KeyboardInterrupt:
@@ -144,10 +145,19 @@ def _check_rules(options: _Options) -> None:
         )
     if options.max_loss is not None and not options.check_samples:
         raise AnalysisError("--max-loss needs the check; give --check-samples above 0")
-    if options.output.parent and not options.output.parent.is_dir():
-        raise AnalysisError(f"the folder of {options.output} does not exist; make it first")
+    if options.check_samples:
+        pick_tasks([options.check_task])
+    check_output(options.output)
     if options.plots:
         require_matplotlib()
+
+
+def _check_count(wanted: int | None, candidates: int) -> None:
+    if wanted is not None and wanted > candidates:
+        raise AnalysisError(
+            f"--num-triangle-layers is {wanted}, but the model has {candidates} layers that could "
+            "be triangle layers; ask for fewer"
+        )
 
 
 def _settings(options: _Options, subject: AnalysedModel) -> dict[str, Any]:
@@ -174,6 +184,8 @@ class _Measured:
 
 def _measure(options: _Options, console: Console) -> _Measured:
     subject = load_model(options.folder, options.device, options.precision)
+    candidates = candidate_layers(subject.model.config)
+    _check_count(options.num_triangle_layers, len(candidates))
     settings = _settings(options, subject)
     data = DataSettings(options.samples, options.tokens, options.data)
     samples = probe_samples(subject.tokenizer, data)
@@ -187,7 +199,7 @@ def _measure(options: _Options, console: Console) -> _Measured:
         task = bar.add_task("gradients", total=len(samples))
         done = probe_all(samples, one, record, lambda n: bar.update(task, completed=n))
     importance = importance_of(done)
-    ranked = ranked_layers(importance, candidate_layers(subject.model.config))
+    ranked = ranked_layers(importance, candidates)
     name = options.name or subject.name
     return _Measured(name, subject.fingerprint, settings, importance, ranked)
 
@@ -207,11 +219,6 @@ def _plans(
         rule = f"the most layers that lose at most {options.max_loss:g} points on the check"
         return rule, [ranked[:count] for count in counts]
     count = options.num_triangle_layers or max(1, round(_SHARE * len(ranked)))
-    if count > len(ranked):
-        raise AnalysisError(
-            f"--num-triangle-layers is {count}, but the model has {len(ranked)} layers that could "
-            "be triangle layers; ask for fewer"
-        )
     return f"the {count} layers of least importance", [ranked[:count]]
 
 

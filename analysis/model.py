@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.evaluation.huggingface import fingerprint_of, require_torch
+from trianglemix.evaluation.huggingface import fingerprint_of, require_torch, to_device
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
         raise AnalysisError(f"{folder} holds no causal language model: {first}") from error
-    model.to(device).eval()
+    to_device(model, device)
     return AnalysedModel(folder.resolve().name, model, tokenizer, fingerprint_of(model.config))
 
 

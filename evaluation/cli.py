@@ -20,7 +20,7 @@ from trianglemix.evaluation.huggingface import (
 )
 from trianglemix.evaluation.model import AnswerModel, Loader
 from trianglemix.evaluation.page import save_page
-from trianglemix.evaluation.report import Comparison, save_json, table_of
+from trianglemix.evaluation.report import Comparison, check_output, save_json, table_of
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.options import parse_layers
@@ -82,7 +82,7 @@ def main(tasks: str, **given: Any) -> None:
     try:
         names = tuple(name.strip() for name in tasks.split(",") if name.strip())
         _evaluate(_Options(tasks=names, **given), console)
-    except TriangleMixError as error:
+    except (TriangleMixError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(_FAILED)
     except KeyboardInterrupt:
@@ -91,8 +91,7 @@ def main(tasks: str, **given: Any) -> None:
 
 
 def _evaluate(options: _Options, console: Console) -> None:
-    if not options.output.parent.is_dir():
-        raise ConfigurationError(f"the folder of {options.output} does not exist; make it first")
+    check_output(options.output)
     setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
     chosen = _hugging_face_layers(options)
     baseline = options.against or (options.folder if chosen.triangle_layers else None)

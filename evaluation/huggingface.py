@@ -50,7 +50,7 @@ class HuggingFaceModel:
         self._tokenizer = tokenizer
         self._options = options
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype)
-        self.model.to(options.device).eval()
+        to_device(self.model, options.device)
         if options.device.startswith("cuda"):
             import torch
 
@@ -135,6 +135,21 @@ def require_torch() -> None:
         raise MissingPackageError(
             f"a Hugging Face folder runs in torch and transformers, but one of them cannot be "
             f"imported ({error}); pip install 'trianglemix[hf]'"
+        ) from error
+
+
+def to_device(model: Any, device: str) -> None:
+    """Moves a torch model to the device, to answer there.
+
+    Raises:
+        ConfigurationError: torch has no such device here, or the model does not fit it.
+    """
+    try:
+        model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        first = (str(error).splitlines() or [repr(error)])[0]
+        raise ConfigurationError(
+            f"the model cannot go to the device {device!r}: {first}"
         ) from error
 
 

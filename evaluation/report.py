@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.run import ModelRun, Row, Setup
 from trianglemix.evaluation.statistics import Interval
 
@@ -23,6 +24,21 @@ class Comparison:
     baseline: ModelRun | None
     candidate: ModelRun
     rows: Sequence[Row]
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigurationError where a file and its page cannot go: now, not after hours."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"the folder of {path} does not exist; make it first")
+    if path.suffix == ".html":
+        raise ConfigurationError(f"{path} is where the page would go; name a .json file")
+    existed = path.exists()
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+    if not existed:
+        path.unlink()
 
 
 def save_json(comparison: Comparison, path: Path) -> None:

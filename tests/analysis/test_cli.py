@@ -62,6 +62,10 @@ def test_a_users_own_data_and_a_number_of_layers(tmp_path: Path) -> None:
         (["--num-triangle-layers", "1", "--threshold", "0.5"], "three rules"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--window", "4000"], "no Middle section"),
+        (["--check-samples", "2", "--check-task", "none_such"], "there is no task"),
+        (["--device", "nowhere"], "cannot go to the device 'nowhere'"),
+        (["-o", "plan.html"], "name a .json file"),
+        (["-o", "/proc/plan.json"], "cannot be written"),
     ],
 )
 def test_refusals_are_one_line(tmp_path: Path, arguments: list[str], reason: str) -> None:

@@ -113,6 +113,7 @@ def test_the_command_compares_folders_and_writes_its_page(folder: Path, tmp_path
         (["FOLDER", "--tasks", "chess"], "no task 'chess'"),
         (["SOURCE", "--layers", "x"], "'x'"),
         (["SOURCE", "--layers", "8"], "3 layers"),
+        (["SOURCE", "--device", "nowhere"], "cannot go to the device 'nowhere'"),
     ],
 )
 def test_refusals_are_one_line(
@@ -124,3 +125,18 @@ def test_refusals_are_one_line(
     assert result.exit_code == 1
     assert reason in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_a_bad_output_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "folder.json"
+    blocked.mkdir()
+    for output, reason in (
+        (blocked, "cannot be written"),
+        (tmp_path / "page.html", "name a .json file"),
+        (tmp_path / "nowhere" / "r.json", "does not exist"),
+    ):
+        result = CliRunner().invoke(main, [str(folder), "-o", str(output), "--tasks", "vt"])
+        assert result.exit_code == 1
+        assert reason in " ".join(result.output.split())
+        assert "loading" not in result.output
+    assert list(tmp_path.iterdir()) == [blocked]
