@@ -1,4 +1,4 @@
-"""The output folder: written beside its place under another name, renamed when it is whole."""
+"""The output folder: written under another name, moved to its place when it is whole."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from trianglemix.custom_ops import manifest
 from trianglemix.exporter.errors import ExportError
+
+_UNFINISHED: Final = ".unfinished"
 
 
 @contextmanager
 def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
     """A temporary sibling to write to; it takes the place of `output` when the block ends well.
 
-    An error or an interrupt removes it. A killed process leaves a folder whose name says that it
-    is unfinished.
+    A mount point cannot be renamed, and the current folder would be lost to the shell that stands
+    in it: there the temporary folder lies inside, and its entries are moved up. An error or an
+    interrupt removes it. A killed process leaves a folder whose name says that it is unfinished.
 
     Raises:
         ExportError: `output` exists and may not be replaced, or cannot be written.
     """
     output = output.absolute()
     check_output(output, force=force)
-    partial = output.with_name(f".{output.name}.unfinished-{os.getpid()}")
+    stays = output.is_dir() and (output.is_mount() or output.samefile(Path.cwd()))
+    name = f"{_UNFINISHED}-{os.getpid()}"
+    partial = output / name if stays else output.with_name(f".{output.name}{name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -34,7 +40,10 @@ def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
     try:
         yield partial
         check_output(output, force=force)  # another export may have come first
-        _put_in_place(partial, output)
+        if stays:
+            _move_up(partial, output)
+        else:
+            _put_in_place(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -42,7 +51,7 @@ def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
 def check_output(output: Path, *, force: bool) -> None:
     """Raises ExportError where an export may not be put: only our own folders are replaced."""
     if output.is_dir():
-        if not any(output.iterdir()):
+        if all(entry.name.startswith(_UNFINISHED) for entry in output.iterdir()):
             return
         ours = (output / manifest.FILE_NAME).is_file()
         if not ours:
@@ -53,6 +62,23 @@ def check_output(output: Path, *, force: bool) -> None:
             raise ExportError(f"{output} holds an earlier export; --force replaces it")
     elif output.exists():
         raise ExportError(f"{output} is a file; give the name of a folder")
+
+
+def _move_up(partial: Path, output: Path) -> None:
+    """Empties `output`, its manifest first, and fills it, its manifest last."""
+    try:
+        (output / manifest.FILE_NAME).unlink(missing_ok=True)
+        for old in output.iterdir():
+            if old.name.startswith(_UNFINISHED):
+                continue
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        for new in sorted(partial.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):
+            os.rename(new, output / new.name)
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error}") from error
 
 
 def _put_in_place(partial: Path, output: Path) -> None:

@@ -269,6 +269,25 @@ def test_outputs_are_not_overwritten(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_the_current_folder_stays_the_same_folder(
+    source: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
+    """A rename over it would leave the shell in a deleted folder; a mount point goes this way."""
+    place = tmp_path / "out"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 0
+    assert Path("manifest.json").is_file()
+    first = sorted(path.name for path in Path().iterdir())
+    Path("model.onnx").write_bytes(b"old")
+    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 1
+    assert "--force replaces it" in capsys.readouterr().err
+    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet", "--force") == 0
+    assert sorted(path.name for path in Path().iterdir()) == first
+    assert Path("model.onnx").read_bytes() != b"old"
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_the_slower_of_two_exports_does_not_replace_the_first(tmp_path: Path) -> None:
     place = tmp_path / "out"
 
