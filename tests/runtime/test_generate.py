@@ -183,10 +183,10 @@ def test_text_and_its_ids_are_one_prompt(session: TriangleSession) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt": []}, "not usable"),
-        ({"prompt": ""}, "not usable"),
+        ({"prompt": []}, "the prompt is empty"),
+        ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": np.zeros((2, 2), np.int64)}, "not usable"),
-        ({"prompt": [[]]}, "not usable"),
+        ({"prompt": [[]]}, "the prompt is empty"),
         ({"prompt": [1], "max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"prompt": [1], "prefill_chunk": 0}, "prefill_chunk is 0"),
         ({"prompt": prompt(500), "max_new_tokens": 13}, "make 513, but the context has 512"),
