@@ -14,8 +14,6 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter import cli, pipeline
-from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.output_folder import output_folder
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.plan import Fingerprint, Plan
 
@@ -286,21 +284,6 @@ def test_the_current_folder_stays_the_same_folder(
     assert sorted(path.name for path in Path().iterdir()) == first
     assert Path("model.onnx").read_bytes() != b"old"
     assert not list(tmp_path.glob(".*"))
-
-
-def test_the_slower_of_two_exports_does_not_replace_the_first(tmp_path: Path) -> None:
-    place = tmp_path / "out"
-
-    def slower() -> None:
-        with output_folder(place, force=False) as folder:
-            (folder / "manifest.json").write_text("slower")
-            place.mkdir()
-            (place / "manifest.json").write_text("first")
-
-    with pytest.raises(ExportError, match="--force replaces it"):
-        slower()
-    assert (place / "manifest.json").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_source_folder_is_no_output(
