@@ -46,7 +46,7 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
         folded = [node for node in model.graph if is_triangle_attention(node) and is_folded(node)]
         for node in folded:
             build = NodeBuilder(model.graph, f"unfold/{node.name}")
-            rows = canonical_rows(build, node, head_shape(node))
+            rows = canonical_rows(build, node, head_shape(node), needed_input(node, 5))
             model.graph.insert_before(node, build.nodes)
             _set_inputs(node, [*rows, *node.inputs[3:_COSINES]])
             node.attributes.pop(contract.ATTR_INTERLEAVED, None)
@@ -71,15 +71,18 @@ def rotation_of(node: ir.Node) -> Rotation | None:
 
 
 def canonical_rows(
-    build: NodeBuilder, node: ir.Node, shape: AttentionShape
+    build: NodeBuilder, node: ir.Node, shape: AttentionShape, seqlens: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Queries, keys and values as the canonical form takes them: apart, and turned."""
+    """Queries, keys and values as the canonical form takes them: apart, and turned.
+
+    `seqlens` `[B]` says which slots the new tokens get, which is where they turn.
+    """
     query, key, value = needed_input(node, 0), optional_input(node, 1), optional_input(node, 2)
     if key is None or value is None:
         query, key, value = unpack(build, query, shape)
     rotation = rotation_of(node)
     if rotation is not None:
-        at = slot_positions(build, needed_input(node, 5), query)
+        at = slot_positions(build, seqlens, query)
         query = rotate(build, query, (shape.num_heads, shape.head_size), rotation, at)
         key = rotate(build, key, (shape.kv_num_heads, shape.head_size), rotation, at)
     return query, key, value

@@ -47,14 +47,16 @@ class TriangleAttentionPattern(SitePattern):
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
         seqlens, total = needed_input(node, 5), needed_input(node, 6)
+        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         lengths = None
         if exported:
             lengths = NodeLengths(seqlens, total, needed_input(node, 7), needed_input(node, 8))
         else:
             check_lengths(seqlens, total, context)
+            seqlens = _whole_rows(build, seqlens, total)
         shape = head_shape(node)
-        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
-        query, *rows = (Operand(x, Layout.FLAT) for x in canonical_rows(build, node, shape))
+        values = canonical_rows(build, node, shape, seqlens)
+        query, *rows = (Operand(value, Layout.FLAT) for value in values)
         cached = keys_and_values(node, (rows[0], rows[1]), (3, 4), context)
         return replace(
             self.site(node, shape, query, cached),
@@ -79,6 +81,16 @@ def _own_window(node: ir.Node, exported: bool) -> int | None:
     )
     never_last = is_never_last(needed_input(node, 7)) or not exported
     return window if window > 0 and bare and never_last else None
+
+
+def _whole_rows(build: NodeBuilder, seqlens: ir.Value, total: ir.Value) -> ir.Value:
+    """`total - 1` for every row of `[B]`: where the lengths from the mask put new tokens.
+
+    The node's own lengths may count real tokens only. A rotation by those would turn the rows of
+    a left-padded prompt by other slots than those of the steps after it.
+    """
+    none = build.op("Sub", seqlens, seqlens)
+    return build.op("Add", none, build.op("Sub", total, build.int32(1)))
 
 
 def _dense_attention(
