@@ -116,7 +116,7 @@ class FolderScorer:
         if manifest.static is not None:
             raise PromptError(
                 "static graphs give no logits in the middle of a prompt, which a whole text's "
-                "log-likelihood needs; evaluate an export for cpu or cuda"
+                "log-likelihood needs; evaluate an export for cpu, cuda or hopper"
             )
         if manifest.triangle_layers and manifest.prompt_length is None:
             raise PromptError(

@@ -36,6 +36,7 @@ from trianglemix.exporter.sites import Sites
 
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120
+_TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_targets().items())
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -47,7 +48,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
     type=click.Choice(sorted(all_targets())),
     default="cpu",
     show_default=True,
-    help="What will run the model.",
+    help=f"What will run the model. {_TARGETS}.",
 )
 @click.option("--start-layer", type=int, help="Triangle layers: this one and all deeper ones.")
 @click.option("--layers", help="Triangle layers, as in 5,7,10,15-35.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.manifest import Manifest
@@ -14,6 +15,8 @@ from trianglemix.exporter.options import AscendRequest, ExportOptions
 from trianglemix.exporter.report import VerifyReport
 
 Progress = Callable[[int, int], None]
+CPU: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,10 @@ class OfflineTools:
 class Target:
     """How a device runs the canonical graph.
 
-    `lower` passes apply to a triangle model, `lower_dense_twin` passes to a model without any
-    triangle layer. `left_padding`: rows of a batch may be padded on the left in a triangle model.
+    `summary` is what `--help` says. `lower` passes apply to a triangle model, `lower_dense_twin`
+    passes to a model without any triangle layer. `left_padding`: rows of a batch may be padded on
+    the left in a triangle model, where its source takes that. `provider` is ONNX Runtime's;
+    `--verify` takes the CPU's where it is not installed.
     """
 
     name: str
@@ -66,4 +71,5 @@ class Target:
     lower: tuple[Callable[[], ir.passes.InPlacePass], ...]
     lower_dense_twin: tuple[Callable[[], ir.passes.InPlacePass], ...]
     left_padding: bool
+    provider: str = CPU
     offline: OfflineTools | None = None

@@ -17,7 +17,9 @@ from trianglemix.exporter.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.fold_rotation import UnfoldRotationPass, is_folded
 from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report import VerifyReport
+from trianglemix.exporter.target import CPU
 
 Array = NDArray[Any]
 _RELATIVE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
@@ -104,17 +106,17 @@ def find_library() -> tuple[Path | None, list[str]]:
 
 
 def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenModel:
-    """Opens a session on the manifest's device; raises ExportError where that fails."""
+    """Opens a session on the target's provider; raises ExportError where that fails."""
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if library is not None:
         options.register_custom_ops_library(str(library))
+    wanted = dict.fromkeys((all_targets()[manifest.target].provider, CPU))
     available = ort.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if manifest.target == "cuda" else []
     providers = [name for name in wanted if name in available]
     try:
-        session = ort.InferenceSession(str(path), options, [*providers, "CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         line = str(error).splitlines()[0][:300]
         raise ExportError(f"verification: {path} does not open: {line}") from error

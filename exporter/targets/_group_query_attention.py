@@ -79,7 +79,7 @@ def _attributes(node: ir.Node) -> dict[str, AttributeValue]:
         raise RefusedError(
             f"{node.name} has keys of size {past_key.shape[3]} and values of size "
             f"{past_value.shape[3]}, which GroupQueryAttention does not take; use --target cpu "
-            "without --dense"
+            "(or hopper, on an H100 or H200) without --dense"
         )
     attributes: dict[str, AttributeValue] = {
         name: node.attributes[name].value

@@ -57,7 +57,7 @@ def _runs_as(options: ExportOptions) -> Mapping[str, str]:
 
 TARGET: Final = Target(
     name="ascend",
-    summary="static graphs for CANN's atc: block form in triangle layers, row blocks in dense ones",
+    summary="static graphs for CANN's atc",
     lower=(),
     lower_dense_twin=(),
     left_padding=False,

@@ -9,7 +9,7 @@ from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesP
 
 TARGET: Final = Target(
     name="cpu",
-    summary="TriangleAttention in every layer, in its dense mode where the layer is dense",
+    summary="ONNX Runtime on CPUs, TriangleAttention in every layer",
     lower=(),
     lower_dense_twin=(LowerDenseSitesPass,),
     left_padding=True,

@@ -106,8 +106,11 @@ def test_hugging_face_folder_generates_the_source_tokens(family: str, tmp_path: 
         assert list(result.ids) == source_tokens(family, length, triangle)
 
 
-def test_rows_of_a_batch_equal_themselves_alone(tmp_path: Path) -> None:
-    session = exported(tiny_model("llama", "torchscript-18").path, tmp_path / "out")
+@pytest.mark.parametrize("target", ["cpu", "hopper"])
+def test_rows_of_a_batch_equal_themselves_alone(target: str, tmp_path: Path) -> None:
+    source = tiny_model("llama", "torchscript-18").path
+    session = exported(source, tmp_path / "out", target=target)
+    assert session.manifest.left_padding
     session.stop_ids = frozenset()
     prompts = [prompt(LONG), prompt(SHORT), prompt(LONG - 41, seed=6)]
     together = session.generate(prompts, NEW_TOKENS)

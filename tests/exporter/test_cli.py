@@ -16,6 +16,7 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter import cli, pipeline
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.plan import Fingerprint, Plan
+from trianglemix.exporter.registry import all_targets
 
 from tests.exporter import odd_models
 from tests.exporter.exports import save_example
@@ -63,6 +64,13 @@ def test_done_is_zero(
     assert "softmax" in printed
     assert str(tmp_path / "out") in printed
     assert Manifest.load(tmp_path / "out").triangle_layers == (1, 2)
+
+
+def test_help_says_what_each_target_is(monkeypatch: Patch, capsys: Captured) -> None:
+    assert _main(monkeypatch, "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, target in all_targets().items():
+        assert f"{name}: {target.summary}" in printed
 
 
 def test_quiet_prints_nothing(

@@ -1,4 +1,4 @@
-"""Unpacking and rotation go back into the nodes for CUDA, and out again, without a difference."""
+"""Unpacking and rotation go back into the nodes for GPUs, and out again, without a difference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.manifest import Manifest
 
 from tests.exporter.exports import (
     Array,
@@ -36,14 +37,18 @@ def _logits(folder: Path, ids: Array) -> Array:
     return np.concatenate([first["logits"], rest["logits"]], axis=1)
 
 
+@pytest.mark.parametrize(("target", "dense_layers"), [("cuda", 1), ("hopper", 0)])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_cuda_nodes_rotate_inside_as_their_source_did(family: str, tmp_path: Path) -> None:
+def test_nodes_rotate_inside_as_their_source_did(
+    family: str, target: str, dense_layers: int, tmp_path: Path
+) -> None:
     source = tiny_model(family, GQA_ROUTE).path
     export_to(source, tmp_path / "apart", layers=(1, 2))
-    export_to(source, tmp_path / "inside", layers=(1, 2), target="cuda")
+    export_to(source, tmp_path / "inside", layers=(1, 2), target=target)
     inside, before = _operators(tmp_path / "inside"), _operators(source.parent)
-    assert inside["TriangleAttention"] == 2
-    assert inside["GroupQueryAttention"] == 1
+    assert inside["TriangleAttention"] == 3 - dense_layers
+    assert inside["GroupQueryAttention"] == dense_layers
+    assert not Manifest.load(tmp_path / "inside").left_padding, "its source takes none"
     assert [inside[name] for name in _TAKEN_OUT] == [before[name] for name in _TAKEN_OUT]
     assert _operators(tmp_path / "apart")["RotaryEmbedding"] == 6
     ids = random_ids(1, 40)
@@ -67,9 +72,10 @@ def test_the_rest_of_the_graph_is_the_sources(tmp_path: Path) -> None:
         assert [value.name for value in after.inputs[7:9] if value is not None] == tables
 
 
-def test_verification_compares_with_the_function_body(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cuda", "hopper"])
+def test_verification_compares_with_the_function_body(target: str, tmp_path: Path) -> None:
     source = tiny_model("llama", GQA_ROUTE).path
-    report = export_to(source, tmp_path / "out", layers=(1, 2), target="cuda", verify=True)
+    report = export_to(source, tmp_path / "out", layers=(1, 2), target=target, verify=True)
     names = [check.name for check in report.verification]
     assert "long prompt, kernel against function body" in names
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
@@ -115,10 +121,11 @@ def test_caches_may_name_their_head_size(tmp_path: Path) -> None:
     export_to(tmp_path / "out" / "model.onnx", tmp_path / "again", layers=(1,), verify=True)
 
 
-def test_a_folded_model_is_a_source_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cuda", "hopper"])
+def test_a_folded_model_is_a_source_again(target: str, tmp_path: Path) -> None:
     source = tiny_model("llama", GQA_ROUTE).path
-    export_to(source, tmp_path / "cuda", layers=(1, 2), target="cuda")
-    export_to(tmp_path / "cuda" / "model.onnx", tmp_path / "again", layers=(1, 2))
+    export_to(source, tmp_path / "first", layers=(1, 2), target=target)
+    export_to(tmp_path / "first" / "model.onnx", tmp_path / "again", layers=(1, 2))
     export_to(source, tmp_path / "cpu", layers=(1, 2))
     operators = _operators(tmp_path / "again")
     assert operators["TriangleAttention"] == 3

@@ -14,6 +14,7 @@ from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.registry import all_targets
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits
@@ -27,15 +28,18 @@ from tests.exporter.exports import (
     save_example,
 )
 
+ONLINE = [name for name, target in all_targets().items() if target.offline is None]
+
 
 def _operators(folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(folder / "model.onnx").graph)
 
 
-def test_dense_twin_is_the_source_on_group_query_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ONLINE)
+def test_dense_twin_is_the_source_on_group_query_attention(target: str, tmp_path: Path) -> None:
     example = PATTERN.example()
     path = save_example(example.model, tmp_path / "source")
-    report = export_to(path, tmp_path / "out", dense=True)
+    report = export_to(path, tmp_path / "out", dense=True, target=target)
     operators = _operators(tmp_path / "out")
     assert operators["GroupQueryAttention"] == 3
     assert not operators["TriangleAttention"]
@@ -62,9 +66,10 @@ def test_cuda_target_mixes_both_operators(tmp_path: Path) -> None:
     assert_close(Session.of(tmp_path / "out").logits(ids), expected)
 
 
-def test_left_padding_on_group_query_attention_is_never_silent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ONLINE)
+def test_left_padding_on_group_query_attention_is_never_silent(target: str, tmp_path: Path) -> None:
     path = save_example(PATTERN.example().model, tmp_path / "source")
-    export_to(path, tmp_path / "out", dense=True)
+    export_to(path, tmp_path / "out", dense=True, target=target)
     ids = random_ids(2, 20)
     mask = np.ones_like(ids)
     mask[1, :3] = 0
@@ -73,13 +78,11 @@ def test_left_padding_on_group_query_attention_is_never_silent(tmp_path: Path) -
     assert np.isfinite(logits[0]).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"target": "cuda"}], ids=["cpu", "cuda"])
-def test_windowed_layers_keep_exactly_their_window(
-    settings: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("target", ONLINE)
+def test_windowed_layers_keep_exactly_their_window(target: str, tmp_path: Path) -> None:
     example = odd_models.every_second_windowed()
     path = save_example(example.model, tmp_path / "source")
-    report = export_to(path, tmp_path / "out", layers=(1,), **settings)
+    report = export_to(path, tmp_path / "out", layers=(1,), target=target)
     assert [row.action for row in report.layers] == ["windowed", "triangle", "windowed"]
     assert report.layers[0].mask == f"sliding window {odd_models.WINDOW}"
     ids = random_ids(1, 33)

@@ -66,11 +66,11 @@ def _share_buffers(folder: Path, share: bool) -> None:
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared buffers", "growing cache"])
 @pytest.mark.parametrize("route", ["genai-fp32-cpu", "genai-int4-cpu"])
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("target", ["cpu", "cuda", "hopper"])
 def test_short_prompts_keep_their_tokens(
     tmp_path: Path, target: str, route: str, share: bool
 ) -> None:
-    """The cuda target's nodes rotate inside; here they run on the CPU."""
+    """Nodes for cuda and hopper rotate inside; here they run on the CPU."""
     source, output = _exported(route, tmp_path / "out", target)
     _share_buffers(output, share)
     prompt = _prompt(_EXACT - _NEW)
@@ -83,7 +83,7 @@ def _decoder_logits(folder: Path, prompt: list[int], calls: list[int]) -> np.nda
     return decoder.logits(Text(np.array([prompt]), np.zeros(1, np.int64)), calls)[0, -1]
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("target", ["cpu", "cuda", "hopper"])
 @pytest.mark.parametrize("chunk", [None, 32])
 def test_long_prompts_are_triangles(tmp_path: Path, chunk: int | None, target: str) -> None:
     """With `chunk_size`, a chunk's last rows are dense: genai says no `prompt_length`."""
