@@ -3,8 +3,10 @@
     python -m benchmarks.prefill_cuda --folder build/llama8b
 
 Makes the graph (random weights, last-token logits), exports it with layers 16-31 as triangle
-layers, and runs both on ONNX Runtime's CUDA provider with a shared cache. `--only-run` takes the
-graphs that are in the folder. Decode is timed at `--decode-length`.
+layers for the targets cuda ("triangle") and hopper, and runs all three on ONNX Runtime's CUDA
+provider with a shared cache. One model at a time is on the GPU: at 131,072 tokens one alone takes
+some 60 GiB. The order turns round after each round. `--only-run` takes the graphs that are in the
+folder. Decode is timed at `--decode-length`.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from onnx import TensorProto
 from benchmarks.device_time import PeakMemory, describe_device, kernel_times
 from benchmarks.llama_graph import DATA_FILE, LlamaShape, build_llama
 
-GRAPHS: Final = ("dense", "triangle")
+GRAPHS: Final = ("dense", "triangle", "hopper")
+TARGETS: Final = {"triangle": "cuda", "hopper": "hopper"}
 KINDS: Final = {
-    "triangle attention": ("attention_sm90", "attention_sm80", "attention_float32"),
+    "TriangleAttention": ("attention_sm90", "attention_sm80", "attention_float32"),
     "cache append": ("append_kernel", "ConcatNewToPast", "UnpackRoPEAppend"),
-    "dense attention": ("flash", "fmha", "cudnn_generated", "attention_fwd"),
+    "GroupQueryAttention": ("flash", "fmha", "cudnn_generated", "attention_fwd"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce"),
     "rotation": ("Rotary", "rotary"),
 }
@@ -42,6 +45,7 @@ class Settings:
     shape: LlamaShape
     lengths: tuple[int, ...]
     decode_length: int
+    rounds: int
     repeats: int
     output: Path
 
@@ -100,46 +104,61 @@ def _element(tensor: torch.Tensor) -> Any:
 
 
 def prepare(settings: Settings) -> None:
-    """The dense graph, its weights, and the triangle graph beside it."""
-    from trianglemix.exporter.cli import main as export
+    """The dense graph, its weights, and the exports beside it, which link to the weights."""
+    from trianglemix.exporter.cli import command
 
     dense = settings.folder / "dense"
     weights = build_llama(settings.shape, dense)
     weights.write(dense / DATA_FILE)
     first = str(settings.shape.layers // 2)
-    arguments = ["--target", "cuda", "--start-layer", first, "--quiet", "--force"]
-    triangle = settings.folder / "triangle"
-    export([str(dense), "-o", str(triangle), *arguments], standalone_mode=False)
+    arguments = ["--start-layer", first, "--weights", "link", "--quiet", "--force"]
+    for name, target in TARGETS.items():
+        output = ["-o", str(settings.folder / name), "--target", target]
+        command.main([str(dense), *output, *arguments], standalone_mode=False)
 
 
-def measure(settings: Settings, name: str) -> dict[str, Any]:
-    """Time to first token (s) by length, peak memory, decode time, device time by kind."""
-    path = settings.folder / name / "model.onnx"
-    result: dict[str, Any] = {"first_token_s": {}, "peak_bytes": {}, "kinds_ms": {}}
-    model = Model(path, settings.shape)
+def measure_all(settings: Settings, results: dict[str, Any]) -> None:
+    """Adds every graph's figures to the results, in rounds, and writes them as they come."""
+    for number in range(settings.rounds):
+        for name in GRAPHS if number % 2 == 0 else reversed(GRAPHS):
+            result = results.setdefault(name, {})
+            measure(settings, name, result)
+            gc.collect()
+            torch.cuda.empty_cache()  # room for the next model
+            settings.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(settings: Settings, name: str, result: dict[str, Any]) -> None:
+    """Adds a round: times to first token (s) by length, peak memory, decode times, kinds of work.
+
+    Kinds are measured in the first round only.
+    """
+    model = Model(settings.folder / name / "model.onnx", settings.shape)
     for length in settings.lengths:
         model.allocate_cache(length)
         run = model.bind(length, length)
         with PeakMemory() as memory:
-            started = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            first_call = time.perf_counter() - started
+            first_call = _seconds(run)
             times = [_seconds(run) for _ in range(settings.repeats)]
-        result["first_token_s"][length] = statistics.median(times)
-        result["peak_bytes"][length] = memory.peak
-        result["kinds_ms"][length] = kinds(kernel_times(run, 1, 0))
-        result.setdefault("first_call_s", {})[length] = first_call
+        result.setdefault("first_call_s", {}).setdefault(length, first_call)
+        result.setdefault("peak_bytes", {}).setdefault(length, memory.peak)
+        all_times = result.setdefault("times_s", {}).setdefault(length, [])
+        all_times += times
+        result.setdefault("first_token_s", {})[length] = statistics.median(all_times)
+        if length not in result.setdefault("kinds_ms", {}):
+            result["kinds_ms"][length] = kinds(kernel_times(run, 1, 0))
         if length == settings.decode_length:
-            step = model.bind(length, 1)
-            result["decode_ms"] = 1e3 * statistics.median([_seconds(step) for _ in range(30)][5:])
-            result["decode_kinds_ms"] = kinds(kernel_times(step, 3))
+            _measure_decode(model.bind(length, 1), result)
         result["logits_norm"] = float(model.logits.float().norm())
-        print(name, length, f"{result['first_token_s'][length]:.3f} s", flush=True)
-    del model, run
-    gc.collect()
-    torch.cuda.empty_cache()
-    return result
+        print(name, length, " ".join(f"{seconds:.3f}" for seconds in times), "s", flush=True)
+
+
+def _measure_decode(step: Callable[[], object], result: dict[str, Any]) -> None:
+    rounds = result.setdefault("decode_rounds_ms", [])
+    rounds.append(1e3 * statistics.median([_seconds(step) for _ in range(30)][5:]))
+    result["decode_ms"] = statistics.median(rounds)
+    if "decode_kinds_ms" not in result:
+        result["decode_kinds_ms"] = kinds(kernel_times(step, 3))
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -161,38 +180,38 @@ def kinds(times: dict[str, float]) -> dict[str, float]:
 
 
 def table(results: dict[str, Any], lengths: tuple[int, ...]) -> str:
-    """One row a length."""
-    lines = [f"{'tokens':>8} {'dense s':>9} {'triangle s':>11} {'share':>6} {'peak GiB, both':>16}"]
-    dense, triangle = (results[name] for name in GRAPHS)
+    """One row a length: seconds, shares of dense, peak memory of each graph."""
+    head = "".join(f"{f'{name} s':>12} {'share':>6}" for name in GRAPHS[1:])
+    lines = [f"{'tokens':>8} {'dense s':>9} {head}   peak GiB of each"]
     for length in lengths:
-        a, b = dense["first_token_s"][length], triangle["first_token_s"][length]
-        peaks = " ".join(f"{r['peak_bytes'][length] / 2**30:7.1f}" for r in (dense, triangle))
-        lines.append(f"{length:>8} {a:>9.3f} {b:>11.3f} {b / a:>6.3f} {peaks:>16}")
-    if "decode_ms" in dense:
-        lines.append(
-            f"decode: dense {dense['decode_ms']:.2f} ms a token, "
-            f"triangle {triangle['decode_ms']:.2f}"
-        )
+        dense, *others = (results[name]["first_token_s"][length] for name in GRAPHS)
+        cells = "".join(f"{seconds:>12.3f} {seconds / dense:>6.3f}" for seconds in others)
+        peaks = " ".join(f"{results[name]['peak_bytes'][length] / 2**30:7.1f}" for name in GRAPHS)
+        lines.append(f"{length:>8} {dense:>9.3f} {cells} {peaks}")
+    if "decode_ms" in results[GRAPHS[0]]:
+        steps = ", ".join(f"{name} {results[name]['decode_ms']:.2f}" for name in GRAPHS)
+        lines.append(f"decode, ms a token: {steps}")
     for name in GRAPHS:
         lines.append(f"{name} at {lengths[-1]}: {results[name]['kinds_ms'][lengths[-1]]}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Prepares (unless told not to), measures both graphs, prints the table, writes the JSON."""
+    """Prepares (unless told not to), measures the graphs, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/llama8b"))
     parser.add_argument("--lengths", default="8192,32768,65536,131072")
     parser.add_argument("--decode-length", type=int, default=32768)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--weight-sets", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="of each length, in each round")
     parser.add_argument("--only-run", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prefill_cuda.json"))
     o = parser.parse_args()
     shape = LlamaShape(layers=o.layers, weight_sets=o.weight_sets)
     lengths = tuple(int(n) for n in o.lengths.split(","))
-    settings = Settings(o.folder, shape, lengths, o.decode_length, o.repeats, o.output)
+    settings = Settings(o.folder, shape, lengths, o.decode_length, o.rounds, o.repeats, o.output)
     if not o.only_run:
         prepare(settings)
     import onnxruntime as ort
@@ -201,9 +220,7 @@ def main() -> None:
         ort.preload_dlls()
     results: dict[str, Any] = {"machine": {**describe_device(), "onnxruntime": ort.__version__}}
     results["weight_sets"] = shape.weight_sets
-    for name in GRAPHS:
-        results[name] = measure(settings, name)
-        settings.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    measure_all(settings, results)
     print(table(results, lengths))
 
 
