@@ -75,6 +75,19 @@ def test_tensor_core_head_sizes_equal_the_reference(dtype: str, size: int) -> No
     check()
 
 
+@pytest.mark.parametrize(("size", "scale"), [(64, -0.1), (80, 0.0), (128, -0.1)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_large_tiles_equal_the_reference(dtype: str, size: int, scale: float) -> None:
+    """Where many rows fill the GPU; heads and scales that Hopper's own kernel does not take."""
+    shape = AttentionShape(32, 8, size, size)
+    attention = Attention(shape, TrianglePattern(20, 300, 64), scale=scale)
+    lengths: dict[str, Any] = {"ends": (2500,), "prompt_lengths": (2450,), "first_valid": (130,)}
+    shared = Binding(in_place=True)
+    Case(attention, dtype, 1, 2300, past_capacity=2600, binding=shared, seed=5, **lengths).check(
+        CUDA
+    )
+
+
 @pytest.mark.parametrize("size", [None, 128])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_node_that_rotates_and_unpacks_equals_the_reference(dtype: str, size: int | None) -> None:

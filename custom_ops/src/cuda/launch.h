@@ -22,6 +22,12 @@ constexpr int sm90_tile_rows = 128;
 constexpr int sm90_key_tile(int head_size) { return head_size > 128 ? 48 : 128; }
 constexpr int sm90_key_edge(int head_size) { return head_size > 128 ? 48 : 32; }
 
+// Tiles of the kernel for any GPU: keys, by the larger of the two head sizes; rows, of heads up to
+// 128 where there are enough of them to fill the GPU, and else.
+constexpr int sm80_key_tile(int head_size) { return head_size > 128 ? 32 : 64; }
+constexpr int sm80_sinks = 16;  // of the first tile; the other keys are the range's edge
+constexpr int sm80_many_rows = 128, sm80_few_rows = 64;
+
 enum class Kernel { kSm90, kSm80, kFloat32 };
 
 // The kernel that runs this problem, and its tiles. Sizes only: a captured graph stays right.

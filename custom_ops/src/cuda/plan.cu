@@ -15,6 +15,7 @@ constexpr int kMinDecodeShare = 256;  // ... of a single tile, where latency is 
 // whole tiles differ in length, so it takes more of them.
 constexpr int kItemsPerMultiprocessor = 2;
 constexpr int kWholeItemsPerMultiprocessor = 4;
+constexpr int kManyTilesPerMultiprocessor = 4;  // from here on a tile may be large
 
 int clamp_int(int64_t x, int64_t low, int64_t high) {
   return static_cast<int>(clamp_to(x, low, high));
@@ -32,14 +33,17 @@ struct TileSize {
   int rows, keys, rest;
 };
 
-TileSize tile_size(Kernel kernel, int head_size) {
+TileSize tile_size(Kernel kernel, int head_size, bool many_rows) {
   switch (kernel) {
     case Kernel::kSm90: {
       const int keys = sm90_key_tile(head_size);
       return {sm90_tile_rows, keys, sm90_key_edge(head_size)};
     }
-    case Kernel::kSm80:
-      return {64, 64, 0};
+    case Kernel::kSm80: {
+      const int keys = sm80_key_tile(head_size);
+      const int rows = many_rows && head_size <= 128 ? sm80_many_rows : sm80_few_rows;
+      return {rows, keys, keys - sm80_sinks};
+    }
     default:
       return {32, 32, 0};
   }
@@ -120,7 +124,11 @@ Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& devi
   plan.kv_heads = static_cast<int>(problem.kv_num_heads);
   plan.head_size = static_cast<int>(problem.head_size);
   plan.value_head_size = static_cast<int>(problem.value_head_size);
-  const TileSize tile = tile_size(kernel, plan.head_size);
+  const int64_t rows = problem.batch * problem.query_length * problem.num_heads;
+  const bool many_rows =
+      rows >= int64_t{kManyTilesPerMultiprocessor} * device.multiprocessors * sm80_many_rows;
+  const TileSize tile =
+      tile_size(kernel, std::max(plan.head_size, plan.value_head_size), many_rows);
   plan.tile_rows = tile.rows;
   plan.key_tile = tile.keys;
   plan.key_rest = tile.rest;

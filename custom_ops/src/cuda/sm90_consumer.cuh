@@ -1,6 +1,7 @@
 // The Hopper kernel's consumers: a warpgroup takes 64 tile rows of every item.
 #pragma once
 
+#include "masks.cuh"
 #include "sm90_results.cuh"
 #include "sm90_tile.cuh"
 #include "wgmma.cuh"
@@ -95,16 +96,8 @@ struct Consumer {
     named_barrier_sync(1 + strip, 128);
   }
 
-  __device__ __forceinline__ ColumnMask range_mask(const Item& item, int first) {
-    ColumnMask mask;
-    mask.low = item.low - first - column;
-    mask.sink = item.sink_end - first - column;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      mask.causal[r] = item.position + relative(r) - first - column;
-      mask.window[r] = mask.causal[r] - item.window;
-    }
-    return mask;
+  __device__ __forceinline__ ColumnMask mask_of(const Item& item, int first) const {
+    return range_mask(item, first, column, {relative(0), relative(1)});
   }
 
   template <int kCount>
@@ -117,7 +110,7 @@ struct Consumer {
     cap(s);
     const int sinks = item.sinks - 1 - column;
     mask_causal<0, Tile::kSinks / 2>(s, {sinks, sinks});
-    mask_columns<Tile::kSinks / 2, Tile::kSmall / 2>(s, range_mask(item, edge));
+    mask_columns<Tile::kSinks / 2, Tile::kSmall / 2>(s, mask_of(item, edge));
     state.find_peaks(s, params.plan.exponent);
     state.weigh(s, params.plan.exponent, 0);
     state.weigh(s, params.plan.exponent, 1);
@@ -164,9 +157,9 @@ struct Consumer {
       const int last = item.first_valid + item.sinks - 1 - first - column;
       mask_causal<0, Tile::kKeys / 2>(s, {last, last});
     } else if (first < max_of(item.low, item.position + item.rows - item.window)) {
-      mask_columns<0, Tile::kKeys / 2>(s, range_mask(item, first));
+      mask_columns<0, Tile::kKeys / 2>(s, mask_of(item, first));
     } else if (t >= work.plain.to) {  // the diagonal
-      mask_causal<0, Tile::kKeys / 2>(s, range_mask(item, first).causal);
+      mask_causal<0, Tile::kKeys / 2>(s, mask_of(item, first).causal);
     }
   }
 

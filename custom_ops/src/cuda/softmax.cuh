@@ -1,4 +1,4 @@
-// Online softmax over score fragments of the tensor cores, and the masks of the boundary tiles.
+// Online softmax over score fragments of the tensor cores.
 //
 // Fragment layout (the same for mma.sync and wgmma): of a 16-row strip, a lane holds rows lane / 4
 // and lane / 4 + 8; element 4 * j + 2 * r + e is row r of the two, column 8 * j + 2 * (lane % 4) +
@@ -11,32 +11,6 @@ namespace trianglemix {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNoMax = -1.0e30f;  // finite: a row without a key must not make inf - inf
-
-// Columns kept by a lane's two rows, relative to the tile and to the lane's first column:
-// c >= low and c <= causal[r] and (c > window[r] or c < sink).
-struct ColumnMask {
-  int low, sink;
-  int causal[2], window[2];
-};
-
-template <int kFrom, int kTo, int kCount>
-__device__ __forceinline__ void mask_causal(float (&s)[kCount], const int (&causal)[2]) {
-#pragma unroll
-  for (int i = kFrom; i < kTo; ++i) {
-    const int column = 8 * (i / 4 - kFrom / 4) + i % 2;
-    if (column > causal[(i / 2) % 2]) s[i] = -INFINITY;
-  }
-}
-
-template <int kFrom, int kTo, int kCount>
-__device__ __forceinline__ void mask_columns(float (&s)[kCount], const ColumnMask& mask) {
-#pragma unroll
-  for (int i = kFrom; i < kTo; ++i) {
-    const int column = 8 * (i / 4 - kFrom / 4) + i % 2, r = (i / 2) % 2;
-    const bool near = column > mask.window[r] || column < mask.sink;
-    if (!near || column < mask.low || column > mask.causal[r]) s[i] = -INFINITY;
-  }
-}
 
 // Scores to softcap * tanh(scale * score / softcap); the caller then scales by log2(e) alone.
 template <int kCount>
