@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
@@ -27,15 +26,14 @@ from trianglemix.analysis.select import (
     ranked_layers,
 )
 from trianglemix.analysis.trials import TaskScorer, open_model
+from trianglemix.command_line import run_command, wrong_usage
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks
 from trianglemix.exporter.plan import Fingerprint
 
-_FAILED: Final = 1
-_INTERRUPTED: Final = 130
+PROGRAM: Final = "trianglemix-analyze"
 _SHARE: Final = 0.5
 """Without any rule given, half of the layers."""
 
@@ -76,9 +74,18 @@ class _Options:
 @click.option("--tokens", type=click.IntRange(16), default=2048, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, npu ...")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32")
-@click.option("--sink", type=int, default=TrianglePattern.num_sink_tokens, show_default=True)
-@click.option("--window", type=int, default=TrianglePattern.sliding_window_size, show_default=True)
-@click.option("--last", type=int, default=TrianglePattern.num_last_tokens, show_default=True)
+@click.option(
+    "--sink", type=click.IntRange(0), default=TrianglePattern.num_sink_tokens, show_default=True
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    default=TrianglePattern.sliding_window_size,
+    show_default=True,
+)
+@click.option(
+    "--last", type=click.IntRange(1), default=TrianglePattern.num_last_tokens, show_default=True
+)
 @click.option("--num-triangle-layers", type=click.IntRange(1), help="Rule: this many layers.")
 @click.option(
     "--threshold",
@@ -97,21 +104,13 @@ class _Options:
 @click.option("--check-task", default="niah_multikey_1", show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True)
 @click.option("--name", help="The model's name in the plan; the folder's without it.")
-def main(**given: Any) -> None:
+def command(**given: Any) -> None:
     """Measures which layers of the Hugging Face model in FOLDER may be triangle layers.
 
     Writes a plan for `trianglemix-export --plan`, and pictures beside it. A broken run goes on
     where it stopped when the same command is given again.
     """
-    console = Console(stderr=True)
-    try:
-        _analyze(_Options(**given), console)
-    except (TriangleMixError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(_FAILED)
-    except KeyboardInterrupt:
-        console.print("interrupted; the samples done so far are kept")
-        sys.exit(_INTERRUPTED)
+    _analyze(_Options(**given), Console(stderr=True))
 
 
 def _analyze(options: _Options, console: Console) -> None:
@@ -140,13 +139,14 @@ def _analyze(options: _Options, console: Console) -> None:
 def _check_rules(options: _Options) -> None:
     rules = [options.num_triangle_layers, options.threshold, options.max_loss]
     if sum(rule is not None for rule in rules) > 1:
-        raise AnalysisError(
+        raise click.UsageError(
             "--num-triangle-layers, --threshold and --max-loss are three rules; give one"
         )
     if options.max_loss is not None and not options.check_samples:
-        raise AnalysisError("--max-loss needs the check; give --check-samples above 0")
+        raise click.UsageError("--max-loss needs the check; give --check-samples above 0")
     if options.check_samples:
-        pick_tasks([options.check_task])
+        with wrong_usage():
+            pick_tasks([options.check_task])
     check_output(options.output)
     if options.plots:
         require_matplotlib()
@@ -266,6 +266,11 @@ def _show(
                 f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})",
             )
         console.print(table, f"check: {check.verdict}")
+
+
+def main() -> NoReturn:
+    """Entry point: every failure is one line on stderr and an exit code."""
+    run_command(command, PROGRAM, "the samples done so far are kept")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
 from rich.progress import Progress
-from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
+from trianglemix.command_line import run_command, wrong_usage
+from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
 from trianglemix.evaluation.huggingface import (
     HuggingFaceModel,
@@ -25,9 +25,9 @@ from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.options import parse_layers
 from trianglemix.exporter.plan import Plan
+from trianglemix.runtime.backends.providers import PROVIDERS
 
-_FAILED: Final = 1
-_INTERRUPTED: Final = 130
+PROGRAM: Final = "trianglemix-eval"
 
 
 @dataclass(frozen=True)
@@ -65,35 +65,37 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
 @click.option("--tokens", type=click.IntRange(64), default=4096, show_default=True)
 @click.option("--samples", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first.")
-@click.option("--provider", default="auto", show_default=True, help="Of exported folders.")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", *PROVIDERS, "npu"]),
+    default="auto",
+    show_default=True,
+    help="Of exported folders.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of exported folders.")
 @click.option("--device", default="cpu", show_default=True, help="Of Hugging Face folders.")
 @click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")
 @click.option("--layers", help="Of a Hugging Face FOLDER: 4,6,9-13.")
-def main(tasks: str, **given: Any) -> None:
+def command(tasks: str, **given: Any) -> None:
     """Asks the model in FOLDER the tasks, and the one of --against the same samples.
 
     FOLDER and --against are folders written by trianglemix-export, or Hugging Face folders, which
     run in PyTorch; the latter are dense, except for FOLDER with --plan or --layers. Without
     --against a Hugging Face FOLDER with triangle layers is compared with itself, dense.
     """
-    console = Console(stderr=True)
-    try:
-        names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-        _evaluate(_Options(tasks=names, **given), console)
-    except (TriangleMixError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(_FAILED)
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written")
-        sys.exit(_INTERRUPTED)
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    _evaluate(_Options(tasks=names, **given), Console(stderr=True))
 
 
 def _evaluate(options: _Options, console: Console) -> None:
+    if options.plan is not None and options.layers is not None:
+        raise click.UsageError("--plan and --layers name layers in two ways; give one")
+    with wrong_usage():
+        setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
+        named = parse_layers(options.layers) if options.layers is not None else ()
     check_output(options.output)
-    setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
-    chosen = _hugging_face_layers(options)
+    chosen = _hugging_face_layers(options, named)
     baseline = options.against or (options.folder if chosen.triangle_layers else None)
     models = [(options.folder.resolve().name, _loader(options.folder, options, chosen))]
     if baseline:
@@ -139,7 +141,7 @@ def _open_exported(folder: Path, options: _Options) -> AnswerModel:
     return OnnxModel(folder, options.provider, options.threads)
 
 
-def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
+def _hugging_face_layers(options: _Options, layers: tuple[int, ...]) -> HuggingFaceOptions:
     plain = HuggingFaceOptions(options.device, options.dtype)
     if options.plan is None and options.layers is None:
         return plain
@@ -148,8 +150,6 @@ def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
             "--plan and --layers are for a Hugging Face folder, but the layers of "
             f"{options.folder} were chosen when it was exported; leave them out"
         )
-    if options.plan is not None and options.layers is not None:
-        raise ConfigurationError("--plan and --layers name layers in two ways; give one")
     shape = shape_of_folder(options.folder)
     pattern = plain.pattern
     if options.plan is not None:
@@ -157,14 +157,17 @@ def _hugging_face_layers(options: _Options) -> HuggingFaceOptions:
         plan.check_fits(shape)
         layers = plan.triangle_layers or plan.layers_by_importance
         pattern = plan.pattern or pattern
-    else:
-        layers = parse_layers(options.layers or "")
     if layers[-1] >= shape.num_layers:
         raise ConfigurationError(
             f"--layers names layer {layers[-1]}, but the model has {shape.num_layers} layers "
             f"(0-{shape.num_layers - 1})"
         )
     return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
+
+
+def main() -> NoReturn:
+    """Entry point: every failure is one line on stderr and an exit code."""
+    run_command(command, PROGRAM, "nothing was written")
 
 
 if __name__ == "__main__":

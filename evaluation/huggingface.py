@@ -176,6 +176,8 @@ def shape_of_folder(folder: Path) -> Fingerprint:
         ConfigurationError: the folder holds no model that transformers knows.
         MissingPackageError: torch or transformers is not installed.
     """
+    if not (folder / "config.json").is_file():  # else transformers looks for it in the network
+        raise ConfigurationError(f"{folder} has no config.json; give a Hugging Face model folder")
     require_torch()
     from transformers import AutoConfig
 

@@ -13,15 +13,13 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError
+from trianglemix.command_line import run_command, wrong_usage
 from trianglemix.exporter.ascend.command import (
     ascend_options,
     ascend_request,
     print_findings,
 )
 from trianglemix.exporter.ascend.prediction import print_prediction
-from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.inspection import inspect_model, print_inspection
 from trianglemix.exporter.options import (
     ExportOptions,
@@ -37,7 +35,6 @@ from trianglemix.exporter.sites import Sites
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120
 _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_targets().items())
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,25 +47,34 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
     show_default=True,
     help=f"What will run the model. {_TARGETS}.",
 )
-@click.option("--start-layer", type=int, help="Triangle layers: this one and all deeper ones.")
+@click.option(
+    "--start-layer", type=click.IntRange(0), help="Triangle layers: this one and all deeper ones."
+)
 @click.option("--layers", help="Triangle layers, as in 5,7,10,15-35.")
 @click.option(
     "--num-triangle-layers",
     "count",
-    type=int,
+    type=click.IntRange(1),
     help="Triangle layers: this many, the least important by the plan or the deepest.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Layer plan (JSON).")
 @click.option(
-    "--sink", type=int, help="First keys that every row keeps.  [default: the plan's, else 8]"
+    "--sink",
+    type=click.IntRange(0),
+    show_default="the plan's, else 8",
+    help="First keys that every row keeps.",
 )
 @click.option(
     "--window",
-    type=int,
-    help="Keys that a row keeps, itself the last.  [default: the plan's, else 512]",
+    type=click.IntRange(1),
+    show_default="the plan's, else 512",
+    help="Keys that a row keeps, itself the last.",
 )
 @click.option(
-    "--last", type=int, help="Dense rows at the prompt's end.  [default: the plan's, else 128]"
+    "--last",
+    type=click.IntRange(1),
+    show_default="the plan's, else 128",
+    help="Dense rows at the prompt's end.",
 )
 @click.option(
     "--dense", is_flag=True, help="Export the dense twin, GroupQueryAttention throughout."
@@ -120,7 +126,7 @@ def command(context: click.Context, /, **_: object) -> None:
         return
     options = _options(given)
     _set_up_logging(given["log_level"])
-    bars = Console(stderr=True, quiet=quiet)
+    bars = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     with _Screen(bars, console if given["explain"] else None) as screen:
         report = export(options, screen)
     print_report(report, console)
@@ -141,8 +147,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
     """The options, checked against each other.
 
     Raises:
-        click.UsageError: options that exclude each other, or a missing one.
-        ConfigurationError: a pattern parameter out of its range.
+        click.UsageError: options that exclude each other, a missing one, an unreadable list.
     """
     _check_choice(given)
     dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
@@ -157,7 +162,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         layers=LayerRequest(
             given["start_layer"], _layers(given["layers"]), given["count"], given["plan"]
         ),
-        pattern=_pattern(given["sink"], given["window"], given["last"]),
+        pattern=PatternRequest(given["sink"], given["window"], given["last"]),
         dense=given["dense"],
         last_token_logits=given["last_token_logits"],
         weights=given["weights"],
@@ -228,52 +233,18 @@ def _check_choice(given: dict[str, Any]) -> None:
 def _layers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    try:
+    with wrong_usage():
         return parse_layers(text)
-    except ExportError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _pattern(sink: int | None, window: int | None, last: int | None) -> PatternRequest:
-    request = PatternRequest(sink, window, last)
-    if window is not None and window < 1:
-        raise click.UsageError(
-            f"--window is {window}, but must be 1 or more; a layer that shall stay dense is left "
-            "out of the choice of layers"
-        )
-    request.over(TrianglePattern())  # refuses what is out of range before anything is read
-    return request
 
 
 def main() -> NoReturn:
     """Runs the command; exits with 0 done, 1 refused or failed, 2 wrong usage, 130 stopped."""
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        command.main(prog_name=PROGRAM, standalone_mode=False)
-        sys.exit(DONE)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (click.ClickException, ConfigurationError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _fail(f"{message} ({PROGRAM} --help lists the options)", WRONG_USAGE)
-    except TriangleMixError as error:
-        _fail(str(error), FAILED)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was written", INTERRUPTED)
-    except OSError as error:
-        _fail(str(error), FAILED)
-    except MemoryError:
-        _fail("out of memory; nothing was written", FAILED)
+    run_command(command, PROGRAM, "nothing was written")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    print(f"{PROGRAM}: error: {line}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

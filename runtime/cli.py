@@ -11,11 +11,11 @@ import threading
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console
-from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.command_line import INTERRUPTED, run_command
 from trianglemix.runtime.backends.providers import PROVIDERS
 from trianglemix.runtime.errors import FolderError, PromptError
 from trianglemix.runtime.generate import Generation
@@ -23,8 +23,7 @@ from trianglemix.runtime.result import GenerationResult
 from trianglemix.runtime.sampling import Sampling
 from trianglemix.runtime.session import TriangleSession
 
-_FAILED: Final = 1
-_INTERRUPTED: Final = 130
+PROGRAM: Final = "trianglemix-run"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class _Options:
 
     folder: Path
     prompt: str | None
-    prompt_file: TextIO | None
+    prompt_file: Path | None
     chat: bool
     max_new_tokens: int
     prefill_chunk: int | None
@@ -50,7 +49,9 @@ class _Options:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The prompt itself.")
-@click.option("--prompt-file", type=click.File("r", encoding="utf-8"), help="A file; - is stdin.")
+@click.option(
+    "--prompt-file", type=click.Path(allow_dash=True, path_type=Path), help="A file; - is stdin."
+)
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--prefill-chunk", type=click.IntRange(1), help="Prompt tokens per step.")
@@ -81,11 +82,12 @@ def run(**arguments: object) -> None:
     options = _Options(**arguments)  # type: ignore[arg-type]  # click has checked the types
     if (options.prompt is None) == (options.prompt_file is None):
         raise click.UsageError("give either --prompt or --prompt-file")
+    text = _text(options)  # before the model is loaded
     session = TriangleSession.from_folder(
         options.folder, options.provider, options.allow_fallback, options.threads
     )
     generation = session.stream(
-        _prompt(options, session),
+        _prompt(text, options.chat, session),
         options.max_new_tokens,
         prefill_chunk=options.prefill_chunk,
         sampling=Sampling(options.temperature, options.top_k, options.top_p, options.seed),
@@ -96,29 +98,15 @@ def run(**arguments: object) -> None:
         _print(generation)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point: every failure is one line on stderr and an exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     _leave_at_once_when_interrupted()
-    try:
-        code = run.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = _INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _FAILED
-    except (TriangleMixError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        code = _FAILED
-    sys.exit(code)
+    run_command(run, PROGRAM)
 
 
-def _prompt(options: _Options, session: TriangleSession) -> str | list[int]:
-    text = _text(options)
-    if not options.chat:
+def _prompt(text: str, chat: bool, session: TriangleSession) -> str | list[int]:
+    if not chat:
         return text
     if session.tokenizer is None:
         raise FolderError("the folder has no tokenizer.json, which --chat needs")
@@ -126,13 +114,19 @@ def _prompt(options: _Options, session: TriangleSession) -> str | list[int]:
 
 
 def _text(options: _Options) -> str:
-    if options.prompt_file is None:
+    path = options.prompt_file
+    if path is None:
         assert options.prompt is not None
         return options.prompt
     try:
-        return options.prompt_file.read()
+        with click.open_file(str(path), encoding="utf-8") as file:
+            return str(file.read())
+    except OSError as error:
+        raise PromptError(
+            f"{path} cannot be read ({error.strerror}); give a text file, or - for stdin"
+        ) from error
     except UnicodeError as error:
-        raise PromptError(f"{options.prompt_file.name} is not text in UTF-8: {error}") from error
+        raise PromptError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def _print(generation: Generation) -> None:
@@ -159,6 +153,7 @@ def _leave_at_once_when_interrupted() -> None:
     Python's own handler waits for native code to return, which a long prompt's step does late.
     The signal's wake-up pipe does not wait; nothing is being written that could be left half-done.
     """
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # one of the two speaks
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
@@ -166,8 +161,8 @@ def _leave_at_once_when_interrupted() -> None:
     def watch() -> None:
         while os.read(read_end, 1)[0] != signal.SIGINT:
             pass
-        os.write(sys.stderr.fileno(), b"\ninterrupted\n")
-        os._exit(_INTERRUPTED)
+        os.write(sys.stderr.fileno(), f"\n{PROGRAM}: error: interrupted\n".encode())
+        os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, daemon=True).start()
 

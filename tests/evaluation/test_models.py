@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.evaluation.cli import main
@@ -21,6 +20,7 @@ from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternReq
 from trianglemix.exporter.pipeline import export
 from trianglemix.runtime.session import TriangleSession
 
+from tests.commands import run_main
 from tests.end_to_end.test_tiny_llm import SilentObserver
 from tests.tiny_models import tiny_folder, tiny_model
 
@@ -94,8 +94,8 @@ def test_the_command_compares_folders_and_writes_its_page(folder: Path, tmp_path
     output = tmp_path / "result.json"
     arguments = ["--tasks", "niah_single_1,vt", "--tokens", "900", "--samples", "2"]
     command = [str(folder), "--against", str(tiny_folder("llama")), "-o", str(output), *arguments]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    result = run_main(main, *command)
+    assert result.code == 0, result.err
     content = json.loads(output.read_text())
     assert [row["task"] for row in content["rows"]] == ["niah_single_1", "vt", "all"]
     assert [model["kind"] for model in content["models"]] == ["PyTorch", "ONNX Runtime"]
@@ -110,8 +110,6 @@ def test_the_command_compares_folders_and_writes_its_page(folder: Path, tmp_path
     [
         (["nowhere"], "neither a folder of trianglemix-export"),
         (["FOLDER", "--layers", "1"], "leave them out"),
-        (["FOLDER", "--tasks", "chess"], "no task 'chess'"),
-        (["SOURCE", "--layers", "x"], "'x'"),
         (["SOURCE", "--layers", "8"], "3 layers"),
         (["SOURCE", "--device", "nowhere"], "cannot go to the device 'nowhere'"),
     ],
@@ -121,10 +119,10 @@ def test_refusals_are_one_line(
 ) -> None:
     named = {"FOLDER": str(folder), "SOURCE": str(tiny_folder("llama"))}
     command = [named.get(a, a) for a in arguments] + ["-o", str(tmp_path / "r.json")]
-    result = CliRunner().invoke(main, [*command, "--samples", "1", "--tokens", "2000"])
-    assert result.exit_code == 1
-    assert reason in " ".join(result.output.split())
-    assert "Traceback" not in result.output
+    result = run_main(main, *command, "--samples", "1", "--tokens", "2000")
+    assert result.code == 1
+    assert reason in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
 
 
 def test_a_bad_output_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
@@ -135,8 +133,8 @@ def test_a_bad_output_is_refused_before_the_work(folder: Path, tmp_path: Path) -
         (tmp_path / "page.html", "name a .json file"),
         (tmp_path / "nowhere" / "r.json", "does not exist"),
     ):
-        result = CliRunner().invoke(main, [str(folder), "-o", str(output), "--tasks", "vt"])
-        assert result.exit_code == 1
-        assert reason in " ".join(result.output.split())
-        assert "loading" not in result.output
+        result = run_main(main, folder, "-o", output, "--tasks", "vt")
+        assert result.code == 1
+        assert reason in " ".join(result.err.split())
+        assert "loading" not in result.err
     assert list(tmp_path.iterdir()) == [blocked]

@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 def _assert_failed(capsys: Captured, root: Path, *words: str) -> None:
     """One line on stderr with these words, no output folder, nothing unfinished."""
     error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.strip()]
+    lines = error.splitlines()
     assert len(lines) == 1, error
     assert lines[0].startswith("trianglemix-export: error: ")
     for word in words:

@@ -54,7 +54,6 @@ def test_json_from_stdin_in_the_chat_template(folder: Path, session: TriangleSes
     [
         [],
         ["--prompt", "a", "--prompt-file", "-"],
-        ["--prompt-file", "/no/such/file"],
         ["--prompt", "a", "--max-new-tokens", "0"],
         ["--prompt", "a", "--provider", "tpu"],
     ],
@@ -78,7 +77,7 @@ def test_failures_are_one_line(folder: Path, tmp_path: Path) -> None:
     ):
         answer = _run(*arguments)
         assert answer.returncode == 1
-        assert answer.stderr.startswith("error: ")
+        assert answer.stderr.startswith("trianglemix-run: error: ")
         assert len(answer.stderr.splitlines()) == 1
         assert answer.stdout == ""
         reasons.append(answer.stderr)
@@ -113,4 +112,4 @@ def test_interrupted_inside_a_long_step(make_folder: FolderMaker, tmp_path: Path
         _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 3
     assert process.returncode == 130
-    assert errors == b"\ninterrupted\n"
+    assert errors == b"\ntrianglemix-run: error: interrupted\n"

@@ -1,0 +1,54 @@
+"""What the commands have in common: one line for a failure, the exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+import click
+
+from trianglemix.custom_ops.errors import TriangleMixError
+
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+
+
+def run_command(command: click.Command, program: str, left: str | None = None) -> NoReturn:
+    """Runs the command and ends the process: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    What goes wrong is one line on stderr, `PROGRAM: error: ...`. `left` says what a command that
+    was stopped half-way leaves behind. Whatever is wrong about the command line alone, before a
+    file is opened, is wrong usage: commands raise click's errors for it.
+    """
+    stopped = f"; {left}" if left else ""
+    try:
+        code = command.main(prog_name=program, standalone_mode=False)
+        sys.exit(code or 0)
+    except click.UsageError as error:
+        hint = f"({program} --help lists the options)"
+        fail(program, f"{error.format_message()} {hint}", error.exit_code)
+    except click.ClickException as error:  # a file that click opens
+        fail(program, error.format_message(), FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        fail(program, f"interrupted{stopped}", INTERRUPTED)
+    except (TriangleMixError, OSError) as error:
+        fail(program, str(error), FAILED)
+    except MemoryError:
+        fail(program, f"out of memory{stopped}", FAILED)
+
+
+@contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Our own errors inside are about the command line alone, and end as click's do."""
+    try:
+        yield
+    except TriangleMixError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def fail(program: str, message: str, code: int) -> NoReturn:
+    """Ends the process with one line on stderr."""
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

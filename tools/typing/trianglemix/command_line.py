@@ -1,0 +1,1 @@
+../../../package/trianglemix/command_line.py
