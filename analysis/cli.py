@@ -26,7 +26,7 @@ from trianglemix.analysis.select import (
     ranked_layers,
 )
 from trianglemix.analysis.trials import TaskScorer, open_model
-from trianglemix.command_line import run_command, wrong_usage
+from trianglemix.command_line import run_command, version_option, wrong_usage
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
@@ -104,6 +104,7 @@ class _Options:
 @click.option("--check-task", default="niah_multikey_1", show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True)
 @click.option("--name", help="The model's name in the plan; the folder's without it.")
+@version_option
 def command(**given: Any) -> None:
     """Measures which layers of the Hugging Face model in FOLDER may be triangle layers.
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import click
 from rich.console import Console
 from rich.progress import Progress
-from trianglemix.command_line import run_command, wrong_usage
+from trianglemix.command_line import run_command, version_option, wrong_usage
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
 from trianglemix.evaluation.huggingface import (
@@ -77,6 +77,7 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
 @click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")
 @click.option("--layers", help="Of a Hugging Face FOLDER: 4,6,9-13.")
+@version_option
 def command(tasks: str, **given: Any) -> None:
     """Asks the model in FOLDER the tasks, and the one of --against the same samples.
 

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from trianglemix.command_line import run_command, wrong_usage
+from trianglemix.command_line import run_command, version_option, wrong_usage
 from trianglemix.exporter.ascend.command import (
     ascend_options,
     ascend_request,
@@ -108,6 +108,7 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
     default="warning",
     show_default=True,
 )
+@version_option
 @click.pass_context
 def command(context: click.Context, /, **_: object) -> None:
     """Export an ONNX LLM, or a Hugging Face folder, with TriangleAttention in some of its layers.

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import click
 from rich.console import Console
-from trianglemix.command_line import INTERRUPTED, run_command
+from trianglemix.command_line import INTERRUPTED, run_command, version_option
 from trianglemix.runtime.backends.providers import PROVIDERS
 from trianglemix.runtime.errors import FolderError, PromptError
 from trianglemix.runtime.generate import Generation
@@ -73,6 +73,7 @@ class _Options:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--allow-fallback", is_flag=True, help="Run without the native library, slowly.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and figures as JSON.")
+@version_option
 def run(**arguments: object) -> None:
     """Generates text with the model in FOLDER, which trianglemix-export wrote.
 

@@ -1,8 +1,10 @@
-"""What the four commands have in common: failures of one line, exit codes."""
+"""What the four commands have in common: the version, failures of one line, exit codes."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -17,6 +19,7 @@ from trianglemix.runtime import cli as run
 
 from tests.commands import run_main
 
+ROOT: Final = Path(__file__).resolve().parents[1]
 MAINS: Final[dict[str, Callable[[], NoReturn]]] = {
     "trianglemix-export": export.main,
     "trianglemix-run": run.main,
@@ -75,6 +78,15 @@ def _fails(line: str, code: int) -> str:
     prefix = f"{program}: error: "
     assert finished.err.startswith(prefix)
     return finished.err.removeprefix(prefix)
+
+
+@pytest.mark.parametrize("program", MAINS)
+def test_the_version_is_the_packages(program: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version("trianglemix") == project["version"]
+    finished = run_main(MAINS[program], "--version")
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out == f"trianglemix {project['version']}\n"
 
 
 @pytest.mark.parametrize("program", MAINS)

@@ -67,10 +67,12 @@ def _run(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_needs_no_optional_package(program: str) -> None:
+def test_help_and_version_need_no_optional_package(program: str) -> None:
     done = _run(program, OPTIONAL, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: ")
+    done = _run(program, OPTIONAL, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_blocker_blocks(exported: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands have in common: one line for a failure, the exit codes."""
+"""What the commands have in common: `--version`, one line for a failure, the exit codes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from trianglemix.custom_ops.errors import TriangleMixError
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+
+version_option = click.version_option(
+    package_name="trianglemix", prog_name="trianglemix", message="%(prog)s %(version)s"
+)
+"""Prints the version that the package was installed with."""
 
 
 def run_command(command: click.Command, program: str, left: str | None = None) -> NoReturn:
