@@ -19,6 +19,7 @@ from trianglemix.exporter.fold_rotation import UnfoldRotationPass, is_folded
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report import VerifyReport
+from trianglemix.exporter.source_limit import source_limit
 from trianglemix.exporter.target import CPU
 
 Array = NDArray[Any]
@@ -53,10 +54,11 @@ def verify_export(
 ) -> tuple[list[VerifyReport], list[str]]:
     """Runs source and export on random prompts; returns the comparisons and notes.
 
-    Short prompts (a prefill and a decode step, padded on the left where the export takes that)
-    must give the source's logits; one long prompt must give the same with and without the native
-    kernel. Without the library all runs on the function body, a model that carries none as a copy
-    that does. `atol` is absolute; None means a share of the largest logit by the model's type.
+    Short prompts (a prefill and a decode step, padded on the left where the export takes that),
+    of which neither drops anything, must give the source's logits; one long prompt must give the
+    same with and without the native kernel. Without the library all runs on the function body, a
+    model that carries none as a copy that does. `atol` is absolute; None means a share of the
+    largest logit by the model's type.
 
     Raises:
         ExportError: a model does not open or run.
@@ -71,14 +73,15 @@ def verify_export(
         ours = open_model(exported, manifest, library)
     theirs = open_model(source, manifest, library)
     exact = manifest.pattern.exact_length if manifest.triangle_layers else None
-    short = min(_SHORT, exact - 1) if exact else _SHORT
+    limit, note = source_limit(source)
+    short = min([_SHORT, *(length - 1 for length in (exact, limit) if length)])
     reports = checks.short(ours, theirs, max(short, 2))
     del theirs
     if library is not None and manifest.triangle_layers and exact is not None:
         with _canonical(exported) as canonical:
             fallback = open_model(canonical, manifest, None)
         reports.append(checks.long(ours, fallback, exact + _BEYOND))
-    return reports, notes
+    return reports, [*notes, *note]
 
 
 @contextmanager

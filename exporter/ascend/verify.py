@@ -14,6 +14,7 @@ from trianglemix.custom_ops.static_graphs import StaticGraphs
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.model_io import MODEL_FILE, save_model
 from trianglemix.exporter.report import VerifyReport
+from trianglemix.exporter.source_limit import source_limit
 from trianglemix.exporter.target import OfflineCheck
 from trianglemix.exporter.verify import Checks, OpenModel, find_library, open_model
 
@@ -47,21 +48,25 @@ def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
     checks = Checks(check.manifest, check.vocabulary, check.atol)
     ours = _StaticModel(check, static, library)
     theirs = open_model(check.source, check.manifest, library)
-    exact = _exact_length(check.packaged, static)
+    limit, note = source_limit(check.source)
+    exact = _exact_length(check.packaged, static, limit)
     short = min(static.tail.rows, exact)
     reports = _against_source(checks, ours, theirs, [short, exact] if exact > short else [short])
     del theirs
     long = min(max(exact, static.stream.rows + static.tail.rows) + _BEYOND, static.slots)
     if check.packaged.triangle_layers and long > exact and library is not None:
         reports.append(_against_kernel(check, checks, ours, (long, library)))
-    return reports, notes
+    return reports, [*notes, *note]
 
 
-def _exact_length(manifest: Manifest, static: StaticGraphs) -> int:
-    """The longest prompt that must give the source's logits and leaves a slot to decode in."""
+def _exact_length(manifest: Manifest, static: StaticGraphs, limit: int | None) -> int:
+    """The longest prompt that must give the source's logits and leaves a slot to decode in.
+
+    `limit` is the longest of which the source drops nothing, None where it never does.
+    """
     exact = manifest.pattern.exact_length if manifest.triangle_layers else None
     wanted = exact or static.tail.rows + static.stream.rows + _STREAMED
-    return max(1, min(wanted, static.slots - 1))
+    return max(1, min(wanted, static.slots - 1, limit or wanted))
 
 
 def _against_source(

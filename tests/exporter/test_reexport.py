@@ -35,6 +35,21 @@ def test_other_layers_of_an_exported_model(route: str, tmp_path: Path) -> None:
     assert_close(*told)
 
 
+@pytest.mark.parametrize("target", ["cpu", "cuda", "hopper"])
+def test_a_dense_twin_is_verified_where_its_source_drops_nothing(
+    target: str, tmp_path: Path
+) -> None:
+    source = tiny_model("llama").path
+    export_to(source, tmp_path / "first", layers=(0, 1))  # drops from the 12th token on
+    options = {"dense": True, "verify": True, "target": target}
+    report = export_to(tmp_path / "first", tmp_path / "dense", **options)
+    assert [check.tokens for check in report.verification] == [10, 11]
+    assert [note for note in report.notes if "where it drops nothing, up to 11 tokens" in note]
+    report = export_to(source, tmp_path / "plain", **options)
+    assert [check.tokens for check in report.verification] == [40, 41]
+    assert not [note for note in report.notes if "drops" in note]
+
+
 def test_windowed_layers_stay_windowed(tmp_path: Path) -> None:
     example = odd_models.every_second_windowed()
     path = save_example(example.model, tmp_path / "source")

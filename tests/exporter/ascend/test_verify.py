@@ -73,6 +73,14 @@ def test_the_dense_twin_has_no_kernel_to_be_compared_with(tmp_path: Path) -> Non
     assert [check.name for check in report.verification] == _NAMES[:3]
 
 
+def test_a_source_that_drops_keys_itself_is_compared_below_that(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    export(ExportOptions(tiny_source(), first, layers=TRIANGLE, pattern=PATTERN), Silent())
+    report = verified(first / "model.onnx", tmp_path / "out", dense=True)
+    assert [check.tokens for check in report.verification] == [44, 45]
+    assert any("up to 44 tokens" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_comparison_can_fail(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
