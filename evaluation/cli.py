@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import click
 from rich.console import Console
 from rich.progress import Progress
-from trianglemix.command_line import run_command, version_option, wrong_usage
+from trianglemix.command_line import THREADS, run_command, version_option, wrong_usage
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
 from trianglemix.evaluation.huggingface import (
@@ -72,7 +72,7 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
     show_default=True,
     help="Of exported folders.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of exported folders.")
+@click.option("--threads", type=THREADS, help="CPU threads of exported folders.")
 @click.option("--device", default="cpu", show_default=True, help="Of Hugging Face folders.")
 @click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import click
 from rich.console import Console
-from trianglemix.command_line import INTERRUPTED, run_command, version_option
+from trianglemix.command_line import INTERRUPTED, THREADS, run_command, version_option
 from trianglemix.runtime.backends.providers import PROVIDERS
 from trianglemix.runtime.errors import FolderError, PromptError
 from trianglemix.runtime.generate import Generation
@@ -70,7 +70,7 @@ class _Options:
     show_default=True,
     help="The operator has kernels for cpu and cuda; elsewhere it falls back, with a warning.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--threads", type=THREADS, help="CPU threads.")
 @click.option("--allow-fallback", is_flag=True, help="Run without the native library, slowly.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and figures as JSON.")
 @version_option

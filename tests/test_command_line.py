@@ -34,6 +34,7 @@ WRONG_USAGE: Final = [
     "trianglemix-export x -o y --num-triangle-layers 0",
     "trianglemix-export x -o y --start-layer -1",
     "trianglemix-run x --prompt a --threads many",
+    "trianglemix-run x --prompt a --threads 100000",
     "trianglemix-run x --prompt a --provider tpu",
     "trianglemix-run x --prompt a --prompt-file b",
     "trianglemix-analyze x --sink -1",
@@ -45,6 +46,7 @@ WRONG_USAGE: Final = [
     "trianglemix-eval x --tasks chess",
     "trianglemix-eval x --layers 3-",
     "trianglemix-eval x --layers 3 --plan y",
+    "trianglemix-eval x --threads 100000",
     "trianglemix-eval x --provider tpu",
 ]
 FAILURES: Final = {

@@ -18,6 +18,11 @@ version_option = click.version_option(
     package_name="trianglemix", prog_name="trianglemix", message="%(prog)s %(version)s"
 )
 """Prints the version that the package was installed with."""
+THREADS: Final = click.IntRange(1, 4096)
+"""More threads than cores are allowed: slow, but right, and a container's count may be wrong.
+
+ONNX Runtime starts what it is asked for: 2,000 took 0.1 GB and ran, 100,000 hung.
+"""
 
 
 def run_command(command: click.Command, program: str, left: str | None = None) -> NoReturn:
