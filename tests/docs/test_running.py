@@ -64,6 +64,29 @@ def test_the_cpp_program_runs_an_export(next_token: Path, tmp_path: Path) -> Non
     assert int(done.stdout) == int(logits[0, -1].argmax())
 
 
+def test_the_warning_of_prompt_length_is_the_only_one_and_can_be_silenced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What the page quotes, by what the page sets; capfd since ONNX Runtime writes it natively."""
+    text = (ROOT / "docs/running.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"`(Initializer [^`]*)`", text)
+    (level,) = re.findall(r"`options.log_severity_level = (\d)`", text)
+    source = save_example(PATTERN.example().model, tmp_path / "source")
+    export_to(source, tmp_path / "out", layers=(1,))
+
+    def logged(severity: int) -> list[str]:
+        options = onnxruntime.SessionOptions()
+        options.register_custom_ops_library(str(library_path()))
+        options.log_severity_level = severity
+        capfd.readouterr()
+        onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"), options)
+        return capfd.readouterr().err.splitlines()
+
+    (line,) = logged(2)
+    assert quoted in line
+    assert logged(int(level)) == []
+
+
 def test_the_cpp_program_needs_the_library(next_token: Path, tmp_path: Path) -> None:
     """What it registers is what runs: with another file in its place it fails."""
     done = subprocess.run(
