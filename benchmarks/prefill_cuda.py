@@ -6,7 +6,8 @@ Makes the graph (random weights, last-token logits), exports it with layers 16-3
 layers for the targets cuda ("triangle") and hopper, and runs all three on ONNX Runtime's CUDA
 provider with a shared cache. One model at a time is on the GPU: at 131,072 tokens one alone takes
 some 60 GiB. The order turns round after each round. `--only-run` takes the graphs that are in the
-folder. Decode is timed at `--decode-length`.
+folder. A decode step at `--decode-length` is timed in rounds of its own, on an empty cache: its
+differences are smaller than what a GPU still hot from prompts adds to whoever comes later.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TARGETS: Final = {"triangle": "cuda", "hopper": "hopper"}
 KINDS: Final = {
     "TriangleAttention": ("attention_sm90", "attention_sm80", "attention_float32"),
     "cache append": ("append_kernel", "ConcatNewToPast", "UnpackRoPEAppend"),
-    "GroupQueryAttention": ("flash", "fmha", "cudnn_generated", "attention_fwd"),
+    "GroupQueryAttention": ("flash", "fmha", "cudnn_generated", "attention_fwd", "kernel_mha"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce"),
     "rotation": ("Rotary", "rotary"),
 }
@@ -45,6 +46,7 @@ class Settings:
     shape: LlamaShape
     lengths: tuple[int, ...]
     decode_length: int
+    decode_rounds: int
     rounds: int
     repeats: int
     output: Path
@@ -119,21 +121,23 @@ def prepare(settings: Settings) -> None:
 
 def measure_all(settings: Settings, results: dict[str, Any]) -> None:
     """Adds every graph's figures to the results, in rounds, and writes them as they come."""
-    for number in range(settings.rounds):
+    rounds = [measure] * settings.rounds + [measure_decode] * settings.decode_rounds
+    for number, measures in enumerate(rounds):
         for name in GRAPHS if number % 2 == 0 else reversed(GRAPHS):
-            result = results.setdefault(name, {})
-            measure(settings, name, result)
+            model = Model(settings.folder / name / "model.onnx", settings.shape)
+            measures(settings, model, results.setdefault(name, {}))
+            print(name, results[name].get("decode_rounds_ms", ""), flush=True)
+            del model
             gc.collect()
             torch.cuda.empty_cache()  # room for the next model
             settings.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(settings: Settings, name: str, result: dict[str, Any]) -> None:
-    """Adds a round: times to first token (s) by length, peak memory, decode times, kinds of work.
+def measure(settings: Settings, model: Model, result: dict[str, Any]) -> None:
+    """Adds a round: times to first token (s) by length, peak memory, kinds of work.
 
     Kinds are measured in the first round only.
     """
-    model = Model(settings.folder / name / "model.onnx", settings.shape)
     for length in settings.lengths:
         model.allocate_cache(length)
         run = model.bind(length, length)
@@ -147,15 +151,16 @@ def measure(settings: Settings, name: str, result: dict[str, Any]) -> None:
         result.setdefault("first_token_s", {})[length] = statistics.median(all_times)
         if length not in result.setdefault("kinds_ms", {}):
             result["kinds_ms"][length] = kinds(kernel_times(run, 1, 0))
-        if length == settings.decode_length:
-            _measure_decode(model.bind(length, 1), result)
         result["logits_norm"] = float(model.logits.float().norm())
-        print(name, length, " ".join(f"{seconds:.3f}" for seconds in times), "s", flush=True)
+        print(length, " ".join(f"{seconds:.3f}" for seconds in times), "s", flush=True)
 
 
-def _measure_decode(step: Callable[[], object], result: dict[str, Any]) -> None:
+def measure_decode(settings: Settings, model: Model, result: dict[str, Any]) -> None:
+    """Adds a round: milliseconds of a decode step, median of 80."""
+    model.allocate_cache(settings.decode_length)
+    step = model.bind(settings.decode_length, 1)
     rounds = result.setdefault("decode_rounds_ms", [])
-    rounds.append(1e3 * statistics.median([_seconds(step) for _ in range(30)][5:]))
+    rounds.append(round(1e3 * statistics.median([_seconds(step) for _ in range(90)][10:]), 3))
     result["decode_ms"] = statistics.median(rounds)
     if "decode_kinds_ms" not in result:
         result["decode_kinds_ms"] = kinds(kernel_times(step, 3))
@@ -191,7 +196,7 @@ def table(results: dict[str, Any], lengths: tuple[int, ...]) -> str:
     if "decode_ms" in results[GRAPHS[0]]:
         steps = ", ".join(f"{name} {results[name]['decode_ms']:.2f}" for name in GRAPHS)
         lines.append(f"decode, ms a token: {steps}")
-    for name in GRAPHS:
+    for name in GRAPHS if lengths else ():
         lines.append(f"{name} at {lengths[-1]}: {results[name]['kinds_ms'][lengths[-1]]}")
     return "\n".join(lines)
 
@@ -202,6 +207,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/llama8b"))
     parser.add_argument("--lengths", default="8192,32768,65536,131072")
     parser.add_argument("--decode-length", type=int, default=32768)
+    parser.add_argument("--decode-rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--weight-sets", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
@@ -210,8 +216,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/prefill_cuda.json"))
     o = parser.parse_args()
     shape = LlamaShape(layers=o.layers, weight_sets=o.weight_sets)
-    lengths = tuple(int(n) for n in o.lengths.split(","))
-    settings = Settings(o.folder, shape, lengths, o.decode_length, o.rounds, o.repeats, o.output)
+    lengths = tuple(int(n) for n in filter(None, o.lengths.split(",")))
+    settings = Settings(
+        o.folder, shape, lengths, o.decode_length, o.decode_rounds, o.rounds, o.repeats, o.output
+    )
     if not o.only_run:
         prepare(settings)
     import onnxruntime as ort

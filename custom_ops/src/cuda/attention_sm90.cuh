@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Sm90Tile<kD>::kThreads, 1)
     }
     for (int i = 0; i < Tile::kQueries; ++i) {
       mbarrier_init(shared.query_full(i), 1);
-      mbarrier_init(shared.query_empty(i), 4 * Tile::kStrips);
+      mbarrier_init(shared.query_empty(i), 128 * Tile::kStrips);  // consumer threads
     }
     fence_barrier_init();
   }

@@ -183,7 +183,7 @@ struct Consumer {
     wgmma_wait<1>();
     pin(f.s);
     release(shared.empty(behind(2)));
-    if (Tile::kQueries == 1 && t == work.count - 1) release(shared.query_empty(0));
+    if (Tile::kQueries == 1 && t == work.count - 1) release_queries(0);
     if (t < work.plain.from || t >= work.plain.to) mask_tile(f.s, work, t);
     const bool moved = state.find_peaks(f.s, params.plan.exponent);
     state.weigh(f.s, params.plan.exponent, 0);
@@ -247,11 +247,16 @@ struct Consumer {
     pack_weights<T>(f.p_small, f.s_small);
   }
 
+  // Gives back a place of queries, and with it that of the item before in the ring of items, which
+  // every thread has read: so each says so for itself.
+  __device__ __forceinline__ void release_queries(int place) {
+    mbarrier_arrive(shared.query_empty(place));
+  }
   // Gives back the place of the queries of the item before, once its rows have left it.
   __device__ __forceinline__ void give_queries() {
     if (Tile::kQueries == 1) return;
     if (threadIdx.x % 128 == 0) bulk_read_wait();
-    release(shared.query_empty(queries.index));
+    release_queries(queries.index);
   }
 
   // An item whose small tile is weighed and whose first whole tile's scores are under way, up to
@@ -269,7 +274,7 @@ struct Consumer {
       pin(f.s);
       release(shared.empty(behind(1)));
       for (int t = 1; t < 2 * work.count; ++t) skip_slot();
-      if (Tile::kQueries == 1) release(shared.query_empty(0));
+      if (Tile::kQueries == 1) release_queries(0);
       give_queries();
     }
   }
