@@ -70,6 +70,10 @@ class Manifest:
         path = folder / FILE_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ManifestError(
+                f"{folder} is no folder with a {FILE_NAME}; give one that trianglemix-export wrote"
+            ) from error
         except (OSError, ValueError) as error:
             raise ManifestError(
                 f"{path} cannot be read ({error}); give a folder written by trianglemix-export"

@@ -72,7 +72,7 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
     show_default=True,
     help="Of exported folders.",
 )
-@click.option("--threads", type=THREADS, help="CPU threads of exported folders.")
+@click.option("--threads", type=THREADS, help="Of exported folders; without it one per core.")
 @click.option("--device", default="cpu", show_default=True, help="Of Hugging Face folders.")
 @click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")

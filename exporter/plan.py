@@ -129,7 +129,9 @@ class Plan:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PlanError(f"plan {path} cannot be read: {error}") from error
+            raise PlanError(
+                f"plan {path} cannot be read ({error}); give a file that trianglemix-analyze wrote"
+            ) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise PlanError(

@@ -70,7 +70,7 @@ class _Options:
     show_default=True,
     help="The operator has kernels for cpu and cuda; elsewhere it falls back, with a warning.",
 )
-@click.option("--threads", type=THREADS, help="CPU threads.")
+@click.option("--threads", type=THREADS, help="CPU threads; without it one per core.")
 @click.option("--allow-fallback", is_flag=True, help="Run without the native library, slowly.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and figures as JSON.")
 @version_option

@@ -31,7 +31,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < np.inf:
-            raise PromptError(f"temperature is {self.temperature}, but must be 0 or more")
+            raise PromptError(
+                f"temperature is {self.temperature}, but must be a finite number, 0 or more"
+            )
         if self.top_k < 0:
             raise PromptError(f"top_k is {self.top_k}, but must be 0 (off) or more")
         if not 0.0 < self.top_p <= 1.0:

@@ -51,7 +51,7 @@ WRONG_USAGE: Final = [
 ]
 FAILURES: Final = {
     "trianglemix-export nowhere -o y": "nowhere does not exist",
-    "trianglemix-run nowhere --prompt a": "nowhere",
+    "trianglemix-run nowhere --prompt a": "nowhere is no folder with a manifest.json; give one",
     "trianglemix-run nowhere --prompt-file missing.txt": "missing.txt cannot be read",
     "trianglemix-run nowhere --prompt-file .": ". cannot be read",
     "trianglemix-analyze nowhere --no-plots": "nowhere has no tokenizer.json",

@@ -208,6 +208,11 @@ def test_plans_that_disagree_are_not_guessed_between(monkeypatch: pytest.MonkeyP
     assert found.name == "one or same"
 
 
+def test_a_plan_that_is_not_there_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"none\.json cannot be read .*trianglemix-analyze wrote"):
+        Plan.load(tmp_path / "none.json")
+
+
 def test_pattern_parameters_are_checked() -> None:
     with pytest.raises(ConfigurationError, match="sliding_window_size is 0"):
         PatternRequest(window=0).over(TrianglePattern())

@@ -66,6 +66,7 @@ def test_seeds_repeat_and_differ() -> None:
     ("values", "name"),
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": np.inf}, "temperature is inf, but must be a finite number"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),

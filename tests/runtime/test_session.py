@@ -226,7 +226,7 @@ def test_operator_on_the_cpu_of_a_cuda_session_is_said(
 
 
 def test_missing_and_broken_files(copy: Path, tmp_path: Path) -> None:
-    assert "manifest.json cannot be read" in _error(tmp_path / "nowhere")
+    assert "nowhere is no folder with a manifest.json" in _error(tmp_path / "nowhere")
     (copy / "generation_config.json").write_text("[1]")
     assert "generation_config.json holds no JSON object" in _error(copy)
     (copy / "generation_config.json").unlink()
