@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
+from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.model_io import external_tensors, find_source, load_model
 from trianglemix.exporter.normalize import normalize
 from trianglemix.exporter.registry import all_patterns
@@ -21,6 +22,7 @@ from trianglemix.exporter.sites import (
     check_understood,
     find_sites,
 )
+from trianglemix.exporter.source_limit import pattern_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,22 @@ def _cells(site: AttentionSite) -> tuple[str, ...]:
         f"{shape.num_heads}/{shape.kv_num_heads}",
         size,
         f"{site.scale:.5g}{cap}",
-        str(site.mask),
+        _mask(site),
         str(site.past[0].name) if site.past else "none",
         site.anchor.name or str(site.anchor.outputs[0].name),
+    )
+
+
+def _mask(site: AttentionSite) -> str:
+    """A triangle layer of an earlier export by its pattern: sinks, window, last rows.
+
+    To an export it is a causal layer, since its layers are chosen anew.
+    """
+    if site.mask.window is not None or not is_triangle_attention(site.anchor):
+        return str(site.mask)
+    own = pattern_of(site.anchor)
+    return (
+        str(site.mask)
+        if own.is_dense
+        else "triangle " + "/".join(map(str, own.as_attributes().values()))
     )

@@ -1,4 +1,4 @@
-"""How long a prompt may be of which a source with triangle layers of its own drops nothing."""
+"""What a source with triangle layers of its own drops, and up to which length it drops nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def source_limit(path: Path) -> tuple[int | None, list[str]]:
     limits = [
         limit
         for node in ir.load(path).graph
-        if is_triangle_attention(node) and (limit := _pattern_of(node).exact_length) is not None
+        if is_triangle_attention(node) and (limit := pattern_of(node).exact_length) is not None
     ]
     if not limits:
         return None, []
@@ -29,7 +29,8 @@ def source_limit(path: Path) -> tuple[int | None, list[str]]:
     return min(limits), [note]
 
 
-def _pattern_of(node: ir.Node) -> TrianglePattern:
+def pattern_of(node: ir.Node) -> TrianglePattern:
+    """The pattern of a TriangleAttention node."""
     names = (ATTR_SINK, ATTR_WINDOW, ATTR_LAST)
     return TrianglePattern(
         *(

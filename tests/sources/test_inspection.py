@@ -12,6 +12,8 @@ from trianglemix.exporter.cli import command
 from trianglemix.exporter.registry import all_patterns
 from trianglemix.exporter.sites import Pattern
 
+from tests.exporter.exports import export_to
+
 _PATTERNS = {pattern.name: pattern for pattern in all_patterns()}
 
 
@@ -48,3 +50,12 @@ def test_what_is_not_understood_is_said(tmp_path: Path) -> None:
     assert "attention not understood" in result.output
     assert "would be refused" in result.output
     assert "smooth_softmax" in result.output
+
+
+def test_an_export_shows_its_triangle_layers(tmp_path: Path) -> None:
+    source = _saved(_PATTERNS["softmax"], tmp_path)
+    export_to(source, tmp_path / "out", layers=(1,))
+    result = _inspect(tmp_path / "out")
+    rows = [line for line in result.output.splitlines() if "triangle_attention" in line]
+    assert ["triangle 2/6/3" in row for row in rows] == [False, True, False]
+    assert ["causal" in row for row in rows] == [True, False, True]
