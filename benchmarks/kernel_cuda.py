@@ -78,17 +78,24 @@ def make_inputs(length: int, new: int, dtype: torch.dtype) -> Inputs:
 
 
 class Operator:
-    """A model of one attention node on the CUDA provider, its cache in shared buffers."""
+    """Attention nodes on the CUDA provider, each one's output the next one's query.
 
-    def __init__(self, op_type: str, domain: str, attributes: dict[str, Any], x: Inputs) -> None:
+    Their cache lies in one pair of shared buffers. Several nodes run as a captured graph.
+    """
+
+    def __init__(
+        self, op_type: str, domain: str, attributes: dict[str, Any], x: Inputs, count: int = 1
+    ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.register_custom_ops_library(str(library_path()))
         provider = {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+        if count > 1:
+            provider["enable_cuda_graph"] = "1"
         self.session = ort.InferenceSession(
-            _one_node(op_type, domain, attributes, x),
+            _nodes(op_type, domain, attributes, x, count),
             options,
             providers=[("CUDAExecutionProvider", provider)],
         )
@@ -103,9 +110,10 @@ class Operator:
         self.binding = self.session.io_binding()
         for name, tensor in self.tensors.items():
             self.binding.bind_input(name, *_bound(tensor))
-        outputs = {"output": self.output, "present_key": x.cache[0], "present_value": x.cache[1]}
-        for name, tensor in outputs.items():
-            self.binding.bind_output(name, *_bound(tensor))
+        for output in self.session.get_outputs():
+            name, _, _ = output.name.rpartition("_")
+            tensor = {"present_key": x.cache[0], "present_value": x.cache[1]}.get(name, self.output)
+            self.binding.bind_output(output.name, *_bound(tensor))
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding, self.chained)
@@ -124,7 +132,7 @@ def _tensors(x: Inputs) -> dict[str, torch.Tensor]:
     }
 
 
-def _one_node(op_type: str, domain: str, attributes: dict[str, Any], x: Inputs) -> bytes:
+def _nodes(op_type: str, domain: str, attributes: dict[str, Any], x: Inputs, count: int) -> bytes:
     element, tensors = ELEMENTS[x.dtype], _tensors(x)
     inputs = [
         helper.make_tensor_value_info(
@@ -135,13 +143,18 @@ def _one_node(op_type: str, domain: str, attributes: dict[str, Any], x: Inputs) 
         )
         for name, tensor in tensors.items()
     ]  # fmt: skip
-    outputs = [helper.make_tensor_value_info(n, element, None) for n in contract.OUTPUTS]
-    node = helper.make_node(
-        op_type, list(tensors), list(contract.OUTPUTS), domain=domain,
-        num_heads=x.heads, kv_num_heads=x.kv_heads, **attributes,
-    )  # fmt: skip
+    names = [[f"{name}_{number}" for name in contract.OUTPUTS] for number in range(count)]
+    found = [names[-1][0], *(name for row in names for name in row[1:])]
+    outputs = [helper.make_tensor_value_info(name, element, None) for name in found]
+    nodes = [
+        helper.make_node(
+            op_type, [query, *list(tensors)[1:]], row, domain=domain,
+            num_heads=x.heads, kv_num_heads=x.kv_heads, **attributes,
+        )
+        for query, row in zip(["query", *(row[0] for row in names)], names, strict=False)
+    ]  # fmt: skip
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
-    graph = helper.make_graph([node], "one_node", inputs, outputs)
+    graph = helper.make_graph(nodes, "attention", inputs, outputs)
     model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return model
 
@@ -287,6 +300,25 @@ def _single_call(run: Run) -> float:
     return float(start.elapsed_time(end))
 
 
+def decode_chains(lengths: tuple[int, ...], count: int = 64) -> dict[str, dict[int, float]]:
+    """Microseconds a node of captured chains of decode steps, the append included, by length."""
+    kinds = {
+        "ours": (contract.OP_TYPE, contract.DOMAIN, TrianglePattern().as_attributes()),
+        "GroupQueryAttention": ("GroupQueryAttention", "com.microsoft", dict[str, Any]()),
+    }
+    result: dict[str, dict[int, float]] = {name: {} for name in kinds}
+    for length in lengths:
+        x = make_inputs(length, 1, torch.bfloat16)
+        chains = {name: Operator(*kind, x, count) for name, kind in kinds.items()}
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        for _ in range(5):
+            for name, chain in chains.items():
+                times[name].append(event_time(chain, 20) / count * 1e3)
+        for name, found in times.items():
+            result[name][length] = round(statistics.median(found), 2)
+    return result
+
+
 def measure(length: int, new: int, rate: float, skip: set[str]) -> list[Row]:
     """All contenders at one shape, ours first."""
     pattern, dtype = TrianglePattern(), torch.bfloat16
@@ -344,6 +376,8 @@ def main() -> None:
         }
         o.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         torch.cuda.empty_cache()
+    content["decode_chain_us"] = decode_chains((2048, 8192, 32768))
+    print("decode step in a captured chain, us:", content["decode_chain_us"])
     content["first_call_ms"] = first_calls((2000, 5000, 50000, 30000), TrianglePattern())
     print("first call of a new length:", content["first_call_ms"])
     o.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
