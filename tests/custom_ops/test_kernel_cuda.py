@@ -78,7 +78,10 @@ def test_tensor_core_head_sizes_equal_the_reference(dtype: str, size: int) -> No
 @pytest.mark.parametrize(("size", "scale"), [(64, -0.1), (80, 0.0), (128, -0.1)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_large_tiles_equal_the_reference(dtype: str, size: int, scale: float) -> None:
-    """Where many rows fill the GPU; heads and scales that Hopper's own kernel does not take."""
+    """Heads and scales that Hopper's own kernel does not take, on rows that fill the GPU.
+
+    Up to 143 multiprocessors: a larger GPU takes the small tiles here.
+    """
     shape = AttentionShape(32, 8, size, size)
     attention = Attention(shape, TrianglePattern(20, 300, 64), scale=scale)
     lengths: dict[str, Any] = {"ends": (2500,), "prompt_lengths": (2450,), "first_valid": (130,)}

@@ -247,8 +247,8 @@ struct Consumer {
     pack_weights<T>(f.p_small, f.s_small);
   }
 
-  // Gives back a place of queries, and with it that of the item before in the ring of items, which
-  // every thread has read: so each says so for itself.
+  // Gives back a place of queries. The item whose they were may be written over, too, and every
+  // thread has read it: so each says so for itself.
   __device__ __forceinline__ void release_queries(int place) {
     mbarrier_arrive(shared.query_empty(place));
   }
