@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.infer_shapes import InferShapesPass
+from trianglemix.exporter.plain_form import RemoveIdlePass, SortNodesPass
 from trianglemix.exporter.unfuse import UnfuseMatMulPass
 from trianglemix.exporter.walk import is_op
 
@@ -67,20 +69,26 @@ class RenameTwinNodesPass(ir.passes.InPlacePass):
 
 
 def normalize(model: ir.Model) -> None:
-    """Constants become initializers, fused products and functions (not our own) come apart.
+    """Sorted nodes, constants as initializers, fused products and functions (not our own) apart.
+
+    What does nothing is gone, and sizes that can be inferred are stated.
 
     Raises:
         RefusedError: an opset or an IR version that the operator's function does not fit, a
-            node without an input that its operator needs, or attention inside a branch.
+            node without an input that its operator needs, attention inside a branch, or nodes
+            that wait for each other.
     """
     check_versions(model)
     check_inputs(model.graph)
     check_no_branches(model.graph)
     passes: list[ir.passes.PassBase] = [
         common.ClearMetadataAndDocStringPass(),
+        SortNodesPass(),
         common.InlinePass(lambda function: function.domain != contract.DOMAIN),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveEmptyConcatPass(),
+        InferShapesPass(),
+        RemoveIdlePass(),
         UnfuseMatMulPass(),
         common.RemoveUnusedNodesPass(),
         RenameTwinNodesPass(),

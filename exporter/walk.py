@@ -10,6 +10,14 @@ import onnx_ir as ir
 from trianglemix.exporter.errors import RefusedError
 
 _SILENT = frozenset({"Cast", "Identity", "Dropout"})
+_KEEPS_TYPE = (
+    "MatMul", "Mul", "Div", "Add", "Sub", "Neg", "Concat", "Split", "Identity", "Dropout",
+    "Transpose", "Reshape", "Tanh", "Softmax", "LayerNormalization",
+)  # fmt: skip
+_KEEPS_TYPE_CONTRIB = (
+    "MatMulNBits", "FusedMatMul", "RotaryEmbedding", "SkipLayerNormalization",
+    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
+)  # fmt: skip
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -35,6 +43,22 @@ def static_size(value: ir.Value | None, axis: int) -> int | None:
         return None
     size = shape[axis]
     return size if isinstance(size, int) else None
+
+
+def dtype_of(value: ir.Value, steps: int = 16) -> ir.DataType | None:
+    """A value's element type: as the file states it, or as the nodes that make it tell it."""
+    node = value.producer()
+    if value.dtype is not None or node is None or steps == 0:
+        return value.dtype
+    if is_op(node, "Cast"):
+        return ir.DataType(node.attributes.get_int("to", 0))
+    if is_op(node, "Where"):
+        return dtype_of(needed_input(node, 1), steps - 1)
+    contrib = node.domain == "com.microsoft" and node.op_type in _KEEPS_TYPE_CONTRIB
+    if not contrib and not is_op(node, *_KEEPS_TYPE):
+        return None
+    found = (dtype_of(source, steps - 1) for source in node.inputs[:2] if source is not None)
+    return next((dtype for dtype in found if dtype is not None), None)
 
 
 def needed_input(node: ir.Node, index: int) -> ir.Value:
