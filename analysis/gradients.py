@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from trianglemix.analysis.errors import AnalysisError
+from trianglemix.analysis.model import candidate_layers
 from trianglemix.analysis.probed_attention import (
     DEFAULT_CHUNK,
     ProbeSettings,
@@ -16,7 +17,8 @@ from trianglemix.analysis.probed_attention import (
 )
 from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.pytorch.patch import row_mask
+from trianglemix.pytorch.attention_call import check_call, row_mask
+from trianglemix.pytorch.dry_call import check_attention, use_attention
 
 _IMPLEMENTATION: Final = "trianglemix_probe"
 
@@ -26,24 +28,27 @@ def probe(
 ) -> LayerGradients:
     """One forward and one backward pass; `y` is the logit of the answer's first token.
 
-    The model may be on any device and in any float type; its parameters get no gradients.
+    The model may be on any device and in any float type; its parameters get no gradients. Layers
+    without attention hold zeros.
 
     Raises:
-        AnalysisError: the model does not go through transformers' attention interface, or the
-            logit does not depend on some layer's attention.
+        AnalysisError: the logit does not depend on some layer's attention.
+        UnsupportedModelError: the model does not go through transformers' attention interface, or
+            its attention is not plain causal attention.
     """
     any_model: Any = model
+    candidates = candidate_layers(any_model.config)
+    check_attention(model, candidates)
     layers = any_model.config.get_text_config().num_hidden_layers
     sums = torch.zeros(layers, len(SECTIONS), 3, dtype=torch.float64)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embed = any_model.get_input_embeddings()
-    with _probing(any_model, pattern, chunk, sums), torch.enable_grad():
+    with _probing(any_model, pattern, chunk, sums), _differentiable(embed), torch.enable_grad():
         ids = torch.tensor([sample.ids], device=embed.weight.device)
-        inputs = embed(ids).detach().requires_grad_()
-        output = any_model(inputs_embeds=inputs, use_cache=False, logits_to_keep=1)
+        output = any_model(input_ids=ids, use_cache=False, logits_to_keep=1)
         output.logits[0, -1, sample.answer].backward()
-    silent = [layer for layer in range(layers) if sums[layer, 0, 2] == 0]
+    silent = [layer for layer in candidates if sums[layer, 0, 2] == 0]
     if silent:
         raise AnalysisError(
             f"no gradient arrived at the attention of layers {silent}; the model does not use "
@@ -60,11 +65,13 @@ def _probing(model: Any, pattern: TrianglePattern, chunk: int, sums: Tensor) -> 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
     ) -> tuple[Tensor, None]:
+        rows = check_call(module, mask, given.pop("dropout", None) or 0.0, given)
+        scale = given.get("scaling")
         settings = ProbeSettings(
             pattern,
-            given.get("scaling") or query.shape[3] ** -0.5,
+            query.shape[3] ** -0.5 if scale is None else scale,
             given.get("softcap") or 0.0,
-            given.get("sliding_window"),
+            rows.window,
             chunk,
         )
         output = probed_attention(query, key, value, settings, sums[module.layer_idx])
@@ -75,9 +82,19 @@ def _probing(model: Any, pattern: TrianglePattern, chunk: int, sums: Tensor) -> 
     previous = model.config.get_text_config()._attn_implementation
     training = model.training
     model.eval()
-    model.set_attn_implementation(_IMPLEMENTATION)
+    use_attention(model, _IMPLEMENTATION)
     try:
         yield
     finally:
-        model.set_attn_implementation(previous)
+        use_attention(model, previous)
         model.train(training)
+
+
+@contextmanager
+def _differentiable(embed: nn.Module) -> Iterator[None]:
+    """Gradients start at the embeddings, so that no parameter needs one."""
+    hook = embed.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        hook.remove()

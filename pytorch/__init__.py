@@ -1,11 +1,12 @@
 """The pattern inside PyTorch and transformers, and the reference card's Python API."""
 
 from trianglemix.pytorch.ascend import AscendNPUTriangleMixOptimizer, AscendTriangleMixAttention
+from trianglemix.pytorch.attention_call import UnsupportedModelError
 from trianglemix.pytorch.config import TriangleMixConfig
 from trianglemix.pytorch.inference_config import TriangleMixInferenceConfig
 from trianglemix.pytorch.layout import prompt_length
 from trianglemix.pytorch.masks import TriangleMixMaskGenerator
-from trianglemix.pytorch.patch import UnsupportedModelError, patch, register, unpatch
+from trianglemix.pytorch.patch import patch, register, unpatch
 
 __all__ = [
     "AscendNPUTriangleMixOptimizer",

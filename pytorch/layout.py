@@ -22,12 +22,14 @@ class Rows:
     """One call's rows: new row `s` of batch row `b` has position `start + s`, pads included.
 
     `first_valid[b]` is the row's first real token, `prompt_length[b]` is `N` of the formula; both
-    in buffer coordinates.
+    in buffer coordinates. `window` is the sliding window that the model's mask asks for (None:
+    causal).
     """
 
     start: int
     first_valid: tuple[int, ...]
     prompt_length: tuple[int, ...]
+    window: int | None = None
 
     # transformers carries it where it expects a mask, and touches these two on the way.
     ndim: ClassVar[int] = 0
@@ -49,6 +51,7 @@ class Rows:
             self.start - offset,
             tuple(max(0, first - offset) for first in self.first_valid),
             tuple(length - offset for length in self.prompt_length),
+            self.window,
         )
 
 

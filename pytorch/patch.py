@@ -12,22 +12,22 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.pytorch.attention_call import (
+    UnsupportedModelError,
+    check_call,
+    row_mask,
+    rows_in_buffer,
+    sliding,
+)
 from trianglemix.pytorch.backends import triangle_attention
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.config import TriangleMixConfig
-from trianglemix.pytorch.layout import Rows, prompt_length, rows_of_padding
+from trianglemix.pytorch.dry_call import check_attention, text_config, use_attention
+from trianglemix.pytorch.layout import Rows, prompt_length
 
 IMPLEMENTATION: Final = "trianglemix"
 """Name for `from_pretrained(..., attn_implementation=...)`, once `register()` was called."""
 _CONFIG_KEY: Final = "trianglemix"
-_NO_LAST_ROW: Final = 2**40
-_REFUSED: Final = ("s_aux", "position_bias", "cache")
-"""Arguments that change what attention means, and that the pattern does not know."""
-
-
-class UnsupportedModelError(TriangleMixError):
-    """The model's attention is not one this package can replace."""
 
 
 def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
@@ -44,14 +44,15 @@ def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
         UnsupportedModelError: a triangle layer is no plain causal attention.
     """
     register()
-    text = _text_config(model)
+    text = text_config(model)
     layers = config.triangle_layers(text.num_hidden_layers)
-    _check_layers(text, layers)
+    _check_layers(type(model).__name__, text, layers)
+    check_attention(model, layers)
     previous = text._attn_implementation
     settings = {**config.pattern.as_attributes(), "triangle_layers": list(layers)}
     if previous != IMPLEMENTATION:
         settings["previous_implementation"] = previous
-        model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
+        use_attention(model, IMPLEMENTATION)
         model.generate = _with_prompt_length(model.generate)  # type: ignore[assignment, arg-type]
     else:
         settings["previous_implementation"] = _settings(text).get("previous_implementation")
@@ -61,9 +62,9 @@ def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Gives a patched model its own attention back. Returns the model."""
-    text = _text_config(model)
+    text = text_config(model)
     previous = _settings(text).get("previous_implementation") or "sdpa"
-    model.set_attn_implementation(previous)  # type: ignore[operator]
+    use_attention(model, previous)
     delattr(text, _CONFIG_KEY)
     model.__dict__.pop("generate", None)
     return model
@@ -77,11 +78,6 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, row_mask)
 
 
-def _text_config(model: nn.Module) -> Any:
-    config: Any = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def _settings(config: Any) -> dict[str, Any]:
     settings: dict[str, Any] | None = getattr(config, _CONFIG_KEY, None)
     if settings is None:
@@ -92,17 +88,20 @@ def _settings(config: Any) -> dict[str, Any]:
     return settings
 
 
-def _check_layers(text: Any, layers: tuple[int, ...]) -> None:
+def _check_layers(name: str, text: Any, layers: tuple[int, ...]) -> None:
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     for layer in layers:
         if kinds[layer] != "full_attention":
             raise UnsupportedModelError(
-                f"layer {layer} is a {kinds[layer]} layer, but only full_attention layers can be "
-                "triangle layers; leave it out"
+                f"layer {layer} of {name} is a {kinds[layer]} layer, but only full_attention "
+                "layers can be triangle layers; leave it out"
             )
     strange = sorted(set(kinds) & {"chunked_attention"})
     if strange:
-        raise UnsupportedModelError(f"the model has {strange[0]} layers, which are not supported")
+        raise UnsupportedModelError(
+            f"{name} has {strange[0]} layers, in which every row sees its own chunk only; the "
+            "pattern does not know that mask, so no layer of this model can be a triangle layer"
+        )
 
 
 def _with_prompt_length(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,36 +121,6 @@ def _with_prompt_length(generate: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def row_mask(
-    batch_size: int, kv_length: int, mask_function: Callable[..., Any], **given: Any
-) -> Rows:
-    """transformers' mask interface: hands the layers a `Rows` in place of a 4-D mask."""
-    _check_mask_function(mask_function)
-    if given.get("q_length") is not None:
-        start, length = int(given.get("q_offset", 0)), int(given["q_length"])
-    else:  # transformers 4.57
-        position = given["cache_position"]
-        start, length = int(position[0]), int(position.shape[0])
-    padding = given.get("attention_mask")
-    if isinstance(padding, Rows):  # made ahead by `generate`, for a preallocated cache
-        return padding
-    return rows_of_padding(padding, batch_size, start, start + length)
-
-
-def _check_mask_function(mask_function: Callable[..., Any]) -> None:
-    """Refuses masks that are more than causal and sliding (packed sequences, prefix blocks)."""
-    parts = [mask_function]
-    if mask_function.__qualname__ == "and_masks.<locals>.and_mask":
-        parts = list((mask_function.__closure__ or ())[0].cell_contents)
-    known = ("causal_mask_function", "sliding_window_overlay.<locals>.inner_mask")
-    for part in parts:
-        if part.__qualname__ not in known:
-            raise UnsupportedModelError(
-                f"the model asks for the mask {part.__qualname__}, but the pattern is defined for "
-                "plain causal attention only; use another attn_implementation for this input"
-            )
-
-
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -163,41 +132,20 @@ def _attention(
     **given: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: `[B, H, S, D]`, `[B, G, T, D]` -> `[B, S, H, Dv]`."""
-    _check_call(module, attention_mask, dropout, given)
-    S, T = query.shape[2], key.shape[2]
-    rows = attention_mask or Rows(T - S, (0,) * query.shape[0], (T,) * query.shape[0])
-    end = rows.start + S
-    if end < T:  # a preallocated cache
-        key, value = key[:, :, :end], value[:, :, :end]
-    elif end > T:  # a sliding cache has let its oldest slots go
-        rows = rows.shifted(end - T)
-    pattern, rows = _layer_pattern(module, given.get("sliding_window"), rows)
+    rows = check_call(module, attention_mask, dropout, given)
+    rows, key, value = rows_in_buffer(rows, key, value, query.shape[2])
+    pattern, rows = _layer_pattern(module, rows)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     attention = Attention(pattern, scale, given.get("softcap") or 0.0)
     output = triangle_attention(query, key, value, rows, attention)
     return output.transpose(1, 2).contiguous(), None
 
 
-def _check_call(module: Any, rows: Any, dropout: float, given: dict[str, Any]) -> None:
-    if rows is not None and not isinstance(rows, Rows):
-        raise UnsupportedModelError(
-            "the model was given a ready-made 4-D mask; pass a 2-D padding mask instead"
-        )
-    causal = given.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise UnsupportedModelError(f"{type(module).__name__} is not causal attention")
-    strange = [name for name in _REFUSED if given.get(name) is not None]
-    if strange or dropout:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} asks for {strange[0] if strange else 'dropout'}, which the "
-            "pattern does not know; put the model into eval mode or use another attention"
-        )
-
-
-def _layer_pattern(module: Any, window: int | None, rows: Rows) -> tuple[TrianglePattern, Rows]:
+def _layer_pattern(module: Any, rows: Rows) -> tuple[TrianglePattern, Rows]:
     """The layer's own pattern; a sliding layer is a triangle without sinks and last rows."""
     settings = _settings(module.config)
     triangle = module.layer_idx in settings["triangle_layers"]
+    window = rows.window
     if not window:
         return (_pattern_of(_frozen(settings)) if triangle else DENSE_PATTERN), rows
     if triangle:
@@ -205,8 +153,7 @@ def _layer_pattern(module: Any, window: int | None, rows: Rows) -> tuple[Triangl
             f"layer {module.layer_idx} already has a sliding window of {window} tokens; leave it "
             "out of the triangle layers"
         )
-    endless = tuple(_NO_LAST_ROW for _ in rows.prompt_length)
-    return TrianglePattern(0, int(window), 1), Rows(rows.start, rows.first_valid, endless)
+    return sliding(rows, window)
 
 
 def _frozen(settings: dict[str, Any]) -> tuple[int, int, int]:

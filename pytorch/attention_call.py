@@ -1,0 +1,157 @@
+"""What a transformers model hands to its attention function, read or refused.
+
+transformers asks `row_mask` for a mask and hands the answer, with the queries and keys of after
+RoPE and norms, to the attention function. Whatever the pattern does not know is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from torch import Tensor
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.pytorch.layout import Rows, rows_of_padding
+
+_HARMLESS: Final = frozenset(
+    {
+        "cache_position",
+        "is_causal",
+        "layer_idx",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+"""Arguments of an attention call that do not change its numbers."""
+_NO_LAST_ROW: Final = 2**40
+_UNDERSTOOD: Final = frozenset({"scaling", "softcap", "sliding_window"})
+_KNOWN_MASKS: Final = ("causal_mask_function", "sliding_window_overlay.<locals>.inner_mask")
+_MASK_NAMES: Final = {
+    "chunked_overlay": "chunked attention (every row sees its own chunk only)",
+    "bidirectional_mask_function": "attention that is not causal",
+    "packed_sequence_mask_function": "attention within packed sequences",
+    "blockwise_overlay": "attention that is not causal inside blocks of tokens",
+}
+
+
+class UnsupportedModelError(TriangleMixError):
+    """The model's attention is not one this package can replace."""
+
+
+def row_mask(
+    batch_size: int, kv_length: int, mask_function: Callable[..., Any], **given: Any
+) -> Rows:
+    """transformers' mask interface: hands the layers a `Rows` in place of a 4-D mask.
+
+    Raises:
+        UnsupportedModelError: a mask that is more than causal and a sliding window.
+    """
+    _check_mask_function(mask_function)
+    window = given.get("local_size")
+    window = None if window is None else int(window)
+    if given.get("q_length") is not None:
+        start, length = int(given.get("q_offset", 0)), int(given["q_length"])
+    else:  # transformers 4.57
+        position = given["cache_position"]
+        start, length = int(position[0]), int(position.shape[0])
+    padding = given.get("attention_mask")
+    if isinstance(padding, Rows):  # made ahead by `generate`, for a preallocated cache
+        return padding if padding.window == window else replace(padding, window=window)
+    return replace(rows_of_padding(padding, batch_size, start, start + length), window=window)
+
+
+def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) -> Rows:
+    """The rows of one attention call whose meaning is known.
+
+    Raises:
+        UnsupportedModelError: the call names no layer, brings no mask or one of its own, or an
+            argument that the pattern does not know.
+    """
+    name = type(module).__name__
+    if getattr(module, "layer_idx", None) is None:
+        raise UnsupportedModelError(f"{name} calls its attention without the layer's number")
+    if mask is None:
+        raise UnsupportedModelError(
+            f"{name} calls its attention without a mask of transformers' mask interface, so "
+            "neither padding nor the kind of its mask can be known"
+        )
+    if not isinstance(mask, Rows):
+        raise UnsupportedModelError(
+            f"{name} was given a ready-made 4-D mask; where it is the model's own (a bias such as "
+            "ALiBi, chunks, blocks) the pattern does not know it, else pass a 2-D padding mask"
+        )
+    causal = given.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise UnsupportedModelError(f"{name} is not causal attention")
+    strange = unknown_arguments(given)
+    if strange:
+        raise UnsupportedModelError(
+            f"{name} hands {', '.join(map(describe_argument, strange))} to its attention, which "
+            "the pattern does not know"
+        )
+    if dropout:
+        raise UnsupportedModelError(f"{name} asks for dropout; put the model into eval mode")
+    return mask
+
+
+def unknown_arguments(given: dict[str, Any]) -> list[str]:
+    """Names of the arguments that may change what the attention means."""
+    known = _HARMLESS | _UNDERSTOOD
+    return sorted(
+        name for name, x in given.items() if name not in known and x is not None and x is not False
+    )
+
+
+def describe_argument(name: str) -> str:
+    """The argument with the technique it belongs to, where that is known."""
+    meanings = {
+        "s_aux": "attention sinks of the softmax",
+        "sinks": "attention sinks of the softmax",
+        "position_bias": "a bias by position",
+        "alibi": "a bias by position, ALiBi",
+        "cache": "a cache of its own",
+    }
+    return f"{name} ({meanings[name]})" if name in meanings else name
+
+
+def rows_in_buffer(
+    rows: Rows, key: Tensor, value: Tensor, length: int
+) -> tuple[Rows, Tensor, Tensor]:
+    """The rows, and the keys and values `[B, G, T, D]` that they may see."""
+    end, total = rows.start + length, key.shape[2]
+    if end < total:  # a preallocated cache
+        return rows, key[:, :, :end], value[:, :, :end]
+    if end > total:  # a sliding cache has let its oldest slots go
+        return rows.shifted(end - total), key, value
+    return rows, key, value
+
+
+def sliding(rows: Rows, window: int) -> tuple[TrianglePattern, Rows]:
+    """A layer that slides a window of its own: a triangle without sinks and last rows."""
+    endless = tuple(_NO_LAST_ROW for _ in rows.prompt_length)
+    return TrianglePattern(0, window, 1), replace(rows, prompt_length=endless)
+
+
+def _check_mask_function(mask_function: Callable[..., Any]) -> None:
+    """Refuses masks that are more than causal and sliding (packed sequences, prefix blocks)."""
+    parts = [mask_function]
+    if mask_function.__qualname__ == "and_masks.<locals>.and_mask":
+        parts = list((mask_function.__closure__ or ())[0].cell_contents)
+    for part in parts:
+        name = part.__qualname__
+        if name not in _KNOWN_MASKS:
+            kind = _MASK_NAMES.get(name.split(".")[0])
+            raise UnsupportedModelError(
+                f"the model asks for the mask {name}{f', {kind}' if kind else ''}, but the pattern "
+                "is defined for plain causal attention only; use another attn_implementation for "
+                "this input"
+            )
