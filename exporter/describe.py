@@ -11,6 +11,7 @@ from typing import Any, Final
 import onnx_ir as ir
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.head_trace import output_of, root_of
 from trianglemix.exporter.layers import LayerChoice
 from trianglemix.exporter.lengths import PROMPT_LENGTH, is_no_left_padding
 from trianglemix.exporter.model_io import MODEL_FILE
@@ -80,8 +81,10 @@ def layer_caches(sites: Sequence[AttentionSite]) -> tuple[LayerCache, ...]:
     for site in sites:
         if site.past is None or site.present is None:
             continue
-        past_key, past_value = (str(value.name) for value in site.past)
-        present_key, present_value = (str(value.name) for value in site.present)
+        past_key, past_value = (str(root_of(value).name) for value in site.past)
+        present_key, present_value = (
+            str((output_of(value) or value).name) for value in site.present
+        )
         caches.append(
             LayerCache(
                 layer=site.layer,

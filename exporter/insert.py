@@ -10,6 +10,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter.cache_form import as_type, cache_in, cache_out
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.lengths import (
@@ -23,7 +24,7 @@ from trianglemix.exporter.lengths import (
 )
 from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
 from trianglemix.exporter.sites import AttentionSite, Layout, NodeLengths, Operand
-from trianglemix.exporter.walk import needed_input, producer_of
+from trianglemix.exporter.walk import dtype_of, needed_input, producer_of
 
 _SWAP: Final = (0, 2, 1, 3)
 ROW_END: Final = "row_end"
@@ -77,32 +78,42 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         lengths = self._lengths_of(site, graph, prompt_length)
         node = self._node(build, site, lengths)
         flat = node.outputs[0]
-        flat.type, flat.shape = site.output.value.type, None
+        old_type = site.output.value.type
+        flat.type = old_type if site.dtype is None else ir.TensorType(site.dtype)
+        flat.shape = None
         if site.lengths is None and site is self._sites[-1]:
             impossible = build.op("Less", lengths.seqlens_k, build.int32(0))
             flat = nan_where(build, impossible, flat)
+        flat = as_type(build, flat, dtype_of(site.output.value) if site.dtype else None)
         result = _in_layout(build, flat, site.output, site.shape)
+        presents = [
+            cache_out(build, present, value, layout, site.dtype)
+            for value, present, layout in zip(
+                site.present or (), node.outputs[1:], site.cache, strict=False
+            )
+        ]
         new_nodes = [*site.prologue, *build.nodes]
         old = site.output.value.producer()
         assert old is not None
         graph.insert_before(old, new_nodes)
         replace_value(site.output.value, result)
-        if site.present is not None:
-            for value, present in zip(site.present, node.outputs[1:], strict=True):
-                replace_value(value, present)
+        for value, present in zip(site.present or (), presents, strict=True):
+            replace_value(value, present)
         if not any(value.uses() or value.is_graph_output() for value in site.anchor.outputs):
             graph.remove(site.anchor, safe=True)
 
     def _node(self, build: NodeBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
-        query = _flat(build, site.query)
-        past = site.past or _empty_past(build, query, site.shape)
+        rows = [
+            as_type(build, _flat(build, operand), site.dtype)
+            for operand in (site.query, site.key, site.value)
+        ]
+        past = _past(build, site) or _empty_past(build, rows[0], site.shape)
         pattern = self._patterns.get(site.layer, DENSE_PATTERN)
         prompt_length = lengths.prompt_length
         if site.mask.window is not None:
             pattern = TrianglePattern(0, site.mask.window, 1)
             kept = site.lengths.prompt_length if site.lengths else None
             prompt_length = kept or self._no_last_rows(lengths)
-        rows = [query, _flat(build, site.key), _flat(build, site.value)]
         return build.node(
             contract.OP_TYPE,
             [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
@@ -178,7 +189,9 @@ def _flat(build: NodeBuilder, operand: Operand) -> ir.Value:
     value = operand.value
     if operand.layout is Layout.FLAT:
         return value
-    if operand.layout is Layout.BHSD:
+    if operand.layout is Layout.BHDS:
+        value = build.op("Transpose", value, perm=(0, 3, 1, 2))
+    elif operand.layout is Layout.BHSD:
         transpose = producer_of(value, "Transpose")
         if transpose is not None and list(transpose.attributes.get_ints("perm", [])) == [
             0,
@@ -203,6 +216,17 @@ def _in_layout(
     if wanted.layout is Layout.BSHD:
         return apart
     return build.op("Transpose", apart, perm=_SWAP)
+
+
+def _past(build: NodeBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] | None:
+    """Past key and value `[B, G, P, D]` in the operator's type."""
+    if site.past is None:
+        return None
+    key, value = (
+        cache_in(build, cache, layout, site.dtype)
+        for cache, layout in zip(site.past, site.cache, strict=True)
+    )
+    return key, value
 
 
 def _empty_past(

@@ -147,9 +147,17 @@ def measure_mask(
         raise CutError(f"its mask holds a constant ({longest - 5}) too large to be measured")
     equal = {value: np.zeros(shape, np.float32) for value, shape in shapes.items()}
     (result,) = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, equal))
+    result = heads_apart(result, sizes.batch)
     if result.ndim != 4 or result.shape[-2:] != (sizes.length, sizes.total):
         raise CutError(f"its weights have the shape {result.shape}, not [B, H, S, T]")
     return classify_mask(np.greater(result, 0), sizes)
+
+
+def heads_apart(weights: Array, batch: int) -> Array:
+    """`[B, H, S, T]` of weights whose heads are one axis with the batch, or two axes."""
+    if weights.ndim in (3, 5) and math.prod(weights.shape[:-2]) % batch == 0:
+        return weights.reshape(batch, -1, *weights.shape[-2:])
+    return weights
 
 
 def classify_mask(visible: NDArray[np.bool_], sizes: CallSizes) -> MaskClass:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.walk import content_values
+from trianglemix.exporter.head_trace import axes_in, axes_out, handed_out, root_of
+from trianglemix.exporter.walk import content_values, is_op
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Layout(Enum):
 
     BHSD = "BHSD"
     BSHD = "BSHD"
+    BHDS = "BHDS"
     FLAT = "flat"
 
 
@@ -63,7 +65,9 @@ class AttentionSite:
 
     `prologue` holds nodes that are not in the graph yet and must go before the attention (a
     split of packed projections, a rotation that was inside the node). Without `lengths` they
-    come from the graph's attention mask, by the rule of a growing cache.
+    come from the graph's attention mask, by the rule of a growing cache. `past` and `present` have
+    the axes of `cache`, keys and values each; `dtype` is the type the operator computes in where
+    its operands have several.
     """
 
     layer: int
@@ -81,6 +85,8 @@ class AttentionSite:
     output: Operand
     lengths: NodeLengths | None = None
     prologue: tuple[ir.Node, ...] = ()
+    cache: tuple[Layout, Layout] = (Layout.BHSD, Layout.BHSD)
+    dtype: ir.DataType | None = None
 
 
 @dataclass(frozen=True)
@@ -164,9 +170,22 @@ def find_sites(
             logger.debug("%s: %s", match.node, match.reason)
             refusals.append(match)
         else:
-            found.append(replace(match, layer=len(found)))
+            found.append(_numbered(match, found))
     progress(len(anchors), len(anchors))
     return Sites(tuple(found), tuple(refusals))
+
+
+def _numbered(site: AttentionSite, earlier: Sequence[AttentionSite]) -> AttentionSite:
+    """The site with its layer; one that reads an earlier layer's cache hands out no present.
+
+    Such a layer shares keys and values: it reads the same past and the same new tokens, and what
+    it would append is what the earlier layer has appended.
+    """
+    site = replace(site, layer=len(earlier))
+    if site.past is None:
+        return site
+    shares = any(other.past is not None and other.past == site.past for other in earlier)
+    return replace(site, present=None) if shares else site
 
 
 def check_understood(sites: Sites, roles: GraphRoles) -> None:
@@ -179,12 +198,33 @@ def check_understood(sites: Sites, roles: GraphRoles) -> None:
         raise RefusedError(
             "the graph holds no attention that trianglemix knows; --explain lists what came close"
         )
-    used = {value for site in sites.found for value in site.past or ()}
+    for site in sites.found:
+        _check_cache(site)
+    used = {root_of(value) for site in sites.found for value in site.past or ()}
     for cache in roles.caches:
         if cache not in used:
             raise RefusedError(
                 f"graph input {cache.name} {cache.shape} looks like a cache, but no attention "
                 "that trianglemix knows uses it; --explain lists what came close"
+            )
+
+
+def _check_cache(site: AttentionSite) -> None:
+    """Refuses a cache that is cut, or that comes out with its axes in another order."""
+    for past, present in zip(site.past or (), site.present or (), strict=False):
+        way = handed_out(present) or []
+        name = way[-1].outputs[0].name if way else present.name
+        if any(is_op(node, "Slice") for node in way):
+            raise RefusedError(
+                f"graph output {name} (layer {site.layer}) is cut by a Slice after the new tokens "
+                "were appended: a cache of limited length, whose slots are no positions; export "
+                "with a cache that keeps all tokens"
+            )
+        if way and axes_in(past) != axes_out(way):
+            raise RefusedError(
+                f"graph output {name} (layer {site.layer}) has its axes in another order than "
+                f"{root_of(past).name}, so that one call's output is not the next call's input; "
+                "export with equal layouts"
             )
 
 

@@ -9,8 +9,9 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.graph_roles import rank
+from trianglemix.exporter.head_trace import Heads, trace_heads
 from trianglemix.exporter.sites import Layout, MatchContext, Operand
-from trianglemix.exporter.walk import Heads, optional_input, producer_of, static_size, trace_heads
+from trianglemix.exporter.walk import optional_input, producer_of, static_size
 
 
 @dataclass(frozen=True)

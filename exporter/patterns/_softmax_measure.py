@@ -13,8 +13,9 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention, Call
 from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.head_trace import Heads
 from trianglemix.exporter.lengths import NEVER_LAST
-from trianglemix.exporter.patterns._softmax_walk import Walk
+from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 from trianglemix.exporter.probe import (
     CallSizes,
     ProbeInputs,
@@ -24,7 +25,7 @@ from trianglemix.exporter.probe import (
     pattern_of,
 )
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
-from trianglemix.exporter.walk import Factor, Heads, producer_of, small_constant
+from trianglemix.exporter.walk import Factor, producer_of, small_constant
 
 _SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}
 """How far a scale may be from `D**-0.5` and still mean it, in types that round it; else 1e-5."""
@@ -60,29 +61,42 @@ def measure(walk: Walk, context: MatchContext) -> Measured:
 
 
 def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:
-    """Key/value heads and sizes from the file, query heads from a run of the keys' repeat."""
+    """Heads and sizes as the file states them; query heads also by running the keys' repeat."""
     kv_heads, head_size = _static_sizes(walk.key)
     value_heads, value_size = _static_sizes(walk.value)
     if kv_heads != value_heads:
         raise CutError(f"it has {kv_heads} key heads, but {value_heads} value heads")
+    heads = _stated_query_heads(walk) or _repeated_heads(walk, context, kv_heads)
+    return AttentionShape(heads, kv_heads, head_size, value_size)
+
+
+def _stated_query_heads(walk: Walk) -> int | None:
+    """Query heads as the file states them, for queries whose heads have axes of their own."""
+    sizes = dict(zip(walk.query_axes, _known_sizes(walk.query), strict=False))
+    heads, each = sizes.get("H"), sizes.get("R", 1)
+    return heads * each if heads and each else None
+
+
+def _repeated_heads(walk: Walk, context: MatchContext, kv_heads: int) -> int:
+    """Heads of the keys where they meet the queries."""
     boundary = [value for value in (walk.key.value, walk.key.past) if value is not None]
     cut = cut_out(context.graph, boundary, [walk.key_operand])
     sizes = calls_for(walk.has_past)[0]
     inputs = ProbeInputs(context)
-    given = _random_heads(walk.key, inputs, sizes)
-    (operand,) = run_cut(cut, inputs.feeds(cut, sizes, given))
-    if operand.ndim != 4:
-        raise CutError(f"its keys have {operand.ndim} axes, not 4")
-    return AttentionShape(operand.shape[1], kv_heads, head_size, value_size)
+    (operand,) = run_cut(cut, inputs.feeds(cut, sizes, _random_heads(walk.key, inputs, sizes)))
+    if operand.ndim != len(walk.axes):
+        raise CutError(f"its keys have {operand.ndim} axes, not {len(walk.axes)}")
+    count = int(np.prod(operand.shape[:-2])) // sizes.batch
+    if len(walk.axes) == 5 and count == kv_heads:
+        raise CutError(f"the file does not say how many heads the queries {walk.query.name} have")
+    return count
 
 
 def _static_sizes(heads: Heads) -> tuple[int, int]:
     """Heads and head size, from the cache or else from the new tokens."""
-    for value, axes in ((heads.past, "BHTD"), (heads.value, heads.axes)):
-        sizes = _known_sizes(value)
-        if len(sizes) != len(axes):
-            continue
-        count, size = sizes[axes.index("H")], sizes[axes.index("D")]
+    for value in (heads.past, heads.value, heads.joined):
+        sizes = dict(zip(heads.axes, _known_sizes(value), strict=False))
+        count, size = sizes.get("H"), sizes.get("D")
         if count is not None and size is not None:
             return count, size
     raise CutError(f"the file does not say how many heads of which size {heads.value.name} has")
@@ -102,14 +116,22 @@ def _known_sizes(value: ir.Value | None) -> list[int | None]:
 def _boundary(
     walk: Walk, shape: AttentionShape, sizes: CallSizes
 ) -> dict[ir.Value, tuple[int, ...]]:
-    """Shapes of scores (one head does for all), queries, and keys and values with their past."""
-    batch, length = sizes.batch, sizes.length
+    """Shapes of scores (one head if that does), queries, and keys and values with their past."""
+    axes = _axis_sizes(shape, sizes, shape.head_size)
+    scores = {**axes, "H": 1, "R": 1} if walk.one_head_does else axes
     return {
-        walk.scores: (batch, 1, length, sizes.total),
-        walk.query: (batch, shape.num_heads, length, shape.head_size),
+        walk.scores: sizes_by_axis(walk.axes, scores),
+        walk.query: sizes_by_axis(walk.query_axes, axes),
         **_heads_shapes(walk.key, sizes),
         **_heads_shapes(walk.value, sizes),
     }
+
+
+def _axis_sizes(shape: AttentionShape, sizes: CallSizes, size: int) -> dict[str, int]:
+    """Sizes by the letters of `Walk.axes`."""
+    repeats = shape.num_heads // shape.kv_num_heads
+    return {"B": sizes.batch, "H": shape.kv_num_heads, "R": repeats,
+            "S": sizes.length, "T": sizes.total, "D": size}  # fmt: skip
 
 
 def _heads_shapes(heads: Heads, sizes: CallSizes) -> dict[ir.Value, tuple[int, ...]]:
@@ -118,7 +140,8 @@ def _heads_shapes(heads: Heads, sizes: CallSizes) -> dict[ir.Value, tuple[int, .
     by_axis = {"B": sizes.batch, "H": count, "T": sizes.length, "D": size}
     shapes = {heads.value: tuple(by_axis[axis] for axis in heads.axes)}
     if heads.past is not None:
-        shapes[heads.past] = (sizes.batch, count, sizes.past, size)
+        by_axis["T"] = sizes.past
+        shapes[heads.past] = tuple(by_axis[axis] for axis in heads.axes)
     return shapes
 
 
@@ -140,10 +163,12 @@ class _Probe:
 
     def measure(self, sizes: CallSizes) -> Measured:
         walk, inputs = self.walk, ProbeInputs(self.context)
-        query = inputs.normal(sizes.batch, self.shape.num_heads, sizes.length, self.shape.head_size)
+        rows = (sizes.batch, self.shape.num_heads, sizes.length, self.shape.head_size)
+        query = inputs.normal(*rows)
         keys = _random_heads(walk.key, inputs, sizes)
         values = _random_heads(walk.value, inputs, sizes)
-        given = {walk.query: query, **keys, **values}
+        axes = _axis_sizes(self.shape, sizes, self.shape.head_size)
+        given = {walk.query: query.reshape(sizes_by_axis(walk.query_axes, axes)), **keys, **values}
         results = run_cut(self.cut, inputs.feeds(self.cut, sizes, given))
         outputs, factors = results[: len(walk.outputs)], results[len(walk.outputs) :]
         scale, softcap = self._scale_and_softcap(factors)
@@ -164,7 +189,7 @@ class _Probe:
 
     def _past(self, heads: Heads, given: dict[ir.Value, Array], sizes: CallSizes) -> Array:
         if heads.past is not None:
-            return given[heads.past]
+            return _in_order(given[heads.past], heads.axes, "BHTD")
         count, size = _static_sizes(heads)
         return np.zeros((sizes.batch, count, 0, size), np.float32)
 
@@ -195,6 +220,10 @@ def _snapped(scale: float, head_size: int, dtype: ir.DataType) -> float:
 
 
 def _flat(heads: Array, axes: str) -> Array:
-    """`[B, S, heads*D]` of `BHTD` or `BTHD`."""
-    rows = heads.transpose(0, 2, 1, 3) if axes == "BHTD" else heads
+    """`[B, S, heads*D]` of heads whose axes are in this order."""
+    rows = _in_order(heads, axes, "BTHD")
     return rows.reshape(rows.shape[0], rows.shape[1], -1)
+
+
+def _in_order(heads: Array, axes: str, wanted: str) -> Array:
+    return heads.transpose([axes.index(axis) for axis in wanted])

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.cutout import CutError
+from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern
 from trianglemix.exporter.patterns._softmax_measure import measure
-from trianglemix.exporter.patterns._softmax_walk import walk_back, weighted_sum
+from trianglemix.exporter.patterns._softmax_walk import Walk, walk_back, weighted_sum
 from trianglemix.exporter.sites import (
     AttentionSite,
     Example,
@@ -21,7 +23,7 @@ from trianglemix.exporter.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.walk import Heads
+from trianglemix.exporter.walk import dtype_of
 
 
 class SoftmaxPattern(SitePattern):
@@ -38,20 +40,25 @@ class SoftmaxPattern(SitePattern):
         if isinstance(walk, str):
             raise CutError(walk)
         measured = measure(walk, context)
+        attention = measured.attention
+        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         return AttentionSite(
             layer=-1,
             form=self.name,
             anchor=walk.softmax,
-            shape=measured.attention.shape,
-            scale=measured.attention.scale,
-            softcap=measured.attention.softcap,
+            shape=attention.shape,
+            scale=attention.scale,
+            softcap=attention.softcap,
             mask=measured.mask,
-            query=Operand(walk.query, Layout.BHSD),
-            key=Operand(walk.key.value, _layout(walk.key)),
-            value=Operand(walk.value.value, _layout(walk.value)),
+            query=Operand(_query(walk, attention.shape, build), Layout.BHSD),
+            key=Operand(walk.key.value, _LAYOUTS[walk.key.axes]),
+            value=Operand(walk.value.value, _LAYOUTS[walk.value.axes]),
             past=_pair(walk.key.past, walk.value.past),
             present=_pair(walk.key.joined, walk.value.joined),
             output=Operand(walk.outputs[measured.output_index], measured.output_layout),
+            prologue=tuple(build.nodes),
+            cache=(_LAYOUTS[walk.key.axes], _LAYOUTS[walk.value.axes]),
+            dtype=_dtype(walk, walk.outputs[measured.output_index]),
         )
 
     def example(self) -> Example:
@@ -59,10 +66,36 @@ class SoftmaxPattern(SitePattern):
 
 
 PATTERN: Final = SoftmaxPattern()
+_LAYOUTS: Final = {"BHTD": Layout.BHSD, "BTHD": Layout.BSHD, "BHDT": Layout.BHDS}
 
 
-def _layout(heads: Heads) -> Layout:
-    return Layout.BHSD if heads.axes == "BHTD" else Layout.BSHD
+def _query(walk: Walk, shape: AttentionShape, build: NodeBuilder) -> ir.Value:
+    """The queries as `[B, H, S, D]`, their heads merged, or taken out of the batch."""
+    if walk.query_axes == "BHSD":
+        return walk.query
+    heads, size = shape.num_heads, shape.head_size
+    if walk.query_axes == "BHRSD":
+        return build.op("Reshape", walk.query, build.ints(0, heads, -1, size))
+    parts = [build.ints(-1, heads), build.dimension(walk.query, 1), build.ints(size)]
+    return build.op("Reshape", walk.query, build.op("Concat", *parts, axis=0))
+
+
+def _dtype(walk: Walk, output: ir.Value) -> ir.DataType | None:
+    """The type to compute in where operands, cache and output have several; None: they have one.
+
+    It is the cache's, or float32 where the products are in float32.
+    """
+    cached = [walk.key.joined or walk.key.value, walk.value.joined or walk.value.value]
+    operands = [walk.query, walk.key.value, walk.value.value, output]
+    found = {dtype_of(value) for value in (*cached, *operands)}
+    product = dtype_of(walk.query_operand)
+    if len({*found, product} - {None}) <= 1:
+        return None
+    if None in found:
+        raise CutError("the file does not say the types of its queries, keys and values")
+    stored = {dtype_of(value) for value in cached}
+    wide = product == ir.DataType.FLOAT or len(stored) > 1
+    return ir.DataType.FLOAT if wide else stored.pop()
 
 
 def _pair(key: ir.Value | None, value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
