@@ -10,9 +10,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.fuse_softmax import FuseSoftmaxPass
 from trianglemix.exporter.infer_shapes import InferShapesPass
 from trianglemix.exporter.plain_form import RemoveIdlePass, SortNodesPass
 from trianglemix.exporter.unfuse import UnfuseMatMulPass
+from trianglemix.exporter.unfuse_einsum import UnfuseEinsumPass
 from trianglemix.exporter.walk import is_op
 
 _MIN_IR_VERSION: Final = 8
@@ -90,6 +92,8 @@ def normalize(model: ir.Model) -> None:
         InferShapesPass(),
         RemoveIdlePass(),
         UnfuseMatMulPass(),
+        UnfuseEinsumPass(),
+        FuseSoftmaxPass(),
         common.RemoveUnusedNodesPass(),
         RenameTwinNodesPass(),
     ]

@@ -11,6 +11,7 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.cutout import CutError
+from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern
@@ -36,6 +37,7 @@ class SoftmaxPattern(SitePattern):
         product = weighted_sum(node, context.content)
         if product is None:
             raise NotAttentionError("this Softmax weights no values: not an attention")
+        _check_axis(node)
         walk = walk_back(node, product, context.content)
         if isinstance(walk, str):
             raise CutError(walk)
@@ -67,6 +69,12 @@ class SoftmaxPattern(SitePattern):
 
 PATTERN: Final = SoftmaxPattern()
 _LAYOUTS: Final = {"BHTD": Layout.BHSD, "BTHD": Layout.BSHD, "BHDT": Layout.BHDS}
+
+
+def _check_axis(softmax: ir.Node) -> None:
+    axis, axes = softmax.attributes.get_int("axis", -1), rank(softmax.outputs[0])
+    if axis != -1 and axes is not None and axis + 1 != axes:
+        raise CutError(f"its Softmax runs over axis {axis} of {axes}, not over the keys, the last")
 
 
 def _query(walk: Walk, shape: AttentionShape, build: NodeBuilder) -> ir.Value:
