@@ -35,8 +35,11 @@ def attend(g: GraphWriter, model: OddModel, slots: Slots, heads: Heads, seen: st
     return _merged(g, _weighted(g, model, slots, weights, value))
 
 
-def group_query(g: GraphWriter, model: OddModel, inputs: list[str], outputs: list[str]) -> str:
+def group_query(
+    g: GraphWriter, model: OddModel, layer: int, inputs: list[str], outputs: list[str]
+) -> str:
     """The contrib node over flat rows; `inputs` end with the two lengths."""
+    windowed = model.mask != "causal" and layer in model.window_layers
     result = g.op(
         "GroupQueryAttention",
         *inputs,
@@ -44,6 +47,7 @@ def group_query(g: GraphWriter, model: OddModel, inputs: list[str], outputs: lis
         domain=CONTRIB,
         num_heads=HEADS,
         kv_num_heads=model.kv_heads,
+        local_window_size=model.size if windowed else -1,
     )
     return str(result[0])
 
@@ -85,6 +89,9 @@ def _masked_softmax(g: GraphWriter, model: OddModel, scores: str, seen: str) -> 
     if model.mask_form == "add":
         bias = g.op("Where", seen, g.number(0), least)
         return str(g.op("Softmax", g.op("Add", scores, bias), axis=-1))
+    if model.mask_form == "arithmetic":
+        hidden = g.op("Sub", g.number(1), g.cast(seen, g.dtype))
+        return str(g.op("Softmax", g.op("Add", scores, g.op("Mul", hidden, least)), axis=-1))
     if model.mask_form == "where_after":
         masked = g.op("Where", seen, scores, g.number(-1e9 if g.dtype == "float32" else -6e4))
         return str(g.op("Softmax", masked, axis=-1))

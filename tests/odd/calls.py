@@ -14,7 +14,7 @@ from trianglemix.custom_ops.library import library_path
 
 from tests.odd.decoder import PAST
 from tests.odd.masks import MASKS
-from tests.odd.odd_model import HEAD_SIZE, VOCABULARY, OddModel
+from tests.odd.odd_model import HEAD_SIZE, HIDDEN, VOCABULARY, OddModel
 
 Array = NDArray[Any]
 LONGEST_PROMPT: Final = 360
@@ -74,6 +74,13 @@ def make_feeds(model: OddModel, call: Call, seed: int) -> dict[str, Array]:
         feeds["position_ids"] = np.tile(positions, (3, 1, 1))
     if model.extra == "token_types":
         feeds["token_type_ids"] = np.zeros((batch, length), np.int64)
+    if model.extra == "cache_position":
+        feeds["cache_position"] = np.arange(call.past, total)
+    if model.extra == "temperature":
+        feeds["temperature"] = np.array(1.5, np.float32)
+    if model.extra == "convolution":
+        state = random.standard_normal((batch, HIDDEN, 2)) if call.past else 0
+        feeds["past_conv.0"] = (np.zeros((batch, HIDDEN, 2)) + state).astype(model.dtype)
     if model.extra == "keep_logits":
         feeds["num_logits_to_keep"] = np.array(0, np.int64)
     for layer in model.cached_layers:

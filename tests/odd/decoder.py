@@ -53,10 +53,7 @@ def write_model(model: OddModel, triangle: Triangle | None = None) -> onnx.Model
     ids = g.graph_input("input_ids", model.ids_dtype, model.batch, "length")
     g.graph_input("attention_mask", model.mask_dtype, model.batch, "total")
     hidden = str(g.op("Gather", g.weight("embedding", VOCABULARY, HIDDEN, gain=8), ids))
-    if model.extra == "token_types":
-        kinds = g.graph_input("token_type_ids", "int64", model.batch, "length")
-        types = g.op("Gather", g.weight("types", 2, HIDDEN), kinds)
-        hidden = str(g.op("Add", hidden, types))
+    hidden = _extra(g, model, hidden)
     frame = _frame(g, model, ids, triangle)
     first: tuple[str, str] | None = None  # keys and values with their past
     for layer in range(model.num_layers):
@@ -67,6 +64,31 @@ def write_model(model: OddModel, triangle: Triangle | None = None) -> onnx.Model
         hidden = str(g.op("Add", hidden, _mlp(g, layer, hidden)))
     _head(g, model, _norm(g, "final", hidden))
     return g.model(infer_shapes=model.shapes, shuffle=model.shuffled)
+
+
+def _extra(g: GraphWriter, model: OddModel, hidden: str) -> str:
+    """What stands between the embedding and the layers, with an input of its own."""
+    if model.extra == "token_types":
+        kinds = g.graph_input("token_type_ids", "int64", model.batch, "length")
+        return str(g.op("Add", hidden, g.op("Gather", g.weight("types", 2, HIDDEN), kinds)))
+    if model.extra == "cache_position":
+        at = g.graph_input("cache_position", "int64", "length")
+        table = g.op("Gather", g.weight("places", TABLE, HIDDEN), at)
+        return str(g.op("Add", hidden, g.unsqueeze(table, 0)))
+    if model.extra == "temperature":
+        divisor = g.graph_input("temperature", "float32")
+        return str(g.op("Div", hidden, g.cast(divisor, g.dtype)))
+    if model.extra == "convolution":
+        past = g.graph_input("past_conv.0", g.dtype, model.batch, HIDDEN, 2)
+        g.graph_output("present_conv.0", g.dtype, model.batch, HIDDEN, 2)
+        columns = g.op("Transpose", hidden, perm=[0, 2, 1])
+        joined = g.op("Concat", past, columns, axis=2)
+        ends = (g.ints(-2), g.ints(TABLE), g.ints(2))
+        g.op("Slice", joined, *ends, out=["present_conv.0"])
+        kernel = g.constant(np.linspace(-1, 1, HIDDEN * 3).reshape(HIDDEN, 1, 3), g.dtype)
+        conv = g.op("Conv", joined, kernel, group=HIDDEN, kernel_shape=[3])
+        return str(g.op("Add", hidden, g.op("Transpose", conv, perm=[0, 2, 1])))
+    return hidden
 
 
 def _frame(g: GraphWriter, model: OddModel, ids: str, triangle: Triangle | None) -> _Frame:
@@ -173,7 +195,7 @@ def _group_query(
         presents.append(g.graph_output(PRESENT.format(layer, name), "float32", *shape))
     query, key, value = rows
     inputs = [flat(query), flat(key), value, *pasts, *frame.lengths]
-    return group_query(g, model, inputs, [g.name("attended"), *presents])
+    return group_query(g, model, layer, inputs, [g.name("attended"), *presents])
 
 
 def _joined(g: GraphWriter, model: OddModel, past: str, present: str, new: str) -> str:

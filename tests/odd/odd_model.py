@@ -15,7 +15,16 @@ HEADS: Final = 4
 HEAD_SIZE: Final = 16
 HIDDEN: Final = 48
 VOCABULARY: Final = 83
-_OLD: Final = (17, 18, 20, 21) * 3 + (14, 15)
+_EXTRAS: Final = (
+    "router_first",  # an output with logits in its name before the logits
+    "token_types",
+    "cache_position",
+    "temperature",  # an input that nobody knows
+    "convolution",  # with a state of its own
+    "keep_logits",
+    "last_row",
+)
+_OLD: Final = (17, 18, 20, 21) * 6 + (14, 15)
 """Opsets below 17 are refused by name, so they are rare."""
 
 
@@ -45,7 +54,7 @@ class OddModel:
     positions: str  # none, slots, rank1, rank2, rank3
     batch: int | str
     present: str  # joined, identity, cast
-    extra: str  # nothing, router_first, token_types, keep_logits, last_row
+    extra: str  # "nothing", or one of _EXTRAS
     shares: bool  # the last layer reads the keys and values of the first
     shapes: bool  # whether the file says the shapes of values inside
     shuffled: bool
@@ -97,8 +106,8 @@ def draw_model(seed: int) -> OddModel:
     scale = _draw_scale(random)
     size = _draw_size(random, mask, cached=cache != "none")
     spelling = pick("softmax", "einsum", "batched", "attention", chance=0.5 * crowded)
-    if mask == "causal" and scale == "times" and cache == "BHTD" and random.random() < 0.15:
-        spelling = "group_query"
+    if mask in ("causal", "less") and cache == "BHTD" and random.random() < 0.25:
+        spelling = "group_query"  # its window is an attribute
     if spelling in ("attention", "group_query"):
         scale = "times"
     layers = int(random.integers(2, 4))
@@ -118,7 +127,7 @@ def draw_model(seed: int) -> OddModel:
         kv_heads=kv_heads,
         opset=23 if spelling == "attention" else int(pick(18, *_OLD, chance=0.6)),
         dtype=dtype,
-        mask_form=str(pick("where", "add", "where_after", chance=0.5)),
+        mask_form=str(pick("where", "add", "where_after", "arithmetic", chance=0.5)),
         cache=str("BHTD" if spelling == "group_query" else cache),
         cache_dtype=str(pick(dtype, "float16", chance=0.15 * crowded)),
         ids_dtype=str(pick("int64", "int32", chance=0.3 * crowded)),
@@ -126,14 +135,11 @@ def draw_model(seed: int) -> OddModel:
         positions=str(pick("rank2", "slots", "none", "rank1", "rank3", chance=0.5 * crowded)),
         batch="batch" if random.random() > 0.2 * crowded else 1,
         present=str(pick("joined", "identity", "cast", chance=0.25 * crowded)),
-        extra=str(
-            pick("nothing", "router_first", "token_types", "keep_logits", "last_row",
-                 chance=0.35 * crowded)
-        ),
+        extra=str(pick("nothing", *_EXTRAS, chance=0.35 * crowded)),
         shares=bool(spelling != "group_query" and random.random() < 0.1 * crowded),
         shapes=bool(random.random() < 0.5),
         shuffled=bool(random.random() < 0.25 * crowded),
-    )  # fmt: skip
+    )
 
 
 def _draw_mask(random: np.random.Generator, *, cached: bool) -> str:

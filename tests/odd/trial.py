@@ -201,7 +201,7 @@ class _Bench:
             return self._ended(Outcome.REFUSED, f"by the runtime: {error}")
         except Exception as error:
             return self._ended(Outcome.CRASHED, f"runtime: {type(error).__name__}: {error}")
-        tokens = list(result.token_ids)
+        tokens = list(result.ids)
         wanted = _greedy(self._folder / "source" / "model.onnx", self._model, prompt)
         if tokens != wanted:
             return self._ended(Outcome.WRONG, f"runtime: tokens {tokens}, not {wanted}")
