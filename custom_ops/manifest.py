@@ -9,10 +9,18 @@ from typing import Final
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.interface import (
+    GraphInput,
+    GraphOutput,
+    fixed_batch,
+    read_inputs,
+    read_outputs,
+)
 from trianglemix.custom_ops.static_graphs import StaticGraphs
 
 FILE_NAME: Final = "manifest.json"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+RUNS: Final = "ok"
 
 
 class ManifestError(TriangleMixError):
@@ -35,14 +43,18 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Names, cache layout and capabilities of an exported model. Layers count from 0."""
+    """Names, cache layout and capabilities of an exported model. Layers count from 0.
+
+    `inputs` and `outputs` are the whole interface (empty for `static` graphs, which state their
+    own); the names before them are those of its main parts, `cache` the layers' own caches.
+    """
 
     target: str
     model_file: str
     cache_dtype: str  # "float32", "float16" or "bfloat16"
-    input_ids: str  # [B, S] int64
-    attention_mask: str  # [B, T] int64, 1 = a real token
-    position_ids: str | None  # [B, S] int64
+    input_ids: str  # [B, S]
+    attention_mask: str  # [B, T], 1 = a real token
+    position_ids: str | None  # [B, S], [S] or [sections, B, S]
     prompt_length: str | None  # [B] int32, optional input: 0 or less = the end of the row's keys
     logits: str  # [B, S, vocabulary], or [B, 1, vocabulary] with last_token_logits
     last_token_logits: bool
@@ -54,6 +66,15 @@ class Manifest:
     left_padding: bool  # rows of a batch may be padded on the left, in every layer
     context_length: int | None  # tokens, None where the source does not say
     static: StaticGraphs | None = None  # instead of one model file with free lengths
+    inputs: tuple[GraphInput, ...] = ()
+    outputs: tuple[GraphOutput, ...] = ()
+    chunked_prefill: bool = True  # a prompt may come in several calls
+    runtime: str = RUNS  # or why trianglemix-run cannot run it, where plain ONNX Runtime can
+
+    @property
+    def batch(self) -> int | None:
+        """Rows that every call must have, None where any number will do."""
+        return 1 if self.static is not None else fixed_batch(self.inputs)
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`."""
@@ -88,6 +109,8 @@ class Manifest:
             content["pattern"] = TrianglePattern(**content["pattern"])
             content["cache"] = tuple(LayerCache(**layer) for layer in content["cache"])
             content["triangle_layers"] = tuple(content["triangle_layers"])
+            content["inputs"] = read_inputs(content["inputs"])
+            content["outputs"] = read_outputs(content["outputs"])
             if content.get("static") is not None:
                 content["static"] = StaticGraphs.from_content(content["static"])
             return cls(**content)

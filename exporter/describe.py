@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
+from trianglemix.custom_ops.interface import carried_inputs, with_role
+from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
+from trianglemix.exporter.cache_ports import CachePort
+from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.head_trace import output_of, root_of
 from trianglemix.exporter.layers import LayerChoice
-from trianglemix.exporter.lengths import PROMPT_LENGTH, is_no_left_padding
+from trianglemix.exporter.lengths import is_no_left_padding
 from trianglemix.exporter.model_io import MODEL_FILE
 from trianglemix.exporter.options import ExportOptions
-from trianglemix.exporter.sites import AttentionSite
+from trianglemix.exporter.runtime_fit import RECOMPUTE_LIMIT, takes_chunks, why_not_run
 from trianglemix.exporter.target import Target
 
 _DTYPES: Final = {
@@ -33,6 +34,8 @@ class ExportedGraph:
 
     model: ir.Model
     roles: GraphRoles
+    num_layers: int
+    ports: tuple[CachePort, ...]
     caches: tuple[LayerCache, ...]
     shared_cache: bool
     context_length: int | None
@@ -42,25 +45,40 @@ def describe(graph: ExportedGraph, choice: LayerChoice, options: ExportOptions,
              target: Target) -> Manifest:  # fmt: skip
     """The manifest of a finished graph."""
     roles = graph.roles
-    names = {value.name for value in graph.model.graph.inputs}
+    interface = read_interface(graph.model.graph, roles, graph.ports)
+    names = {value.role: value.name for value in interface.inputs}
+    obstacle = why_not_run(interface)
+    padding = takes_left_padding(graph.model, interface, target, dense=options.dense)
     return Manifest(
         target=target.name,
         model_file=MODEL_FILE,
         cache_dtype=_DTYPES[roles.dtype],
         input_ids=str(roles.input_ids.name),
         attention_mask=str(roles.attention_mask.name),
-        position_ids=None if roles.position_ids is None else roles.position_ids.name,
-        prompt_length=PROMPT_LENGTH if PROMPT_LENGTH in names else None,
+        position_ids=names.get("position_ids"),
+        prompt_length=names.get("prompt_length"),
         logits=str(roles.logits.name),
         last_token_logits=has_last_token_logits(roles),
-        num_layers=len(graph.caches),
+        num_layers=graph.num_layers,
         triangle_layers=tuple(sorted(choice.layers)),
         pattern=choice.pattern,
         cache=graph.caches,
         shared_cache=graph.shared_cache,
-        left_padding=takes_left_padding(graph.model, roles, target, dense=options.dense),
-        context_length=graph.context_length,
+        left_padding=padding,
+        context_length=_context_length(graph, interface),
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        chunked_prefill=takes_chunks(graph.model.graph, interface.inputs),
+        runtime=RUNS if obstacle is None else obstacle,
     )
+
+
+def _context_length(graph: ExportedGraph, interface: GraphInterface) -> int | None:
+    """The least of what the configuration says, what caches keep, and what recomputing bears."""
+    limits = [graph.context_length, *(port.limit for port in graph.ports)]
+    if not carried_inputs(interface.inputs):
+        limits.append(RECOMPUTE_LIMIT)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def has_last_token_logits(roles: GraphRoles) -> bool:
@@ -69,35 +87,18 @@ def has_last_token_logits(roles: GraphRoles) -> bool:
     return shape is not None and len(shape) == 3 and shape[1] == 1
 
 
-def takes_left_padding(model: ir.Model, roles: GraphRoles, target: Target, *, dense: bool) -> bool:
-    """Whether every layer knows where a row begins, and positions come from outside."""
+def takes_left_padding(
+    model: ir.Model, interface: GraphInterface, target: Target, *, dense: bool
+) -> bool:
+    """Whether every layer knows where a row begins, and positions come from outside, row by row.
+
+    States would take the pads in, and lengths that are counted outside do not tell them.
+    """
+    inputs = interface.inputs
     unpadded = any(is_no_left_padding(value) for node in model.graph for value in node.outputs)
-    return target.left_padding and not dense and not unpadded and roles.position_ids is not None
-
-
-def layer_caches(sites: Sequence[AttentionSite]) -> tuple[LayerCache, ...]:
-    """Graph names of each layer's cache, read before anything is renamed."""
-    caches = []
-    for site in sites:
-        if site.past is None or site.present is None:
-            continue
-        past_key, past_value = (str(root_of(value).name) for value in site.past)
-        present_key, present_value = (
-            str((output_of(value) or value).name) for value in site.present
-        )
-        caches.append(
-            LayerCache(
-                layer=site.layer,
-                past_key=past_key,
-                past_value=past_value,
-                present_key=present_key,
-                present_value=present_value,
-                kv_num_heads=site.shape.kv_num_heads,
-                head_size=site.shape.head_size,
-                value_head_size=site.shape.value_head_size,
-            )
-        )
-    return tuple(caches)
+    by_row = any(x.batch_axis is not None for x in with_role(inputs, "position_ids"))
+    strange = with_role(inputs, "state", "seqlens_k", "past_length")
+    return target.left_padding and not dense and not unpadded and by_row and not strange
 
 
 def read_context_length(folder: Path) -> int | None:

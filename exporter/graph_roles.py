@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.walk import needed_input
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_OTHER_LOGITS: Final = re.compile(r"router|gate|mtp|medusa|draft|aux|hidden|present|past")
+FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def find_roles(graph: ir.Graph) -> GraphRoles:
 
 def is_cache(value: ir.Value) -> bool:
     """Whether a graph input is a past key or value: floats of rank 4."""
-    return value.dtype in _FLOATS and rank(value) == 4
+    return value.dtype in FLOATS and rank(value) == 4
 
 
 def rank(value: ir.Value) -> int | None:
@@ -72,13 +77,55 @@ def _required(graph: ir.Graph, role: str, value: ir.Value | None) -> ir.Value:
 
 
 def _logits(graph: ir.Graph) -> ir.Value:
-    named = [value for value in graph.outputs if "logits" in (value.name or "")]
-    ranked = [value for value in graph.outputs if rank(value) == 3 and value.dtype in _FLOATS]
-    found = named or ranked
-    if not found:
+    """An output of that very name; else the one with a row of the vocabulary per token.
+
+    Routers, and heads that look further ahead, have logits of their own; names tell them.
+    """
+    exact = [value for value in graph.outputs if value.name == "logits"]
+    if exact:
+        return exact[0]
+    candidates = [
+        value
+        for value in graph.outputs
+        if value.dtype in (*FLOATS, None) and rank(value) in (3, None)
+    ]
+    for keep in (_is_main, _of_vocabulary(graph), _is_named_logits):
+        candidates = [value for value in candidates if keep(value)] or candidates
+    if not candidates or not any(_is_main(value) for value in candidates):
         names = ", ".join(str(value.name) for value in list(graph.outputs)[:6])
         raise RefusedError(
             "the graph has no output logits [batch, length, vocabulary] "
             f"(its outputs: {names or 'none'}); export a causal language model"
         )
-    return found[0]
+    if len(candidates) > 1:
+        raise RefusedError(
+            f"the outputs {' and '.join(str(value.name) for value in candidates)} may each be the "
+            "logits; rename the right one to logits"
+        )
+    return candidates[0]
+
+
+def _is_main(value: ir.Value) -> bool:
+    return _OTHER_LOGITS.search((value.name or "").lower()) is None
+
+
+def _is_named_logits(value: ir.Value) -> bool:
+    return "logits" in (value.name or "").lower()
+
+
+def _of_vocabulary(graph: ir.Graph) -> Callable[[ir.Value], bool]:
+    """Whether an output's last dimension is the number of rows of the token embeddings."""
+    rows = {
+        int(tensor.shape[0])
+        for value in graph.inputs
+        if "input_ids" in (value.name or "")
+        for node in value.consumers()
+        if node.op_type == "Gather" and node.inputs[1] is value
+        for tensor in [ir.convenience.get_const_tensor(needed_input(node, 0))]
+        if tensor is not None and isinstance(tensor.shape[0], int)
+    }
+
+    def fits(value: ir.Value) -> bool:
+        return value.shape is not None and value.shape[-1] in rows
+
+    return fits

@@ -12,12 +12,12 @@ from typing import Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.cache_ports import find_ports, layer_caches
 from trianglemix.exporter.check import check_exported, interface_of
 from trianglemix.exporter.clean import DropUnusedPass
 from trianglemix.exporter.describe import (
     ExportedGraph,
     describe,
-    layer_caches,
     read_context_length,
 )
 from trianglemix.exporter.errors import ExportError
@@ -130,7 +130,8 @@ def _find(job: _Job) -> _Found:
 def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     """Insert, keep the last logits, free the cache's length, lower."""
     model, roles, sites = found.model, found.roles, found.sites.found
-    caches = layer_caches(sites)  # before anything is renamed
+    ports = find_ports(model.graph, sites)  # before anything is renamed
+    caches = layer_caches(sites, ports)
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
     InsertTriangleAttentionPass(sites, roles, patterns)(model)
     if job.options.last_token_logits and job.target.offline is None:  # those graphs do so anyway
@@ -140,7 +141,8 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
         lower()(model)
     DropUnusedPass()(model)
     context_length = read_context_length(found.source.companions)
-    return ExportedGraph(model, roles, caches, can_share_cache(model), context_length)
+    shared = can_share_cache(model)
+    return ExportedGraph(model, roles, len(sites), ports, caches, shared, context_length)
 
 
 def _write(

@@ -80,7 +80,7 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
 def can_share_cache(model: ir.Model) -> bool:
     """Whether every cache is read by the operator alone, but for sizes that do not change."""
     for node in model.graph:
-        if not is_triangle_attention(node):
+        if not _appends(node):
             continue
         if not all(value is not None and value.is_graph_input() for value in node.inputs[3:5]):
             return False
@@ -90,6 +90,12 @@ def can_share_cache(model: ir.Model) -> bool:
         if not all(_only_shapes_else(cache, node) for cache in caches if cache is not None):
             return False
     return True
+
+
+def _appends(node: ir.Node) -> bool:
+    """Whether it is the operator, or what a dense layer of it was lowered to."""
+    lowered = (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention")
+    return lowered or is_triangle_attention(node)
 
 
 def _only_shapes_else(cache: ir.Value, attention: ir.Node) -> bool:

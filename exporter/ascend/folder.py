@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
+from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs, StaticTensor
 from trianglemix.exporter.ascend import build_script, static_plan
 from trianglemix.exporter.ascend.cost import CostModel, choose_block, choose_dense_block
@@ -245,6 +245,9 @@ def _manifest(manifest: Manifest, ascend: AscendModel, static: StaticGraphs) -> 
         left_padding=False,
         context_length=ascend.plan.slots,
         static=static,
+        inputs=(),
+        outputs=(),
+        runtime=RUNS,
     )
 
 

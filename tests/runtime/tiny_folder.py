@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.interface import GraphInput, GraphOutput
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 
 from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
@@ -188,7 +189,50 @@ def _manifest(spec: TinyFolder) -> Manifest:
         shared_cache=spec.shared_cache,
         left_padding=not spec.group_query_attention,
         context_length=spec.context_length,
+        inputs=_inputs(spec),
+        outputs=_outputs(spec),
     )
+
+
+def _inputs(spec: TinyFolder) -> tuple[GraphInput, ...]:
+    inputs = [
+        GraphInput("input_ids", "input_ids", "int64", ("B", "S"), token_axis=1),
+        GraphInput("attention_mask", "attention_mask", "int64", ("B", "T"), token_axis=1),
+    ]
+    if spec.position_ids:
+        inputs.append(GraphInput("position_ids", "position_ids", "int64", ("B", "S"), token_axis=1))
+    if spec.prompt_length:
+        inputs.append(GraphInput("prompt_length", "prompt_length", "int32", ("B_or_1",)))
+    for layer in range(spec.layers):
+        for role in ("key", "value"):
+            inputs.append(
+                GraphInput(
+                    f"past_key_values.{layer}.{role}",
+                    "past_key" if role == "key" else "past_value",
+                    spec.dtype,
+                    ("B", KV_HEADS, "P", HEAD_SIZE),
+                    layer=layer,
+                    token_axis=2,
+                    carried_from=f"present.{layer}.{role}",
+                )
+            )
+    return tuple(inputs)
+
+
+def _outputs(spec: TinyFolder) -> tuple[GraphOutput, ...]:
+    presents = tuple(
+        GraphOutput(
+            f"present.{layer}.{role}",
+            "present_key" if role == "key" else "present_value",
+            spec.dtype,
+            ("B", KV_HEADS, "U", HEAD_SIZE),
+            layer=layer,
+        )
+        for layer in range(spec.layers)
+        for role in ("key", "value")
+    )
+    logits = GraphOutput("logits", "logits", spec.dtype, ("B", "L", VOCABULARY_SIZE))
+    return (logits, *presents)
 
 
 def _layer_cache(layer: int) -> LayerCache:

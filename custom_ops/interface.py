@@ -1,0 +1,156 @@
+"""A graph's interface as one typed table: what each input and output is for, its type and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+Size = int | str | None
+"""A dimension: fixed, named, or left open."""
+Shape = tuple[Size, ...]
+
+InputRole = Literal[
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key",
+    "past_value",
+    "past",
+    "state",
+    "prompt_length",
+    "token_type_ids",
+    "cache_position",
+    "num_logits_to_keep",
+    "seqlens_k",
+    "total_length",
+    "past_length",
+    "use_cache_branch",
+    "inputs_embeds",
+    "optional",
+    "unknown",
+]
+"""What an input is for.
+
+`past_key` and `past_value` belong to a layer and grow by the call's tokens along `token_axis`;
+`past` grows likewise, but holds no single layer's keys or values; a `state` keeps its shape. These
+four are carried: one call's output is the next call's input. `seqlens_k` is each row's last key,
+`total_length` and `past_length` count tokens with and before the call. `optional` has a default,
+which is used. `unknown` is anything else, which only the graph's own users can feed.
+"""
+OutputRole = Literal[
+    "logits", "present_key", "present_value", "present", "state", "hidden_states", "other"
+]
+CARRIED: Final[tuple[InputRole, ...]] = ("past_key", "past_value", "past", "state")
+UNFED: Final[tuple[InputRole, ...]] = ("inputs_embeds", "unknown")
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input. `dtype` as NumPy spells it, or "bfloat16"; `shape` None where it is not declared.
+
+    Of a carried input `carried_from` is the output that the next call is given, `appends` says
+    that this output holds the call's new tokens alone, to be put behind what there was, and
+    `permutation` is the order in which the output's axes are the input's (None: as they are).
+    """
+
+    name: str
+    role: InputRole
+    dtype: str
+    shape: Shape | None
+    layer: int | None = None
+    batch_axis: int | None = 0
+    token_axis: int | None = None
+    carried_from: str | None = None
+    appends: bool = False
+    permutation: tuple[int, ...] | None = None
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether its value comes from the call before."""
+        return self.role in CARRIED
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether a call has to give it a value (carried ones not counted) and can make one."""
+        return not self.is_carried and self.role not in ("optional", *UNFED)
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """One output; `dtype` and `shape` as in `GraphInput`."""
+
+    name: str
+    role: OutputRole
+    dtype: str
+    shape: Shape | None
+    layer: int | None = None
+
+
+def with_role(inputs: Iterable[GraphInput], *roles: InputRole) -> tuple[GraphInput, ...]:
+    """The inputs of these roles, in the graph's order."""
+    return tuple(value for value in inputs if value.role in roles)
+
+
+def carried_inputs(inputs: Iterable[GraphInput]) -> tuple[GraphInput, ...]:
+    """Caches and states, in the graph's order."""
+    return with_role(inputs, *CARRIED)
+
+
+def fixed_batch(inputs: Iterable[GraphInput]) -> int | None:
+    """The number of rows that the graph is made for; None where any will do."""
+    for value in inputs:
+        size = None if value.batch_axis is None else _size(value, value.batch_axis)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def fixed_length(inputs: Iterable[GraphInput]) -> int | None:
+    """The number of new tokens that every call must have; None where any will do."""
+    for value in with_role(inputs, "input_ids", "position_ids", "cache_position"):
+        size = None if value.token_axis is None else _size(value, value.token_axis)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def fixed_past(inputs: Iterable[GraphInput]) -> int | None:
+    """The number of slots that every past must have; None where any will do."""
+    for value in carried_inputs(inputs):
+        size = None if value.token_axis is None else _size(value, value.token_axis)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def fixed_total(inputs: Iterable[GraphInput]) -> int | None:
+    """The length that every attention mask must have; None where any will do."""
+    for value in with_role(inputs, "attention_mask"):
+        size = _size(value, -1)
+        if isinstance(size, int):
+            return size
+    return None
+
+
+def read_inputs(content: Iterable[Mapping[str, Any]]) -> tuple[GraphInput, ...]:
+    """From the manifest's JSON; KeyError or TypeError where it is not whole."""
+    return tuple(GraphInput(**_read(item, get_args(InputRole))) for item in content)
+
+
+def read_outputs(content: Iterable[Mapping[str, Any]]) -> tuple[GraphOutput, ...]:
+    """From the manifest's JSON; KeyError or TypeError where it is not whole."""
+    return tuple(GraphOutput(**_read(item, get_args(OutputRole))) for item in content)
+
+
+def _size(value: GraphInput, axis: int) -> Size:
+    if not value.shape or axis >= len(value.shape):
+        return None
+    return value.shape[axis]
+
+
+def _read(item: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    if item["role"] not in roles:
+        raise TypeError(f"role {item['role']} of {item['name']}")
+    lists = {name: tuple(value) for name, value in item.items() if isinstance(value, list)}
+    return {**item, **lists}

@@ -1,0 +1,87 @@
+"""Whether the project's own runtime can run a graph, by its interface; or why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.custom_ops.feeds import (
+    FeedError,
+    carried_shape,
+    unfed,
+    why_not_carried,
+    why_unfed,
+)
+from trianglemix.custom_ops.interface import (
+    GraphInput,
+    carried_inputs,
+    fixed_batch,
+    fixed_length,
+    fixed_past,
+    fixed_total,
+    with_role,
+)
+from trianglemix.exporter.graph_interface import GraphInterface
+from trianglemix.exporter.walk import is_op
+
+RECOMPUTE_LIMIT: Final = 4096
+"""Tokens that a graph without a cache, which reads the whole text at every step, is given."""
+_STATEFUL: Final = frozenset(
+    {("com.microsoft", "CausalConvWithState"), ("com.microsoft", "LinearAttention")}
+)
+
+
+def why_not_run(interface: GraphInterface) -> str | None:
+    """The first reason why the runtime cannot feed this graph, as a clause; None if it can."""
+    return next(_obstacles(interface), None)
+
+
+def _obstacles(interface: GraphInterface) -> Iterator[str]:
+    inputs = interface.inputs
+    yield from (why_unfed(value) for value in unfed(inputs))
+    for name, size in (
+        ("batch", fixed_batch(inputs)),
+        ("number of new tokens", fixed_length(inputs)),
+    ):
+        if size not in (None, 1):
+            yield f"its {name} is fixed at {size}"
+    past, total = fixed_past(inputs), fixed_total(inputs)
+    if past is not None:
+        yield f"its cache has a fixed length of {past} slots, whatever they hold"
+    if total is not None:
+        yield f"its attention mask has a fixed length of {total}"
+    for value in carried_inputs(inputs):
+        if value.carried_from is None:
+            yield why_not_carried(value)
+        try:
+            carried_shape(value, 1)
+        except FeedError as error:
+            yield str(error)
+    yield from (f"the file does not say of which type {x.name} is" for x in inputs if _untyped(x))
+
+
+def _untyped(value: GraphInput) -> bool:
+    return value.dtype == "unknown"
+
+
+def takes_chunks(graph: ir.Graph, inputs: tuple[GraphInput, ...]) -> bool:
+    """Whether a prompt may come in several calls: states must be seen to carry it on.
+
+    Caches do. Of a state it is known where it is put before the new tokens, as a convolution's
+    is, or where an operator takes it that is made for it; other graphs may read a state only
+    when they are given one token.
+    """
+    states = {value.name for value in with_role(inputs, "state")}
+    return all(
+        _continues(node, value)
+        for value in graph.inputs
+        if value.name in states
+        for node in value.consumers()
+    )
+
+
+def _continues(node: ir.Node, state: ir.Value) -> bool:
+    if (node.domain, node.op_type) in _STATEFUL:
+        return True
+    return is_op(node, "Shape") or (is_op(node, "Concat") and node.inputs[0] is state)
