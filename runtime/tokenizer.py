@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from trianglemix.runtime.errors import FolderError, MissingPackageError, PromptError
-from trianglemix.runtime.model_folder import read_settings
+from trianglemix.runtime.chat_files import ChatFiles
+from trianglemix.runtime.errors import FolderError, MissingPackageError
 
 if TYPE_CHECKING:
     import tokenizers
+    from trianglemix.runtime.chat_template import ChatOptions, Message
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a cut UTF-8 sequence decodes to
 
@@ -59,67 +60,49 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], options: ChatOptions | None = None
+    ) -> list[int]:
         """Token ids of a conversation (`role`, `content`), ready for the assistant's answer.
 
         Raises:
             FolderError: the folder has no chat template.
             PromptError: the template refuses these messages.
         """
-        text = self.render_chat(messages)
+        text = self._render(messages, options)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     @property
     def bos_id(self) -> int | None:
         """The token that begins a text, whether or not it is added; None where none is named."""
-        settings = read_settings(self._folder / "tokenizer_config.json")
-        text = _token_text(settings.get("bos_token"))
+        text = ChatFiles.read(self._folder).special_tokens.get("bos_token")
         return self._tokenizer.token_to_id(text) if text else None
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-    ) -> str:
+    def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, special tokens spelled out; errors as of `encode_chat`.
 
-        `add_generation_prompt` opens the assistant's answer at its end.
+        `add_generation_prompt` opens the assistant's answer at its end. The text begins with
+        the special token that a plain text gets by itself: `encode` would put another before it.
         """
+        from trianglemix.runtime.chat_template import ChatOptions
+
+        return self._render(messages, ChatOptions(add_generation_prompt=add_generation_prompt))
+
+    def _render(self, messages: Sequence[Message], options: ChatOptions | None) -> str:
         try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+            import jinja2  # noqa: F401
         except ImportError as error:
             raise MissingPackageError(
                 "the package jinja2 is not installed, which fills in a chat template; "
                 "pip install 'trianglemix[cpu]' (or [gpu])"
             ) from error
+        from trianglemix.runtime.chat_template import ChatOptions, render_chat
 
-        def refuse(reason: str) -> NoReturn:
-            raise TemplateError(reason)
-
-        settings = read_settings(self._folder / "tokenizer_config.json")
-        source = self._template(settings)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
-        tokens = {name: _token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
-        try:
-            template = environment.from_string(source)
-            return template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **tokens
-            )
-        except TemplateError as error:
-            raise PromptError(f"the model's chat template refuses this prompt: {error}") from error
-
-    def _template(self, settings: Mapping[str, Any]) -> str:
-        path = self._folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        template = settings.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            template = named.get("default")
-        if not isinstance(template, str):
-            raise FolderError(f"{self._folder} has no chat template; give the prompt as plain text")
-        return template
+        options = options or ChatOptions()
+        files = ChatFiles.read(self._folder)
+        source = files.template(with_tools=options.tools is not None)
+        return render_chat(source, messages, options, files.special_tokens)
 
 
 class TextStream:
@@ -152,10 +135,3 @@ class TextStream:
     def _emit(self, text: str) -> str:
         self._context, self._emitted = self._emitted, len(self._ids)
         return text
-
-
-def _token_text(token: object) -> str:
-    """A special token of `tokenizer_config.json`, written as text or as an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
