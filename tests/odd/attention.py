@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.odd.graph_writer import CONTRIB, GraphWriter
 from tests.odd.masks import Slots
-from tests.odd.odd_model import HEAD_SIZE, HEADS, OddModel
+from tests.odd.odd_model import CAP, HEAD_SIZE, HEADS, OddModel
 from tests.odd.scales import SCALES, Scaled
 
 
@@ -23,9 +23,10 @@ class Heads:
 
 def attend(g: GraphWriter, model: OddModel, slots: Slots, heads: Heads, seen: str) -> str:
     """`[B, S, H*D]` of heads under the bool mask `seen`, which broadcasts to `[B, H, S, T]`."""
-    scale = HEAD_SIZE**-0.5
+    scale = model.factor
     if model.spelling == "attention":
-        output = g.op("Attention", heads.query, heads.key, heads.value, seen, scale=scale)
+        more = {"softcap": CAP} if model.attribute == "softcap" else {}
+        output = g.op("Attention", heads.query, heads.key, heads.value, seen, scale=scale, **more)
         return _merged(g, str(output))
     kind = SCALES[model.scale]
     key, value = _repeated(g, model, heads.key), _repeated(g, model, heads.value)
@@ -36,10 +37,26 @@ def attend(g: GraphWriter, model: OddModel, slots: Slots, heads: Heads, seen: st
 
 
 def group_query(
-    g: GraphWriter, model: OddModel, layer: int, inputs: list[str], outputs: list[str]
+    g: GraphWriter,
+    model: OddModel,
+    layer: int,
+    slots: Slots,
+    inputs: list[str],
+    outputs: list[str],
 ) -> str:
     """The contrib node over flat rows; `inputs` end with the two lengths."""
     windowed = model.mask != "causal" and layer in model.window_layers
+    more: dict[str, float] = {"scale": model.factor} if model.attribute == "scale" else {}
+    if model.attribute == "softcap":
+        more["softcap"] = CAP
+    if model.attribute == "smooth_softmax":
+        more["smooth_softmax"] = 1
+    if model.attribute == "attention_bias":
+        slope = g.constant(np.linspace(0.1, 0.3, HEADS).reshape(1, -1, 1, 1), np.float32)
+        distance = g.cast(g.op("Sub", slots.keys, slots.rows), "float32")
+        inputs = [*inputs, "", "", "", g.op("Mul", slope, distance)]
+    if model.attribute == "head_sink":
+        inputs = [*inputs, "", "", "", "", g.constant(np.ones(HEADS), np.float32)]
     result = g.op(
         "GroupQueryAttention",
         *inputs,
@@ -48,6 +65,7 @@ def group_query(
         num_heads=HEADS,
         kv_num_heads=model.kv_heads,
         local_window_size=model.size if windowed else -1,
+        **more,
     )
     return str(result[0])
 

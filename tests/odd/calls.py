@@ -93,23 +93,25 @@ def make_feeds(model: OddModel, call: Call, seed: int) -> dict[str, Array]:
     return feeds
 
 
-def calls_of(model: OddModel, *, left_padding: bool) -> Iterator[Call]:
+def calls_of(model: OddModel, *, pads: bool, chunks: bool) -> Iterator[Call]:
     """Prompts and single rows up to `model.reach`; decode steps and chunks where there is a cache.
 
     A prompt is as long as the threshold of the mask, a little longer, and up to four times that.
+    `pads` and `chunks` (several tokens after a past) only where the export takes them, as a dense
+    twin, which is made of GroupQueryAttention, does not.
     """
     size, reach = model.size, model.reach
     whole = sorted({min(n, LONGEST_PROMPT, reach) for n in (6, size + 3, 2 * size + 5, reach)})
     yield from (Call(length) for length in whole)
     if model.batch != 1:
         yield Call(min(size + 9, LONGEST_PROMPT), batch=2)
-        if left_padding:
+        if pads:
             yield Call(min(size + 9, LONGEST_PROMPT), batch=2, pads=PADS)
     if model.cache == "none":
         return
     for past in sorted({5, *(min(n, reach - 2) for n in (size - 1, size, size + 4, reach))}):
         yield Call(1, past)
-    if model.spelling != "group_query":  # ONNX Runtime's takes one token after a past
+    if chunks and model.spelling != "group_query":  # whose kernel takes one token after a past
         yield Call(3, min(size + 1, reach - 4))
 
 

@@ -48,7 +48,8 @@ def write_model(model: OddModel, triangle: Triangle | None = None) -> onnx.Model
     if triangle is not None:
         plain = "softmax" if model.spelling == "group_query" else model.spelling
         repeat = "expand" if model.kv_heads != HEADS and model.spelling == "group_query" else None
-        model = replace(model, spelling=plain, repeat=repeat or model.repeat)
+        scale = "softcap" if model.attribute == "softcap" and plain == "softmax" else model.scale
+        model = replace(model, spelling=plain, repeat=repeat or model.repeat, scale=scale)
     g = GraphWriter(model.seed, model.opset, model.dtype)
     ids = g.graph_input("input_ids", model.ids_dtype, model.batch, "length")
     g.graph_input("attention_mask", model.mask_dtype, model.batch, "total")
@@ -133,7 +134,13 @@ def _rotation(g: GraphWriter, model: OddModel, rows: str) -> tuple[str, str]:
     else:
         g.graph_input("position_ids", "int64", 3, model.batch, "length")
         at = str(g.op("Gather", "position_ids", g.constant(0)))
-    tables = [g.constant(part(angles), g.dtype) for part in (np.cos, np.sin)]
+    if model.branches:  # beyond so many tokens the tables are others
+        total = g.op("Squeeze", g.dimension("attention_mask", 1))
+        longer = g.op("Greater", total, g.constant(2 * model.size))
+        tables = g.choose(longer, [part(angles / 2) for part in (np.cos, np.sin)],
+                          [part(angles) for part in (np.cos, np.sin)])  # fmt: skip
+    else:
+        tables = [g.constant(part(angles), g.dtype) for part in (np.cos, np.sin)]
     cos, sin = (g.unsqueeze(g.op("Gather", table, at), 1) for table in tables)
     return cos, sin
 
@@ -195,7 +202,7 @@ def _group_query(
         presents.append(g.graph_output(PRESENT.format(layer, name), "float32", *shape))
     query, key, value = rows
     inputs = [flat(query), flat(key), value, *pasts, *frame.lengths]
-    return group_query(g, model, layer, inputs, [g.name("attended"), *presents])
+    return group_query(g, model, layer, frame.slots, inputs, [g.name("attended"), *presents])
 
 
 def _joined(g: GraphWriter, model: OddModel, past: str, present: str, new: str) -> str:

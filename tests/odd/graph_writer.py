@@ -97,6 +97,22 @@ class GraphWriter:
         """`value[start:]` on one axis; `start` is a value `[1]`."""
         return str(self.op("Slice", value, start, self.ints(_END), self.ints(axis)))
 
+    def choose(self, condition: str, then: list[Array], otherwise: list[Array]) -> list[str]:
+        """Constants by a condition: an If whose branches hold them as initializers."""
+        branches = []
+        for arrays in (then, otherwise):
+            nodes, tensors, results = [], [], []
+            for array in arrays:
+                stored, result = self.name("stored"), self.name("chosen")
+                tensors.append(numpy_helper.from_array(array.astype(self.dtype), stored))
+                nodes.append(helper.make_node("Identity", [stored], [result]))
+                kind = ONNX_TYPES[self.dtype]
+                results.append(helper.make_tensor_value_info(result, kind, array.shape))
+            name = self.name("branch")
+            branches.append(helper.make_graph(nodes, name, [], results, tensors))
+        more = {"then_branch": branches[0], "else_branch": branches[1]}
+        return list(self.op("If", condition, count=len(then), **more))
+
     def dimension(self, value: str, axis: int) -> str:
         """The size of one axis, `[1]` int64."""
         return str(self.op("Gather", self.op("Shape", value), self.ints(axis)))

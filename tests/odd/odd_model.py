@@ -15,6 +15,13 @@ HEADS: Final = 4
 HEAD_SIZE: Final = 16
 HIDDEN: Final = 48
 VOCABULARY: Final = 83
+NODE_ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
+    "attention": ("softcap", "scale"),
+    "group_query": ("softcap", "scale", "smooth_softmax", "head_sink", "attention_bias"),
+}
+"""What the nodes of a spelling may have beside the usual."""
+CARRIED_ATTRIBUTES: Final = ("none", "softcap", "scale")
+CAP: Final = 5.0
 _EXTRAS: Final = (
     "router_first",  # an output with logits in its name before the logits
     "token_types",
@@ -55,6 +62,9 @@ class OddModel:
     batch: int | str
     present: str  # joined, identity, cast
     extra: str  # "nothing", or one of _EXTRAS
+    attribute: str  # of an attention node: "none", or one of NODE_ATTRIBUTES
+    storage: str  # inside, one_file, each_file
+    branches: bool  # the tables of the rotation lie in an If that asks for the length
     shares: bool  # the last layer reads the keys and values of the first
     shapes: bool  # whether the file says the shapes of values inside
     shuffled: bool
@@ -71,7 +81,13 @@ class OddModel:
     @property
     def can_be_exported(self) -> bool:
         """Whether mask and scale are what the operator can say."""
-        return self.mask_is_carried and SCALES[self.scale].carried
+        carried = self.attribute in CARRIED_ATTRIBUTES
+        return self.mask_is_carried and SCALES[self.scale].carried and carried
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied with."""
+        return 0.2 if self.attribute == "scale" else HEAD_SIZE**-0.5
 
     @property
     def cached_layers(self) -> range:
@@ -115,6 +131,7 @@ def draw_model(seed: int) -> OddModel:
     dtype = "float32" if spelling == "group_query" else dtype
     fancy = spelling in ("attention", "group_query")
     kv_heads = int(pick(2, 4, 1, chance=0.4))
+    attribute = pick("none", *NODE_ATTRIBUTES.get(str(spelling), ()), chance=0.4)
     return OddModel(
         seed=seed,
         mask=mask,
@@ -136,6 +153,9 @@ def draw_model(seed: int) -> OddModel:
         batch="batch" if random.random() > 0.2 * crowded else 1,
         present=str(pick("joined", "identity", "cast", chance=0.25 * crowded)),
         extra=str(pick("nothing", *_EXTRAS, chance=0.35 * crowded)),
+        attribute=str(attribute),
+        storage=str(pick("inside", "one_file", "each_file", chance=0.3 * crowded)),
+        branches=bool(random.random() < 0.15 * crowded),
         shares=bool(spelling != "group_query" and random.random() < 0.1 * crowded),
         shapes=bool(random.random() < 0.5),
         shuffled=bool(random.random() < 0.25 * crowded),

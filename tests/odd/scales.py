@@ -80,6 +80,20 @@ def _by_floor(g: GraphWriter, s: Slots, x: Scaled, scale: float) -> Scaled:
     return Scaled(str(g.op("Mul", _times(g, x.query, scale), g.cast(str(factor), g.dtype))), x.key)
 
 
+def _by_distance(g: GraphWriter, s: Slots, scores: str, scale: float) -> str:
+    """A bias by head that falls with the distance, as ALiBi has it."""
+    slope = g.constant(np.linspace(0.05, 0.2, s.heads).reshape(1, -1, 1, 1), np.float32)
+    bias = g.op("Mul", slope, g.cast(g.op("Sub", s.keys, s.rows), "float32"))
+    return str(g.op("Add", _times(g, scores, scale), g.cast(bias, g.dtype)))
+
+
+def _far_bias(g: GraphWriter, s: Slots, scores: str, scale: float) -> str:
+    """A bias on keys that are at least `size` away, as buckets of relative positions have it."""
+    far = g.op("GreaterOrEqual", g.op("Sub", s.rows, s.keys), g.constant(s.size))
+    bias = g.op("Where", far, g.number(-1.5), g.number(0))
+    return str(g.op("Add", _times(g, scores, scale), bias))
+
+
 SCALES: Final[dict[str, ScaleKind]] = {
     "times": ScaleKind(True, after=lambda g, s, scores, scale: _times(g, scores, scale)),
     "divided": ScaleKind(True, after=_divided),
@@ -96,6 +110,8 @@ SCALES: Final[dict[str, ScaleKind]] = {
         ),
     ),
     "softcap": ScaleKind(True, after=_softcap),
+    "by_distance": ScaleKind(False, after=_by_distance),
+    "far_bias": ScaleKind(False, after=_far_bias),
     "clipped": ScaleKind(False, after=_clipped),
     "log_of_total": ScaleKind(False, after=_log_of_total),
     "by_row": ScaleKind(False, before=_by_row),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.manifest import Manifest
@@ -58,11 +61,14 @@ class Depth:
     verify: bool = False
     run: bool = False
     cut: bool = False
+    again: bool = False  # the export, its values renamed, is exported once more
+    last: bool = False  # with --last-token-logits
 
     @classmethod
     def of(cls, seed: int) -> Depth:
-        """By turns: a fourth of the seeds verify, a fourth run, half are cut."""
-        return cls(verify=seed % 4 == 0, run=seed % 4 == 1, cut=seed % 2 == 1)
+        """By turns: a fourth of the seeds each, and half are cut."""
+        turn = seed % 4
+        return cls(turn == 0, turn == 1, seed % 8 >= 4, turn == 2, turn == 3)
 
 
 def run_trial(seed: int, depth: Depth | None = None) -> Trial:
@@ -70,6 +76,22 @@ def run_trial(seed: int, depth: Depth | None = None) -> Trial:
     model = draw_model(seed)
     with tempfile.TemporaryDirectory(prefix="odd-") as place:
         return _Bench(model, Path(place), depth or Depth.of(seed)).trial()
+
+
+def store(model: onnx.ModelProto, path: Path, storage: str) -> None:
+    """Weights inside the file, in one beside it, or each in one of its own."""
+    if storage == "inside":
+        onnx.save(model, path)
+        return
+    one = storage == "one_file"
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=one,
+        location="weights.data" if one else None,
+        size_threshold=512,
+    )
 
 
 class _Bench:
@@ -98,7 +120,7 @@ class _Bench:
             if worst <= self._model.tolerance:
                 return self._further(running, f"{worst:.0e}")
         except Exception as error:
-            return self._ended(Outcome.CRASHED, f"compare: {type(error).__name__}: {error}")
+            return self._ended(Outcome.CRASHED, f"{type(error).__name__}: {error}")
         return self._judge(f"off by {worst:.0e} at {where}")
 
     def _further(self, running: Running, detail: str) -> Trial:
@@ -107,6 +129,10 @@ class _Bench:
             worst = self._compare_cut()
             if worst > self._model.tolerance:
                 return self._ended(Outcome.WRONG, f"cut: off by {worst:.0e}")
+        for wanted, compare in ((self._depth.again, self._again), (self._depth.last, self._last)):
+            worst = compare(running) if wanted else 0.0
+            if worst > self._model.tolerance:
+                return self._ended(Outcome.WRONG, f"{compare.__name__}: off by {worst:.0e}")
         if self._depth.verify:
             try:
                 self._export("verified", _SMALL, verify=True)
@@ -135,7 +161,7 @@ class _Bench:
     def _write(self, name: str, triangle: Triangle | None) -> Path:
         path = self._folder / name / "model.onnx"
         path.parent.mkdir()
-        onnx.save(write_model(self._model, triangle), path)
+        store(write_model(self._model, triangle), path, self._model.storage)
         return path
 
     def _export(self, name: str, pattern: PatternRequest, **options: Any) -> Path:
@@ -167,8 +193,16 @@ class _Bench:
     def _compare(self, running: Running) -> tuple[float, Call | None]:
         exported = Running(self._folder / "plain" / "model.onnx", self._model)
         manifest = Manifest.load(self._folder / "plain")
+        dense_twin = self._cut_layer() is None
+        calls = calls_of(self._model, pads=manifest.left_padding, chunks=not dense_twin)
+        return self._worst(exported, running, calls)
+
+    def _worst(
+        self, exported: Running, running: Running, calls: Iterable[Call]
+    ) -> tuple[float, Call | None]:
+        """The largest difference, and the call that shows it."""
         worst, where = 0.0, None
-        for call in calls_of(self._model, left_padding=manifest.left_padding):
+        for call in calls:
             try:
                 theirs = running.logits(call, self._model.seed)
             except Exception:  # the source takes no such call
@@ -187,6 +221,33 @@ class _Bench:
         call = Call(_CUT_PROMPT)
         seed = self._model.seed
         return difference(exported.logits(call, seed), reference.logits(call, seed))
+
+    def _again(self, running: Running) -> float:
+        """An export of the export, all names in which are others."""
+        path = self._folder / "plain" / "model.onnx"
+        model = ir.load(path)
+        interface = {*model.graph.inputs, *model.graph.outputs}
+        for number, node in enumerate(model.graph):
+            node.name = f"n{number}"
+            for value in node.outputs:
+                if value not in interface:
+                    value.name = f"v{number}_{value.index()}"
+        renamed = self._folder / "renamed" / "model.onnx"
+        renamed.parent.mkdir()
+        for file in path.parent.iterdir():
+            if file.is_file():
+                shutil.copy(file, renamed.parent / file.name)
+        ir.save(model, renamed)
+        output = self._folder / "again"
+        export(ExportOptions(renamed, output, dense=True, force=True), SilentObserver())
+        calls = calls_of(self._model, pads=False, chunks=False)
+        return self._worst(Running(output / "model.onnx", self._model), running, calls)[0]
+
+    def _last(self, running: Running) -> float:
+        """The last row alone."""
+        exported = Running(self._export("last", _KEEP_ALL, last_token_logits=True), self._model)
+        call, seed = Call(self._model.size + 3 if self._model.size < 200 else 60), self._model.seed
+        return difference(exported.logits(call, seed), running.logits(call, seed)[-1:])
 
     def _run(self, running: Running) -> Trial | None:
         """The runtime's greedy tokens beside the source's; a refusal at once is no fault."""
