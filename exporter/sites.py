@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Protocol
+from typing import Final, Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.head_trace import axes_in, axes_out, handed_out, root_of
-from trianglemix.exporter.walk import content_values, is_op
+from trianglemix.exporter.walk import content_values, dtype_of, is_op
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,10 @@ class Layout(Enum):
     BSHD = "BSHD"
     BHDS = "BHDS"
     FLAT = "flat"
+
+
+LAYOUTS: Final = {"BHTD": Layout.BHSD, "BTHD": Layout.BSHD, "BHDT": Layout.BHDS}
+"""Layouts by the letters that name axes of keys and values in a walk."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class AttentionSite:
     `prologue` holds nodes that are not in the graph yet and must go before the attention (a
     split of packed projections, a rotation that was inside the node). Without `lengths` they
     come from the graph's attention mask, by the rule of a growing cache. `past` and `present` have
-    the axes of `cache`, keys and values each; `dtype` is the type the operator computes in where
-    its operands have several.
+    the axes of `cache`, keys and values each. A pattern gives the type of the source's products as
+    `dtype`; in what `find_sites` returns it is the type that the operator computes in where caches,
+    operands and output have several, and None where they have one.
     """
 
     layer: int
@@ -166,26 +171,46 @@ def find_sites(
     for done, (node, pattern) in enumerate(anchors):
         progress(done, len(anchors))
         match = pattern.match(node, context)
+        if isinstance(match, AttentionSite):
+            match = _completed(match, found)
         if isinstance(match, Refusal):
             logger.debug("%s: %s", match.node, match.reason)
             refusals.append(match)
         else:
-            found.append(_numbered(match, found))
+            found.append(match)
     progress(len(anchors), len(anchors))
     return Sites(tuple(found), tuple(refusals))
 
 
-def _numbered(site: AttentionSite, earlier: Sequence[AttentionSite]) -> AttentionSite:
-    """The site with its layer; one that reads an earlier layer's cache hands out no present.
+def _completed(site: AttentionSite, earlier: Sequence[AttentionSite]) -> AttentionSite | Refusal:
+    """The site with its layer and its type; one that reads an earlier layer's cache has no present.
 
     Such a layer shares keys and values: it reads the same past and the same new tokens, and what
     it would append is what the earlier layer has appended.
     """
-    site = replace(site, layer=len(earlier))
-    if site.past is None:
-        return site
-    shares = any(other.past is not None and other.past == site.past for other in earlier)
-    return replace(site, present=None) if shares else site
+    shares = site.past is not None and any(other.past == site.past for other in earlier)
+    found, dtype = _types(site)
+    if len(found) > 1 and None in found:
+        reason = "the file does not say the types of its queries, keys and values"
+        return Refusal(site.anchor.name or site.form, reason)
+    present = None if shares else site.present
+    return replace(site, layer=len(earlier), present=present, dtype=dtype)
+
+
+def _types(site: AttentionSite) -> tuple[set[ir.DataType | None], ir.DataType | None]:
+    """The types of what the operator reads and makes, and the one to compute in if there are more.
+
+    That is the type of the caches where new tokens join them, or float32 where the source's
+    products are in float32.
+    """
+    stored = site.present or (site.key.value, site.value.value)
+    operands = (site.query.value, site.key.value, site.value.value, site.output.value)
+    kept = {dtype_of(value) for value in stored}
+    found = {*kept, *(dtype_of(value) for value in operands)}
+    if len({*found, site.dtype} - {None}) <= 1:
+        return {None}, None
+    wide = site.dtype == ir.DataType.FLOAT or len(kept) > 1
+    return found, ir.DataType.FLOAT if wide else kept.pop()
 
 
 def check_understood(sites: Sites, roles: GraphRoles) -> None:

@@ -12,10 +12,12 @@ from trianglemix.exporter.errors import RefusedError
 _SILENT = frozenset({"Cast", "Identity", "Dropout"})
 _KEEPS_TYPE = (
     "MatMul", "Mul", "Div", "Add", "Sub", "Neg", "Concat", "Split", "Identity", "Dropout",
-    "Transpose", "Reshape", "Tanh", "Softmax", "LayerNormalization",
+    "Transpose", "Reshape", "Tanh", "Softmax", "LayerNormalization", "Attention",
+    "RotaryEmbedding", "RMSNormalization",
 )  # fmt: skip
 _KEEPS_TYPE_CONTRIB = (
-    "MatMulNBits", "FusedMatMul", "RotaryEmbedding", "SkipLayerNormalization",
+    "MatMulNBits", "FusedMatMul", "Attention", "MultiHeadAttention", "GroupQueryAttention",
+    "RotaryEmbedding", "SkipLayerNormalization",
     "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
 

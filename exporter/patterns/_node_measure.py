@@ -159,7 +159,9 @@ class _Probe:
             site.value.value: _in_layout(heads.value, site.value.layout),
         }
         if site.past is not None:
-            given |= {site.past[0]: heads.past_key, site.past[1]: heads.past_value}
+            pasts = (heads.past_key, heads.past_value)
+            for value, past, layout in zip(site.past, pasts, site.cache, strict=True):
+                given[value] = _in_layout(past, layout)
         return run_cut(self._cut, self._inputs.feeds(self._cut, sizes, given))
 
 
@@ -171,5 +173,7 @@ def _rows(heads: Array) -> Array:
 def _in_layout(heads: Array, layout: Layout) -> Array:
     if layout is Layout.BHSD:
         return heads
+    if layout is Layout.BHDS:
+        return heads.transpose(0, 1, 3, 2)
     rows = heads.transpose(0, 2, 1, 3)
     return rows if layout is Layout.BSHD else rows.reshape(*rows.shape[:2], -1)

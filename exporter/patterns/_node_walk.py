@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
@@ -10,18 +11,21 @@ from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.head_trace import Heads, trace_heads
-from trianglemix.exporter.sites import Layout, MatchContext, Operand
+from trianglemix.exporter.sites import LAYOUTS, Layout, MatchContext, Operand
 from trianglemix.exporter.walk import optional_input, producer_of, static_size
+
+_WITH_PRESENTS: Final = ("Attention", "MultiHeadAttention", "GroupQueryAttention")
 
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """New tokens, and the cache that they are appended to outside the node (None without one)."""
+    """New tokens, and the cache that they are appended to (None without one), with its layouts."""
 
     key: Operand
     value: Operand
     past: tuple[ir.Value, ir.Value] | None
     present: tuple[ir.Value, ir.Value] | None
+    layouts: tuple[Layout, Layout] = (Layout.BHSD, Layout.BHSD)
 
 
 def keys_and_values(
@@ -50,28 +54,39 @@ def find_appended(key: Operand, value: Operand, context: MatchContext) -> KeysAn
         return KeysAndValues(key, value, None, None)
     if len(appended) == 1:
         raise CutError("only one of keys and values is appended to a cache")
-    for heads in appended:
-        if heads.axes != "BHTD":
-            raise CutError(f"the axes of its cache are {heads.axes}, not BHTD")
-        if heads.factors:
-            raise CutError("its keys or values are scaled between the cache and the attention")
+    if any(heads.factors for heads in appended):
+        raise CutError("its keys or values are scaled between the cache and the attention")
     (past_key, joined_key), (past_value, joined_value) = (_cache(heads) for heads in appended)
+    layouts = (LAYOUTS[appended[0].axes], LAYOUTS[appended[1].axes])
     return KeysAndValues(
-        Operand(appended[0].value, Layout.BHSD),
-        Operand(appended[1].value, Layout.BHSD),
+        Operand(appended[0].value, layouts[0]),
+        Operand(appended[1].value, layouts[1]),
         (past_key, past_value),
         (joined_key, joined_value),
+        layouts,
     )
 
 
 def _trace(operand: Operand, context: MatchContext) -> Heads | None:
     if operand.layout is Layout.BHSD:
-        return trace_heads(operand.value, "BHTD", context.content)
+        return _own(trace_heads(operand.value, "BHTD", context.content))
     merge = producer_of(operand.value, "Reshape")
     apart = merge.inputs[0] if merge else None
     if apart is None or (rank(apart) != 4 and producer_of(apart, "Transpose") is None):
         return None
-    return trace_heads(apart, "BTHD", context.content)
+    return _own(trace_heads(apart, "BTHD", context.content))
+
+
+def _own(heads: Heads) -> Heads:
+    """The heads, unless they are what another attention node has appended to its cache."""
+    node = heads.value.producer()
+    if node is not None and node.op_type in _WITH_PRESENTS and heads.value is not node.outputs[0]:
+        raise CutError(
+            f"its keys or values are the present of {node.name or node.op_type}, an earlier layer "
+            "that appends inside its node; export such layers with the append outside (a Concat "
+            "before the attention)"
+        )
+    return heads
 
 
 def _cache(heads: Heads) -> tuple[ir.Value, ir.Value]:
@@ -86,20 +101,22 @@ def head_shape(num_heads: int, kv_num_heads: int, cached: KeysAndValues) -> Atte
     Raises:
         ConfigurationError: the file does not say it, or sizes that the operator does not take.
     """
-    kv_heads = _stated(cached, 0, 1) or kv_num_heads
-    sizes = [_stated(cached, index, 3) or _width(cached, index, kv_heads) for index in range(2)]
+    kv_heads = _stated(cached, 0, "H") or kv_num_heads
+    sizes = [_stated(cached, index, "D") or _width(cached, index, kv_heads) for index in range(2)]
     if not num_heads or not kv_heads or sizes[0] is None or sizes[1] is None:
         raise ConfigurationError("the file does not say how many heads of which size it has")
     return AttentionShape(num_heads, kv_heads, sizes[0], sizes[1])
 
 
-def _stated(cached: KeysAndValues, index: int, axis: int) -> int | None:
-    """A dimension of keys (0) or values (1) `[B, G, T, D]`, from the cache or the new tokens."""
+def _stated(cached: KeysAndValues, index: int, axis: str) -> int | None:
+    """Size of axis H or D of keys (0) or values (1), from the cache or the new tokens."""
     operand = (cached.key, cached.value)[index]
-    size = None if cached.past is None else static_size(cached.past[index], axis)
-    if size is None and operand.layout is Layout.BHSD:
-        size = static_size(operand.value, axis)
-    return size
+    past = None if cached.past is None else cached.past[index]
+    for value, layout in ((past, cached.layouts[index]), (operand.value, operand.layout)):
+        size = None if layout is Layout.FLAT else static_size(value, layout.value.index(axis))
+        if size is not None:
+            return size
+    return None
 
 
 def _width(cached: KeysAndValues, index: int, kv_heads: int) -> int | None:

@@ -26,7 +26,7 @@ from trianglemix.exporter.sites import (
     Operand,
     Refusal,
 )
-from trianglemix.exporter.walk import optional_input
+from trianglemix.exporter.walk import dtype_of, needed_input, optional_input
 
 
 class NotAttentionError(ExportError):
@@ -91,6 +91,8 @@ class SitePattern(ABC):
             past=cached.past,
             present=cached.present,
             output=Operand(node.outputs[0], Layout.FLAT),
+            cache=cached.layouts,
+            dtype=dtype_of(needed_input(node, 0)),
         )
 
 

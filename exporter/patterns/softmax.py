@@ -18,6 +18,7 @@ from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SiteP
 from trianglemix.exporter.patterns._softmax_measure import measure
 from trianglemix.exporter.patterns._softmax_walk import Walk, walk_back, weighted_sum
 from trianglemix.exporter.sites import (
+    LAYOUTS,
     AttentionSite,
     Example,
     Layout,
@@ -53,14 +54,14 @@ class SoftmaxPattern(SitePattern):
             softcap=attention.softcap,
             mask=measured.mask,
             query=Operand(_query(walk, attention.shape, build), Layout.BHSD),
-            key=Operand(walk.key.value, _LAYOUTS[walk.key.axes]),
-            value=Operand(walk.value.value, _LAYOUTS[walk.value.axes]),
+            key=Operand(walk.key.value, LAYOUTS[walk.key.axes]),
+            value=Operand(walk.value.value, LAYOUTS[walk.value.axes]),
             past=_pair(walk.key.past, walk.value.past),
             present=_pair(walk.key.joined, walk.value.joined),
             output=Operand(walk.outputs[measured.output_index], measured.output_layout),
             prologue=tuple(build.nodes),
-            cache=(_LAYOUTS[walk.key.axes], _LAYOUTS[walk.value.axes]),
-            dtype=_dtype(walk, walk.outputs[measured.output_index]),
+            cache=(LAYOUTS[walk.key.axes], LAYOUTS[walk.value.axes]),
+            dtype=dtype_of(walk.query_operand),
         )
 
     def example(self) -> Example:
@@ -68,7 +69,6 @@ class SoftmaxPattern(SitePattern):
 
 
 PATTERN: Final = SoftmaxPattern()
-_LAYOUTS: Final = {"BHTD": Layout.BHSD, "BTHD": Layout.BSHD, "BHDT": Layout.BHDS}
 
 
 def _check_axis(softmax: ir.Node) -> None:
@@ -86,24 +86,6 @@ def _query(walk: Walk, shape: AttentionShape, build: NodeBuilder) -> ir.Value:
         return build.op("Reshape", walk.query, build.ints(0, heads, -1, size))
     parts = [build.ints(-1, heads), build.dimension(walk.query, 1), build.ints(size)]
     return build.op("Reshape", walk.query, build.op("Concat", *parts, axis=0))
-
-
-def _dtype(walk: Walk, output: ir.Value) -> ir.DataType | None:
-    """The type to compute in where operands, cache and output have several; None: they have one.
-
-    It is the cache's, or float32 where the products are in float32.
-    """
-    cached = [walk.key.joined or walk.key.value, walk.value.joined or walk.value.value]
-    operands = [walk.query, walk.key.value, walk.value.value, output]
-    found = {dtype_of(value) for value in (*cached, *operands)}
-    product = dtype_of(walk.query_operand)
-    if len({*found, product} - {None}) <= 1:
-        return None
-    if None in found:
-        raise CutError("the file does not say the types of its queries, keys and values")
-    stored = {dtype_of(value) for value in cached}
-    wide = product == ir.DataType.FLOAT or len(stored) > 1
-    return ir.DataType.FLOAT if wide else stored.pop()
 
 
 def _pair(key: ir.Value | None, value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:

@@ -20,6 +20,7 @@ from trianglemix.exporter.patterns._example import (
 from trianglemix.exporter.sites import Example
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "form": ("softmax", "attention", "multi_head"),
     "repeat": ("expand", "tile", "gather", "split", "stack", "grouped", "flat", "one_head"),
     "cache": ("BHTD", "BTHD", "BHDT"),
     "scale": ("mul", "div", "query", "keys", "root", "after_cast"),
@@ -34,12 +35,14 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
 _HALF: Final = ir.DataType.FLOAT16
 _FLOAT: Final = ir.DataType.FLOAT
 _LEAST: Final = -3e4
+_OF_PRODUCTS: Final = ("grouped", "flat", "one_head")
 
 
 @dataclass(frozen=True)
 class Spelling:
     """One of `CHOICES` each."""
 
+    form: str = "softmax"
     repeat: str = "expand"
     cache: str = "BHTD"
     scale: str = "mul"
@@ -83,14 +86,20 @@ class Spelling:
 def draw(seed: int) -> Spelling:
     """A random spelling."""
     chosen = random.Random(seed)
-    return Spelling(
-        **{field.name: chosen.choice(CHOICES[field.name]) for field in fields(Spelling)}
-    )
+    drawn = {field.name: chosen.choice(CHOICES[field.name]) for field in fields(Spelling)}
+    if drawn["form"] != "softmax" and drawn["repeat"] in _OF_PRODUCTS:
+        drawn["repeat"] = "expand"
+    if drawn["form"] == "multi_head":  # has no float16 kernel on the CPU
+        drawn["types"] = chosen.choice(("float", "half_cache"))
+    return Spelling(**drawn)
 
 
 def spelled(spelling: Spelling, seed: int = 0) -> Example:
     """The example decoder in a spelling, without sizes of its inner values."""
-    example = build_example(lambda b, x: _Speller(b, x, spelling).attend(), opset=18)
+    opset = 23 if spelling.form == "attention" else 18
+    example = build_example(
+        lambda b, x: _Speller(b, x, spelling).attend(), opset=opset, domains=("com.microsoft",)
+    )
     graph = example.model.graph
     for value in graph.outputs[1:]:
         value.type, value.shape = ir.TensorType(spelling.stored), None
@@ -130,17 +139,35 @@ class _Speller:
         values = self.moved(self.typed(value), spelling.cache.replace("BHDT", "BHTD"))
         rows = self.split(self.layer.query, SHAPE.num_heads)
         query = self.typed(build.op("Transpose", rows, perm=[0, 2, 1, 3]))
-        weights = self.weights(self.scores(query, self.repeated(keys)))
-        result = self.summed(weights, self.repeated(values))
-        if self.spelling.repeat == "grouped":
-            result = build.op(
-                "Reshape", result, build.ints(0, SHAPE.num_heads, -1, SHAPE.head_size)
-            )
-        if self.spelling.repeat == "flat":
-            result = self.apart(result)
+        if spelling.form == "multi_head":
+            output = self.multi_head(query, self.repeated(keys), self.repeated(values))
+            return output, present[0], present[1]
+        if spelling.form == "attention":
+            bias = build.cast(additive_mask(build, self.layer), spelling.inside)
+            result = build.op("Attention", query, self.repeated(keys), self.repeated(values), bias)
+        else:
+            result = self.in_parts(query, keys, values)
         output = merged(build, result)
         output = build.cast(output, _FLOAT) if spelling.inside == _HALF else output
         return output, present[0], present[1]
+
+    def multi_head(self, query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value:
+        rows = [merged(self.build, x) for x in (query, keys, values)]
+        bias = additive_mask(self.build, self.layer)
+        return self.build.op(
+            "MultiHeadAttention", *rows, None, None, bias,
+            domain="com.microsoft", num_heads=SHAPE.num_heads,
+        )  # fmt: skip
+
+    def in_parts(self, query: ir.Value, keys: ir.Value, values: ir.Value) -> ir.Value:
+        """Products and a softmax; `[B, H, S, D]`."""
+        build = self.build
+        weights = self.weights(self.scores(query, self.repeated(keys)))
+        result = self.summed(weights, self.repeated(values))
+        if self.spelling.repeat == "grouped":
+            sizes = build.ints(0, SHAPE.num_heads, -1, SHAPE.head_size)
+            result = build.op("Reshape", result, sizes)
+        return self.apart(result) if self.spelling.repeat == "flat" else result
 
     def append(self, past: ir.Value, rows: ir.Value, axes: str) -> ir.Value:
         spelling, build = self.spelling, self.build
