@@ -64,7 +64,7 @@ def call_feeds(inputs: Iterable[GraphInput], call: Call) -> dict[str, Array]:
     feeds = {}
     for value in inputs:
         if value.is_fed and not (value.role == "prompt_length" and call.prompt_end is None):
-            feeds[value.name] = _MAKERS[value.role](value, call).astype(value.dtype)
+            feeds[value.name] = _MAKERS[value.role](value, call).astype(value.dtype, copy=False)
     return feeds
 
 

@@ -12,6 +12,7 @@ from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.interface import (
     GraphInput,
     GraphOutput,
+    carried_inputs,
     fixed_batch,
     read_inputs,
     read_outputs,
@@ -75,6 +76,11 @@ class Manifest:
     def batch(self) -> int | None:
         """Rows that every call must have, None where any number will do."""
         return 1 if self.static is not None else fixed_batch(self.inputs)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a call continues the one before; else every call must read the whole text."""
+        return self.static is not None or bool(carried_inputs(self.inputs))
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.feeds import Call
+from trianglemix.custom_ops.interface import fixed_length
 from trianglemix.runtime.backends.backend import Backend, DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
 
@@ -87,22 +89,26 @@ class KVCache:
         Returns:
             Logits `[B, vocabulary]` of each row's last token, or None.
         """
+        self.reserve(self.length + ids.shape[1])
+        step = fixed_length(self._manifest.inputs) or max(1, ids.shape[1])
+        logits: Logits | None = None
+        for begin in range(0, ids.shape[1], step):
+            part = slice(begin, begin + step)
+            is_last = begin + step >= ids.shape[1]
+            some = None if real is None else real[:, part]
+            logits = self._extend(ids[:, part], some, prompt_end, want_logits and is_last)
+        return logits
+
+    def _extend(
+        self, ids: IntArray, real: NDArray[np.bool_] | None, prompt_end: int, want_logits: bool
+    ) -> Logits | None:
         start, end = self.length, self.length + ids.shape[1]
-        self.reserve(end)
         self._mask[:, start:end] = 1 if real is None else real
         new = self._mask[:, start:end]
-        feeds: dict[str, NDArray[np.integer[Any]]] = {
-            self._manifest.input_ids: ids,
-            self._manifest.attention_mask: self._mask[:, :end],
-        }
-        if self._manifest.position_ids is not None:
-            positions = self._tokens[:, None] + np.cumsum(new, axis=1) - 1
-            feeds[self._manifest.position_ids] = np.maximum(positions, 0)
-        if self._manifest.prompt_length is not None:
-            ends = np.full(self.batch, prompt_end, np.int32)
-            feeds[self._manifest.prompt_length] = ends
+        positions = np.maximum(self._tokens[:, None] + np.cumsum(new, axis=1) - 1, 0)
+        call = Call(ids, self._mask[:, :end], positions, prompt_end, last_logits_only=True)
         assert self._device is not None  # reserve() opened it
-        logits = self._device.step(feeds, want_logits)
+        logits = self._device.step(call, want_logits)
         self.length = end
         self._tokens += new.sum(axis=1)
         return logits

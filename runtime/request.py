@@ -46,6 +46,7 @@ def plan_groups(request: Request, backend: Backend, cache: KVCache | None) -> li
         FallbackError: a fallback that needs more memory than there is.
     """
     _check_settings(request, backend.manifest, cache)
+    _check_steps(request, backend.manifest, cache)
     groups = _groups(request, backend, cache)
     for group in groups:
         _check_length(group, request, backend, cache)
@@ -73,6 +74,23 @@ def _check_settings(request: Request, manifest: Manifest, cache: KVCache | None)
         )
 
 
+def _check_steps(request: Request, manifest: Manifest, cache: KVCache | None) -> None:
+    """Refuses what would read a prompt in several calls where the model cannot go on with them."""
+    if manifest.chunked_prefill:
+        return
+    chunk = request.prefill_chunk
+    if chunk is not None and any(len(ids) > chunk for ids in request.prompts):
+        raise PromptError(
+            "this model keeps a state of which it is not known that a prompt's next part goes on "
+            "from it, so that a chunked prompt might give another answer; leave out prefill_chunk"
+        )
+    if cache is not None and cache.length:
+        raise PromptError(
+            "this model keeps a state of which it is not known that a second prompt goes on from "
+            "it; give the whole conversation as one prompt, without a cache"
+        )
+
+
 def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[Group]:
     prompts = request.prompts
     if cache is not None:
@@ -80,7 +98,8 @@ def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[G
     if len(prompts) == 1 or _fits_one_batch(request, backend.manifest):
         rows = range(len(prompts))
         return [Group(rows, prompts, lambda: KVCache(backend, len(rows)))]
-    _LOG.info("this model takes no left padding: running %d prompts in turn", len(prompts))
+    why = "takes one row at a time" if backend.manifest.batch == 1 else "takes no left padding"
+    _LOG.info("this model %s: running %d prompts in turn", why, len(prompts))
     return [
         Group(range(row, row + 1), [ids], lambda: KVCache(backend))
         for row, ids in enumerate(prompts)
@@ -88,10 +107,10 @@ def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[G
 
 
 def _fits_one_batch(request: Request, manifest: Manifest) -> bool:
+    if manifest.batch == 1:
+        return False
     if manifest.left_padding:
         return True
-    if manifest.static is not None:  # graphs of one row
-        return False
     # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
     lengths = {len(ids) for ids in request.prompts}
     longest = max(lengths)

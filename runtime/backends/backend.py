@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.feeds import Call
 from trianglemix.custom_ops.manifest import Manifest
 
 Kernel = Literal["native", "fallback", "static"]
-Feeds = Mapping[str, NDArray[np.integer[Any]]]
 Logits = NDArray[np.float32]
 
 
@@ -20,11 +19,11 @@ class DeviceCache(Protocol):
     def reserve(self, slots: int) -> None:
         """Makes room for `slots` tokens in all; what the cache holds stays."""
 
-    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+    def step(self, call: Call, want_logits: bool) -> Logits | None:
         """Runs the model once; the new tokens' keys and values join the cache.
 
         Args:
-            feeds: the graph's inputs by name, without the cache.
+            call: the new tokens, and where they stand among those that the cache holds.
             want_logits: False spares the copy of logits that nobody reads.
 
         Returns:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trianglemix.custom_ops.manifest import RUNS
 from trianglemix.runtime.backends.backend import Backend
-from trianglemix.runtime.errors import MissingPackageError, ProviderError
+from trianglemix.runtime.errors import FolderError, MissingPackageError, ProviderError
 from trianglemix.runtime.model_folder import ModelFolder
 
 
@@ -24,6 +25,7 @@ def choose_backend(folder: ModelFolder, choice: BackendChoice) -> Backend:
     Raises:
         TriangleMixError: the provider does not fit the folder, or cannot be used here.
     """
+    _check_runs(folder)
     static = folder.manifest.static is not None
     if choice.provider == "npu":
         if not static:
@@ -54,3 +56,12 @@ def choose_backend(folder: ModelFolder, choice: BackendChoice) -> Backend:
             "onnxruntime is not installed; pip install 'trianglemix[cpu]' for the CPU, or "
             "'trianglemix[gpu]' for CUDA (one of the two, never both)"
         ) from error
+
+
+def _check_runs(folder: ModelFolder) -> None:
+    reason = folder.manifest.runtime
+    if reason != RUNS:
+        raise FolderError(
+            f"{folder.path} holds a model that this runtime cannot run: {reason}; feed it yourself "
+            "in ONNX Runtime, with the library that trianglemix.library_path() names"
+        )

@@ -21,7 +21,7 @@ _OPSET = 13
 
 
 class DeviceMemory:
-    """Cache tensors `[B, G, slots, D]` of one type on a session's device ("cpu" or "cuda")."""
+    """Cache tensors of one type on a session's device ("cpu" or "cuda")."""
 
     def __init__(self, session: ort.InferenceSession, dtype: str, device: str) -> None:
         self._providers = session.get_providers()
@@ -41,8 +41,12 @@ class DeviceMemory:
         The CPU's kernels never do. On CUDA GroupQueryAttention may read a slot past a row's end
         with weight 0, which times the NaN that old memory can hold is NaN: there it is zeroed.
         """
-        if self._device == "cpu":
-            return self.empty(shape)
+        return self.empty(shape) if self._device == "cpu" else self.zeros(shape)
+
+    def zeros(self, shape: tuple[int, ...]) -> ort.OrtValue:
+        """A tensor of zeros."""
+        if self._dtype not in ELEMENT_TYPES:
+            return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._dtype), self._device)
         self._zeroer = self._zeroer or self._open(_zeros_model(ELEMENT_TYPES[self._dtype]))
         sizes = ort.OrtValue.ortvalue_from_numpy(np.array(shape, np.int64))
         return self._run(self._zeroer, {"shape": sizes}, shape)
@@ -102,5 +106,6 @@ def _zeros_model(element: int) -> ModelProto:
     zero = helper.make_tensor("value", made, [1], [0.0])
     nodes = [helper.make_node("ConstantOfShape", ["shape"], ["zeros"], value=zero)]
     nodes.append(helper.make_node("Cast", ["zeros"], ["result"], to=element))
-    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [4])
-    return _model(nodes, [shape], _info("result", element, [None] * 4))
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [None])
+    result = helper.make_tensor_value_info("result", element, None)
+    return _model(nodes, [shape], result)

@@ -14,7 +14,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel
-from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache
+from trianglemix.runtime.backends.ort_cache import GrowingCache, RecomputingCache, SharedCache
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 from trianglemix.runtime.backends.providers import (
     CUDA,
@@ -32,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 _CUDA_LIBRARY: Final = "libtrianglemix_cuda.so"
 _ERRORS_ONLY: Final = 3  # it warns of prompt_length being an input with a default, as meant
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
+_NO_CACHE: Final = (
+    "this model has no KV cache: every new token reads the whole text again, of at most %s tokens; "
+    "for speed export its source with a cache (past_key_values and present)"
+)
 FALLBACK_SCORE_BYTES: Final = 28
 """Bytes per score (head, row, key) that the function body holds at its peak.
 
@@ -88,6 +92,8 @@ class OrtBackend:
         promise nothing about one buffer for past and present: it gets neither spare slots nor one.
         """
         device = "cuda" if self._provider == "cuda" else "cpu"  # the host's, for every other
+        if not self._manifest.has_cache:
+            return RecomputingCache(self._session, self._manifest, device, batch)
         if self._manifest.shared_cache and self._kernel == "native":
             return SharedCache(self._session, self._manifest, device, batch, slots)
         return GrowingCache(self._session, self._manifest, device, batch)
@@ -133,6 +139,8 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
         _warn_of_cpu_operator(session)
     if not provider.has_kernel and operator_heads(folder.model_path):
         warn_without_kernel(provider, kernel, available)
+    if not folder.manifest.has_cache:
+        _LOG.warning(_NO_CACHE, folder.manifest.context_length)
     return OrtBackend(session, folder, provider.name, kernel)
 
 

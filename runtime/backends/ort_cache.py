@@ -1,37 +1,39 @@
-"""The KV cache as ONNX Runtime values, bound to a session's inputs and outputs."""
+"""Caches and states as ONNX Runtime values, bound to a session's inputs and outputs."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
-from trianglemix.runtime.backends.backend import Feeds, Logits
+from trianglemix.custom_ops.feeds import Call, call_feeds, carried_shape, carried_value
+from trianglemix.custom_ops.interface import GraphInput, carried_inputs
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.device_memory import DeviceMemory
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 
 
 class _BoundCache:
-    """What both kinds of cache share: feeding, running, and reading the logits."""
+    """What all kinds of cache share: feeding, running, and reading the logits."""
 
     def __init__(self, session: ort.InferenceSession, manifest: Manifest, device: str) -> None:
         self._session = session
         self._manifest = manifest
         self._device = device
-        self._memory = DeviceMemory(session, manifest.cache_dtype, device)
+        self._carried = carried_inputs(manifest.inputs)
         self._binding = session.io_binding()
 
-    def _run(self, feeds: Feeds) -> None:
+    def _run(self, call: Call) -> None:
         # bind_cpu_input does not know inputs that have a default, such as prompt_length. A value
         # made from an array borrows its memory, so that both have to live until the run is over.
+        # (ascontiguousarray would give a scalar an axis.)
         values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-            for name, array in feeds.items()
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+            for name, array in call_feeds(self._manifest.inputs, call).items()
         }
         for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -43,11 +45,15 @@ class _BoundCache:
     def _bind_logits(self) -> None:
         self._binding.bind_output(self._manifest.logits, "cpu")
 
+    def _memory(self, value: GraphInput) -> DeviceMemory:
+        return DeviceMemory(self._session, value.dtype, self._device)
+
 
 class SharedCache(_BoundCache):
     """Buffers `[B, G, slots, D]` that are past and present at once.
 
-    They stay bound, so that a step writes its new tokens and moves nothing else.
+    They stay bound, so that a step writes its new tokens and moves nothing else. States have two
+    buffers each, one that is read and one that is written, in turn.
     """
 
     def __init__(
@@ -61,9 +67,16 @@ class SharedCache(_BoundCache):
         super().__init__(session, manifest, device)
         self.slots = slots
         self._logits_bound = False
+        self._caches = [value for value in self._carried if value.role != "state"]
+        self._cache_memory = DeviceMemory(session, manifest.cache_dtype, device)
         self.buffers = {
-            past: self._memory.slots((batch, heads, slots, size))
-            for past, _, heads, size in cache_tensors(manifest)
+            value.name: self._cache_memory.slots(carried_shape(value, batch, slots))
+            for value in self._caches
+        }
+        self._states = {
+            value: [self._memory(value).zeros(carried_shape(value, batch)) for _ in range(2)]
+            for value in self._carried
+            if value.role == "state"
         }
         self._bind_inputs()
 
@@ -75,16 +88,20 @@ class SharedCache(_BoundCache):
         self._binding.clear_binding_outputs()
         for name, old in self.buffers.items():
             batch, heads, _, size = old.shape()
-            room = self._memory.slots((batch, heads, slots - self.slots, size))
-            self.buffers[name] = self._memory.joined(old, room)
+            room = self._cache_memory.slots((batch, heads, slots - self.slots, size))
+            self.buffers[name] = self._cache_memory.joined(old, room)
         self.slots = slots
         self._bind_inputs()
 
-    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+    def step(self, call: Call, want_logits: bool) -> Logits | None:
         """See `DeviceCache.step`."""
         self._bind_outputs(want_logits)
-        self._run(feeds)
-        return read_last_row(self._last_output()) if want_logits else None
+        self._run(call)
+        logits = read_last_row(self._last_output()) if want_logits else None
+        for buffers in self._states.values():
+            buffers.reverse()
+        self._bind_states()
+        return logits
 
     def _last_output(self) -> ort.OrtValue:
         """The logits alone: wrapping every present costs more than all else around a step."""
@@ -100,9 +117,15 @@ class SharedCache(_BoundCache):
         self._bind_presents()
 
     def _bind_presents(self) -> None:
-        for past, present, _, _ in cache_tensors(self._manifest):
-            self._binding.bind_ortvalue_output(present, self.buffers[past])
+        for value in self._caches:
+            self._binding.bind_ortvalue_output(value.carried_from, self.buffers[value.name])
+        self._bind_states()
         self._logits_bound = False
+
+    def _bind_states(self) -> None:
+        for value, (read, written) in self._states.items():
+            self._binding.bind_ortvalue_input(value.name, read)
+            self._binding.bind_ortvalue_output(value.carried_from, written)
 
     def _bind_outputs(self, want_logits: bool) -> None:
         if self._logits_bound and not want_logits:
@@ -114,46 +137,85 @@ class SharedCache(_BoundCache):
 
 
 class GrowingCache(_BoundCache):
-    """Each step's present tensors, handed on as the next step's past."""
+    """Each step's present tensors, handed on as the next step's past.
+
+    Where an output is not the next input as it is (other axes, another type, the new tokens
+    alone) it goes through the host's memory.
+    """
 
     def __init__(
         self, session: ort.InferenceSession, manifest: Manifest, device: str, batch: int
     ) -> None:
         super().__init__(session, manifest, device)
-        self._presents = [present for _, present, _, _ in cache_tensors(manifest)]
-        self._pasts = [past for past, _, _, _ in cache_tensors(manifest)]
-        empty = [
-            self._memory.empty((batch, heads, 0, size))
-            for _, _, heads, size in cache_tensors(manifest)
-        ]
-        self._hand_on(empty)
+        types = {output.name: output.dtype for output in manifest.outputs}
+        self._as_it_is = {
+            value.name: value.permutation is None
+            and not value.appends
+            and types.get(str(value.carried_from)) == value.dtype
+            for value in self._carried
+        }
+        self._held: dict[str, ort.OrtValue] = {}
+        self._hand_on(
+            {
+                value.name: self._memory(value).zeros(carried_shape(value, batch))
+                if value.role == "state"
+                else self._memory(value).empty(carried_shape(value, batch))
+                for value in self._carried
+            }
+        )
 
     def reserve(self, slots: int) -> None:
         """Nothing to do: every step makes its own room."""
 
-    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+    def step(self, call: Call, want_logits: bool) -> Logits | None:
         """See `DeviceCache.step`."""
         self._binding.clear_binding_outputs()
-        for present in self._presents:
-            self._binding.bind_output(present, self._device)
+        for value in self._carried:
+            device = self._device if self._as_it_is[value.name] else "cpu"
+            self._binding.bind_output(str(value.carried_from), device)
         if want_logits:
             self._bind_logits()
-        self._run(feeds)
+        self._run(call)
         outputs = self._binding.get_outputs()
-        self._hand_on(outputs[: len(self._presents)])
+        pairs = zip(self._carried, outputs, strict=False)  # the logits are behind them
+        self._hand_on({value.name: self._next(value, output) for value, output in pairs})
         return read_last_row(outputs[-1]) if want_logits else None
 
-    def _hand_on(self, values: list[ort.OrtValue]) -> None:
-        for name, value in zip(self._pasts, values, strict=True):
+    def _next(self, value: GraphInput, output: ort.OrtValue) -> ort.OrtValue:
+        if self._as_it_is[value.name]:
+            return output
+        before = {value.name: self._held[value.name].numpy()} if value.appends else {}
+        array = np.asarray(carried_value(value, before, output.numpy()), order="C")
+        return ort.OrtValue.ortvalue_from_numpy(array, self._device)
+
+    def _hand_on(self, values: dict[str, ort.OrtValue]) -> None:
+        self._held = values
+        for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
 
 
-def cache_tensors(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
-    """Past name, present name, heads and head size of every cache tensor, keys before values."""
-    layer: LayerCache
-    for layer in manifest.cache:
-        yield layer.past_key, layer.present_key, layer.kv_num_heads, layer.head_size
-        yield layer.past_value, layer.present_value, layer.kv_num_heads, layer.value_head_size
+class RecomputingCache(_BoundCache):
+    """The tokens themselves, for a graph without a cache: every step reads the whole text."""
+
+    def __init__(
+        self, session: ort.InferenceSession, manifest: Manifest, device: str, batch: int
+    ) -> None:
+        super().__init__(session, manifest, device)
+        self._ids = np.zeros((batch, 0), np.int64)
+
+    def reserve(self, slots: int) -> None:
+        """Nothing to do: only tokens are held."""
+
+    def step(self, call: Call, want_logits: bool) -> Logits | None:
+        """See `DeviceCache.step`; tokens whose logits nobody wants wait for the next step."""
+        ids = np.concatenate([self._ids, call.ids], axis=1)
+        logits: Logits | None = None
+        if want_logits:
+            self._bind_logits()
+            self._run(Call(ids, call.mask, None, call.prompt_end, last_logits_only=True))
+            logits = read_last_row(self._binding.get_outputs()[-1])
+        self._ids = ids
+        return logits
 
 
 def read_last_row(logits: ort.OrtValue) -> Logits:

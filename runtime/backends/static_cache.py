@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.feeds import Call
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs
-from trianglemix.runtime.backends.backend import DeviceCache, Feeds, Kernel, Logits
+from trianglemix.runtime.backends.backend import DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
 
 Array = NDArray[Any]
@@ -90,21 +90,20 @@ class StaticCache:
         The runtime asks for more than a prompt needs: only a step beyond the slots is an error.
         """
 
-    def step(self, feeds: Feeds, want_logits: bool) -> Logits | None:
+    def step(self, call: Call, want_logits: bool) -> Logits | None:
         """See `DeviceCache.step`.
 
         Raises:
             PromptError: more tokens than the cache has slots.
         """
-        ids = np.asarray(feeds[self._manifest.input_ids])
-        end = int(feeds[self._manifest.attention_mask].shape[1])
-        begin = end - ids.shape[1]
+        ids = call.ids
+        begin, end = call.past, call.past + call.length
         if end > self._graphs.slots:
             raise PromptError(
                 f"{end} tokens, but the graphs were made for {self._graphs.slots}; shorten the "
                 "prompt, or export with a larger --max-length"
             )
-        prompt_end = int(np.ravel(feeds[self._manifest.prompt_length or ""])[0])
+        prompt_end = end if call.prompt_end is None else call.prompt_end
         tail_begin = prompt_end - self._manifest.pattern.num_last_tokens
         logits: Logits | None = None
         for part in self._graphs.parts(begin, end, tail_begin):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trianglemix.custom_ops.feeds import Call
 from trianglemix.runtime import KVCache, TriangleSession
-from trianglemix.runtime.backends.backend import Feeds, Logits
+from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache
 from trianglemix.runtime.errors import ExecutionError
 
@@ -88,11 +89,11 @@ def test_a_failed_chunk_leaves_the_earlier_ones(
     session.generate(prompt(10), 3, cache=cache)
     shared, step, calls = _shared(cache), _shared(cache).step, []
 
-    def fail_the_second_time(feeds: Feeds, want_logits: bool) -> Logits | None:
-        calls.append(feeds)
+    def fail_the_second_time(call: Call, want_logits: bool) -> Logits | None:
+        calls.append(call)
         if len(calls) == 2:
             raise ExecutionError("out of luck")
-        return step(feeds, want_logits)
+        return step(call, want_logits)
 
     monkeypatch.setattr(shared, "step", fail_the_second_time)
     with pytest.raises(ExecutionError):

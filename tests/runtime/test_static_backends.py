@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from trianglemix.custom_ops.feeds import Call
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.errors import (
     ExecutionError,
@@ -115,18 +116,9 @@ def test_a_dead_slot_never_reaches_an_answer(pair: Pair) -> None:
     """A cache that held a longer text gives, after a fresh start, what a new one gives."""
     session = TriangleSession.from_folder(pair.ascend)
     cache = session.backend.open_cache(1, 256)
-    name = session.manifest
-    feeds = {
-        name.input_ids: np.array([prompt(200)]),
-        name.attention_mask: np.ones((1, 200), np.int64),
-        name.prompt_length or "": np.array([200], np.int32),
-    }
-    cache.step(feeds, True)
-    short = {
-        name.input_ids: np.array([prompt(40, seed=3)]),
-        name.attention_mask: np.ones((1, 40), np.int64),
-        name.prompt_length or "": np.array([40], np.int32),
-    }
+    long = Call(np.array([prompt(200)]), np.ones((1, 200), np.int64), prompt_end=200)
+    cache.step(long, True)
+    short = Call(np.array([prompt(40, seed=3)]), np.ones((1, 40), np.int64), prompt_end=40)
     used = cache.step(short, True)
     fresh = session.backend.open_cache(1, 256).step(short, True)
     assert used is not None
