@@ -15,6 +15,7 @@ _KEEPS_TYPE = (
     "Transpose", "Reshape", "Tanh", "Softmax", "LayerNormalization", "Attention",
     "RotaryEmbedding", "RMSNormalization",
 )  # fmt: skip
+_OF_TWO = ("MatMul", "Mul", "Div", "Add", "Sub", "Concat")
 _KEEPS_TYPE_CONTRIB = (
     "MatMulNBits", "FusedMatMul", "Attention", "MultiHeadAttention", "GroupQueryAttention",
     "RotaryEmbedding", "SkipLayerNormalization",
@@ -59,7 +60,8 @@ def dtype_of(value: ir.Value, steps: int = 16) -> ir.DataType | None:
     contrib = node.domain == "com.microsoft" and node.op_type in _KEEPS_TYPE_CONTRIB
     if not contrib and not is_op(node, *_KEEPS_TYPE):
         return None
-    found = (dtype_of(source, steps - 1) for source in node.inputs[:2] if source is not None)
+    sources = node.inputs[: 2 if is_op(node, *_OF_TWO) else 1]
+    found = (dtype_of(source, steps - 1) for source in sources if source is not None)
     return next((dtype for dtype in found if dtype is not None), None)
 
 

@@ -13,6 +13,7 @@ from trianglemix.exporter.infer_shapes import InferShapesPass
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns._example import build_example, decomposed_attention
 from trianglemix.exporter.plain_form import RemoveIdlePass, SortNodesPass
+from trianglemix.exporter.walk import dtype_of
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
 
@@ -120,3 +121,13 @@ def test_sizes_are_inferred_as_numbers_only() -> None:
                 getattr(size, "value", size) is None or isinstance(size, int)
                 for size in value.shape
             )
+
+
+def test_a_type_is_that_of_the_data_not_of_its_sizes() -> None:
+    """A Reshape of something unknown is of an unknown type, not of its sizes' int64."""
+    unknown = ir.Value(name="unknown")
+    sizes = ir.Value(name="sizes", type=ir.TensorType(ir.DataType.INT64))
+    known = ir.Value(name="known", type=ir.TensorType(ir.DataType.FLOAT16))
+    moved = ir.node("Reshape", [unknown, sizes]).outputs[0]
+    assert dtype_of(moved) is None
+    assert dtype_of(ir.node("Mul", [moved, known]).outputs[0]) == ir.DataType.FLOAT16
