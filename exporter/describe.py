@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.interface import carried_inputs, with_role
 from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.exporter.cache_ports import CachePort
+from trianglemix.exporter.companions import Companions
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.layers import LayerChoice
@@ -25,7 +24,11 @@ _DTYPES: Final = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
-_CONTEXT_KEYS: Final = ("max_position_embeddings", "n_positions", "max_sequence_length")
+_CONTEXT_KEYS: Final = (
+    "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
+    "n_ctx",
+)  # fmt: skip
+_SECTIONS: Final = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,17 @@ def takes_left_padding(
     return target.left_padding and not dense and not unpadded and by_row and not strange
 
 
-def read_context_length(folder: Path) -> int | None:
-    """Tokens that the model's config.json allows, if it is there and says so."""
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    sections: list[Any] = [config, config.get("text_config")] if isinstance(config, dict) else []
-    for section in sections:
-        for key in _CONTEXT_KEYS if isinstance(section, dict) else ():
-            length = section.get(key)
-            if isinstance(length, int):
-                return length
-    return None
+def read_context_length(companions: Companions) -> int | None:
+    """Tokens that the model's configuration allows, or genai's where that says less."""
+    config, genai = companions.settings("config.json"), companions.settings("genai_config.json")
+    sections = [config, *(config.get(name) for name in _SECTIONS)]
+    own = (_number(section, key) for section in sections for key in _CONTEXT_KEYS)
+    theirs = (_number(genai.get("model"), "context_length"),
+              _number(genai.get("search"), "max_length"))  # fmt: skip
+    limits = [next((length for length in lengths if length), None) for lengths in (own, theirs)]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _number(section: object, key: str) -> int | None:
+    value = section.get(key) if isinstance(section, dict) else None
+    return value if isinstance(value, int) else None

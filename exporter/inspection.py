@@ -9,9 +9,10 @@ import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import is_triangle_attention
-from trianglemix.exporter.model_io import external_tensors, find_source, load_model
+from trianglemix.exporter.model_io import external_tensors, load_model
 from trianglemix.exporter.normalize import normalize
 from trianglemix.exporter.registry import all_patterns
 from trianglemix.exporter.report import print_near_misses

@@ -1,10 +1,9 @@
-"""Finds and reads the source model without reading its weights, and writes the exported one."""
+"""Reads the source model's graph without its weights, and writes the exported model."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -23,49 +22,8 @@ from trianglemix.exporter.proto_size import (
 logger = logging.getLogger(__name__)
 
 MODEL_FILE: Final = "model.onnx"
-_COMPANIONS: Final = (
-    "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
-    "tokenizer*", "chat_template*", "vocab.json", "vocab.txt", "merges.txt", "*.model",
-    "preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
-
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the model comes from. `companions` is the folder with its config and tokenizer."""
-
-    path: Path
-    companions: Path
-    is_huggingface: bool
-
-
-def find_source(path: Path) -> Source:
-    """An ONNX file, the one ONNX model of a folder, or a Hugging Face folder.
-
-    Raises:
-        ExportError: nothing there, or more than one model to choose from.
-    """
-    if path.is_file():
-        return Source(path, path.parent, is_huggingface=False)
-    if not path.is_dir():
-        raise ExportError(f"{path} does not exist; give a model.onnx or a model folder")
-    for folder in (path, path / "onnx"):
-        models = sorted(folder.glob("*.onnx"))
-        named = [model for model in models if model.name == MODEL_FILE]
-        if len(models) == 1 or named:
-            chosen = (named or models)[0]
-            return Source(chosen, path, is_huggingface=False)
-        if models:
-            names = ", ".join(model.name for model in models[:5])
-            raise ExportError(f"{folder} holds several ONNX models ({names}); name one of them")
-    if (path / "config.json").is_file():
-        return Source(path, path, is_huggingface=True)
-    raise ExportError(
-        f"{path} holds neither an ONNX model nor a Hugging Face config.json; give one of them"
-    )
 
 
 def load_model(path: Path) -> ir.Model:
@@ -182,17 +140,6 @@ def _note(how: Placed, mebibytes: int, weights: Weights) -> str:
     if how == "cloned":
         return f"weights cloned ({mebibytes} MiB, blocks shared with the source's)"
     return f"weights copied ({mebibytes} MiB); --weights link shares the source's files instead"
-
-
-def copy_companions(source: Path, folder: Path) -> list[str]:
-    """Copies configuration and tokenizer files; returns their names."""
-    copied = []
-    for pattern in _COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file() and not (folder / file.name).exists():
-                place_file(file, folder / file.name, link=False, progress=lambda part: None)
-                copied.append(file.name)
-    return copied
 
 
 def _line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from trianglemix.exporter.describe import (
     read_context_length,
 )
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.genai_folder import write_genai_config
+from trianglemix.exporter.find_source import Source, find_source
+from trianglemix.exporter.genai_folder import write_genai_config, write_stop_tokens
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import (
     ROW_END,
@@ -33,9 +34,6 @@ from trianglemix.exporter.layers import LayerChoice, choose_layers
 from trianglemix.exporter.leftovers import check_no_square_left
 from trianglemix.exporter.model_io import (
     MODEL_FILE,
-    Source,
-    copy_companions,
-    find_source,
     load_model,
     save_model,
 )
@@ -158,8 +156,9 @@ def _write(
         manifest, notes = job.target.offline.package(
             graph.model, manifest, folder, options, observer.progress
         )
-    copied = copy_companions(found.source.companions, folder)
-    report = replace(report, notes=(*report.notes, *notes, _copied_note(copied)))
+    notes += write_stop_tokens(found.source.companions, folder)
+    copied = found.source.companions.copy(folder)
+    report = replace(report, notes=(*found.source.notes, *report.notes, *notes, *copied))
     if options.verify:
         observer.stage("verify")
         report = _verified(job, found.source.path, (graph, named, manifest), report)
@@ -241,7 +240,3 @@ def _save(
     library = any(is_triangle_attention(node) for node in model.graph)
     notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
     return notes
-
-
-def _copied_note(names: Sequence[str]) -> str:
-    return f"copied along: {', '.join(names)}" if names else "no config or tokenizer to copy along"

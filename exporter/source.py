@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.model_io import Source
+from trianglemix.exporter.find_source import Source
 from trianglemix.exporter.options import Dtype, ExportOptions
 
 WORK_FOLDER: Final = ".work"

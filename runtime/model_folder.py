@@ -10,8 +10,6 @@ from typing import Any
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.errors import FolderError
 
-_STOP_FILES = ("generation_config.json", "config.json")  # the first that names stop tokens counts
-
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -60,10 +58,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _stop_ids(path: Path) -> frozenset[int]:
-    for name in _STOP_FILES:
-        found = read_settings(path / name).get("eos_token_id")
-        if isinstance(found, int):
-            return frozenset({found})
-        if isinstance(found, list) and found:
-            return frozenset(int(token) for token in found)
+    """Tokens of the first of the files that names any, in transformers' order; genai's last."""
+    config = read_settings(path / "config.json")
+    sections = (
+        read_settings(path / "generation_config.json"),
+        config,
+        config.get("text_config"),
+        read_settings(path / "genai_config.json").get("model"),
+    )
+    for section in sections:
+        found = section.get("eos_token_id") if isinstance(section, dict) else None
+        ids = found if isinstance(found, list) else [found]
+        if ids and all(isinstance(token, int) for token in ids):
+            return frozenset(ids)
     return frozenset()

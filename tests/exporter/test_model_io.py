@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 from trianglemix.exporter import file_copy
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.model_io import find_source
+from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
@@ -261,7 +261,8 @@ def test_sources_are_found(tmp_path: Path) -> None:
     assert find_source(hub).is_huggingface
     (hub / "onnx" / "model.onnx").write_bytes(b"")
     found = find_source(hub)
-    assert (found.path, found.companions) == (hub / "onnx" / "model.onnx", hub)
+    assert found.path == hub / "onnx" / "model.onnx"
+    assert found.companions.folders == (hub / "onnx", hub)
 
 
 _EXPORT = (

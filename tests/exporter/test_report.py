@@ -9,6 +9,7 @@ import pytest
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.exporter.companions import Companions
 from trianglemix.exporter.describe import read_context_length
 from trianglemix.exporter.options import PatternRequest
 
@@ -69,15 +70,27 @@ def test_report_lists_every_layer_and_the_gain(tmp_path: Path) -> None:
 
 
 def test_context_length_of_any_config(tmp_path: Path) -> None:
-    assert read_context_length(tmp_path) is None
+    companions = Companions((tmp_path,))
+    assert read_context_length(companions) is None
     for content, expected in (
         ({"max_position_embeddings": 77}, 77),
         ({"n_positions": 12}, 12),
         ({"text_config": {"max_position_embeddings": 5}}, 5),
         ({"max_position_embeddings": None}, None),
+        ({"llm_config": {"seq_length": 6}}, 6),
         ([1], None),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content))
-        assert read_context_length(tmp_path) == expected
+        assert read_context_length(companions) == expected
     (tmp_path / "config.json").write_text("{")
-    assert read_context_length(tmp_path) is None
+    assert read_context_length(companions) is None
+    for genai, expected in (
+        ({"search": {"max_length": 9}}, 9),
+        ({"model": {"context_length": 64}, "search": {"max_length": 9}}, 64),
+        ({"model": None}, None),
+    ):
+        (tmp_path / "genai_config.json").write_text(json.dumps(genai))
+        assert read_context_length(companions) == expected
+    (tmp_path / "genai_config.json").write_text('{"model": {"context_length": 64}}')
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 77}')
+    assert read_context_length(companions) == 64
