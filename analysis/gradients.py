@@ -63,9 +63,9 @@ def _probing(model: Any, pattern: TrianglePattern, chunk: int, sums: Tensor) -> 
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **given: Any
     ) -> tuple[Tensor, None]:
-        rows = check_call(module, mask, given.pop("dropout", None) or 0.0, given)
+        rows = check_call(module, attention_mask, given.pop("dropout", None) or 0.0, given)
         scale = given.get("scaling")
         settings = ProbeSettings(
             pattern,
@@ -90,10 +90,14 @@ def _probing(model: Any, pattern: TrianglePattern, chunk: int, sums: Tensor) -> 
         model.train(training)
 
 
+def _start_gradients(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.detach().requires_grad_().clone()  # a copy: some models change it in place
+
+
 @contextmanager
 def _differentiable(embed: nn.Module) -> Iterator[None]:
     """Gradients start at the embeddings, so that no parameter needs one."""
-    hook = embed.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    hook = embed.register_forward_hook(_start_gradients)
     try:
         yield
     finally:

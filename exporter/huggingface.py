@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.torch_refusals import refuse_moving_rope
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 MODEL_FILE: Final = "model.onnx"
-_MOVING_ROPE: Final = ("dynamic", "longrope", "su")
-"""RoPE whose frequencies depend on the prompt's length: a graph would freeze one of them."""
 _OLDEST_TRANSFORMERS: Final = (4, 57)
 _WORKER: Final = "trianglemix.exporter.torch_worker"
 
@@ -41,11 +40,13 @@ class HuggingFaceOptions:
     """How to read the folder.
 
     `dtype` "auto" keeps the folder's. ONNX Runtime's CPU provider has no bfloat16 kernels: for
-    the CPU ask for float32. `stage` hears the name of each step before it starts.
+    the CPU ask for float32. `stage` hears the name of each step before it starts. Without
+    `own_process` torch runs in this one, for many small models in a row.
     """
 
     dtype: Dtype = "auto"
     stage: Callable[[str], None] = lambda name: None
+    own_process: bool = True
 
 
 def is_huggingface_folder(path: Path) -> bool:
@@ -65,7 +66,12 @@ def export_huggingface(folder: Path, work: Path, options: HuggingFaceOptions) ->
     _require_packages()
     work.mkdir(parents=True, exist_ok=True)
     path = work / MODEL_FILE
-    _run_worker(folder, path, options)
+    if options.own_process:
+        _run_worker(folder, path, options)
+    else:
+        from trianglemix.exporter.torch_worker import export_model
+
+        export_model(folder, path, options.dtype, options.stage)
     return path
 
 
@@ -89,13 +95,7 @@ def _refuse_configuration(config: dict[str, Any]) -> None:
         raise RefusedError(
             f"the folder's weights are quantized ({method}); export the unquantized model"
         )
-    for rope in _rope_types(config):
-        if rope in _MOVING_ROPE:
-            raise RefusedError(
-                f"the model's rotary embedding is of type {rope!r}, whose frequencies depend on "
-                "the prompt's length, which a graph cannot follow; choose a fixed type (for "
-                "example yarn or linear) in config.json if the model allows it"
-            )
+    refuse_moving_rope(_rope_types(config))
 
 
 def _rope_types(config: Any) -> Iterator[str]:

@@ -142,7 +142,10 @@ def _counted(wanted: int, plan: Plan | None, count: int, windowed: set[int]) -> 
         origin = f"the {wanted} deepest layers"
     usable = [layer for layer in order if layer not in windowed]
     if len(usable) < wanted:
+        own = [layer for layer in order if layer in windowed]
+        why = f": {len(own)} of {count} slide a window of their own already" if own else ""
         raise ExportError(
-            f"--num-triangle-layers is {wanted}, but only {len(usable)} layers can be chosen from"
+            f"--num-triangle-layers is {wanted}, but only {len(usable)} layers can be chosen "
+            f"from{why}"
         )
     return _Choice(frozenset(usable[:wanted]), origin)

@@ -11,6 +11,7 @@ from torch.onnx import symbolic_helper
 from transformers.cache_utils import DynamicLayer
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.torch_refusals import describe_arguments
 
 _NO_LAST_ROWS: Final = 2**31 - 1
 """prompt_length of an already windowed layer: no row is ever one of the dense last rows."""
@@ -18,9 +19,11 @@ _HARMLESS: Final = {
     "cache_position",
     "is_causal",
     "layer_idx",
+    "logits_to_keep",
     "num_items_in_batch",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "position_embeddings",
     "position_ids",
     "return_dict",
@@ -65,7 +68,8 @@ def triangle_attention(
     if window != contract.DENSE_WINDOW:
         kept = kept & (i - j < window)
     weights = torch.softmax(scores.masked_fill(~kept, float("-inf")), dim=-1).nan_to_num()
-    return (weights @ v).transpose(1, 2).to(query.dtype), present_key, present_value
+    output = (weights @ v).transpose(1, 2).to(query.dtype).contiguous()
+    return output, present_key, present_value
 
 
 def _symbolic(g: Any, query: Any, key: Any, value: Any, *others: Any) -> Any:
@@ -122,12 +126,25 @@ def _repeat_last_axis(g: Any, x: Any, repeats: Any, dim: Any, *_: Any) -> Any:
     return g.op("Reshape", copies, shape)
 
 
+def _expm1(g: Any, x: Any) -> Any:
+    """`exp(x) - 1 = 2 t / (1 - t)` with `t = tanh(x / 2)`, which keeps the digits near 0."""
+
+    def constant(number: float) -> Any:
+        return g.op("CastLike", g.op("Constant", value_t=torch.tensor(number)), x)
+
+    half = g.op("Tanh", g.op("Div", x, constant(2.0)))
+    near = g.op("Div", g.op("Mul", half, constant(2.0)), g.op("Sub", constant(1.0), half))
+    far = g.op("Sub", g.op("Exp", x), constant(1.0))
+    return g.op("Where", g.op("Less", x, constant(1.0)), near, far)
+
+
 def register_symbolics(opset: int) -> None:
     """Tells torch's exporter how to write the ops; repeated calls are harmless."""
     torch_onnx: Any = torch.onnx  # not in the list of what the module exports
     register = torch_onnx.register_custom_op_symbolic
     register("trianglemix::triangle_attention", _symbolic, opset)
     register("aten::repeat_interleave", _repeat_last_axis, opset)
+    register("aten::expm1", _expm1, opset)
 
 
 class HandThroughLayer(DynamicLayer):  # type: ignore[misc]
@@ -150,11 +167,26 @@ class HandThroughLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys.shape[2]
 
 
+class _MaskUsedError(RefusedError, AttributeError):
+    """Also an AttributeError, so that `hasattr` of a mask stays a question."""
+
+
 @dataclass(frozen=True)
 class TracedMask:
-    """What a model holds for its attention mask while it is exported."""
+    """What a model holds for its attention mask while it is exported.
+
+    `unknown` says what is asked for where it is neither causal nor a window. Only an attention
+    that uses such a mask refuses it: decoders make one for an encoder that is not there.
+    """
 
     window: int  # tokens, the row itself included; contract.DENSE_WINDOW = causal
+    unknown: str | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise _MaskUsedError(
+            f"the model computes with its attention mask ({name}), so it makes a mask of its own, "
+            "whose meaning is unknown; this model cannot be exported"
+        )
 
 
 def classify_mask(
@@ -164,9 +196,6 @@ def classify_mask(
 
     The signature differs between transformers 4.57 and 5; only the two arguments that both hand
     over by name are read.
-
-    Raises:
-        RefusedError: the mask is neither causal nor a plain sliding window.
     """
     window = contract.DENSE_WINDOW if local_size is None else int(local_size)
     edges = sorted({0, 1, 2, 3, 17, *(max(0, window + d) for d in (-1, 0, 1, window))})
@@ -175,13 +204,32 @@ def classify_mask(
         i, j = torch.tensor(edges)[:, None], torch.tensor(edges)[None, :]
         zero = torch.tensor(0)
         expected = j <= i if local_size is None else (j <= i) & (i - j < window)
-        measured = None if mask_function is None else mask_function(zero, zero, i, j)
+        try:
+            measured = None if mask_function is None else mask_function(zero, zero, i, j)
+        except IndexError:  # it looks its rows up in the input
+            measured = None
         if measured is None or not torch.equal(measured.expand_as(expected), expected):
-            raise RefusedError(
-                "the model's attention mask is neither causal nor a sliding window (window "
-                f"{local_size}); this model cannot be exported"
-            )
+            return TracedMask(window, _name_of_mask(mask_function, local_size))
     return TracedMask(window)
+
+
+def _name_of_mask(mask_function: Any, local_size: int | None) -> str:
+    parts = [mask_function, *(_parts(mask_function) if mask_function is not None else ())]
+    names = " ".join(getattr(part, "__qualname__", "") for part in parts)
+    kinds = {
+        "chunked": f"chunked attention (chunks of {local_size} tokens)",
+        "bidirectional": "attention that is not causal",
+        "or_mask": "attention that is not causal between some tokens",
+        "packed_sequence": "attention within packed sequences",
+        "blockwise_overlay": "attention that is not causal inside blocks of tokens",
+    }
+    return next((kind for word, kind in kinds.items() if word in names), "an unknown mask")
+
+
+def _parts(mask_function: Any) -> list[Any]:
+    """The functions that a mask of transformers' `and_masks` or `or_masks` is made of."""
+    cells = [cell.cell_contents for cell in getattr(mask_function, "__closure__", None) or ()]
+    return [part for cell in cells if isinstance(cell, tuple) for part in cell]
 
 
 @dataclass(frozen=True)
@@ -218,6 +266,7 @@ class AttentionTrace:
 
     lengths: Lengths
     layers: list[HandThroughLayer]
+    measuring: bool = False  # the caches' sizes are not known yet: every past is empty
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     windows: dict[int, int] = field(default_factory=dict)
 
@@ -240,18 +289,18 @@ class AttentionTrace:
             RefusedError: the layer computes something that the operator does not.
         """
         layer = self._layer_index(module)
-        _refuse_unknown(layer, module, attention_mask, others)
+        refuse_unknown(layer, module, attention_mask, others)
         window = attention_mask.window
         lengths = self.lengths
         dense = window == contract.DENSE_WINDOW
-        past = self.layers[layer]
+        past_key, past_value = self._past(layer, key, value)
         shape = _shape(query, key, value)
         output, present_key, present_value = triangle_attention(
             query,
             key,
             value,
-            past.keys,
-            past.values,
+            past_key,
+            past_value,
             lengths.seqlens_k,
             lengths.total_sequence_length,
             lengths.prompt_length if dense else lengths.no_last_rows,
@@ -267,17 +316,29 @@ class AttentionTrace:
         self.present[layer], self.windows[layer] = (present_key, present_value), window
         return output, None
 
+    def _past(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.measuring:
+            return key[:, :, :0], value[:, :, :0]
+        return self.layers[layer].keys, self.layers[layer].values
+
     def _layer_index(self, module: Any) -> int:
-        layer = getattr(module, "layer_idx", None)
-        if layer is None or layer in self.present:
+        name, layer = type(module).__name__, getattr(module, "layer_idx", None)
+        if layer is None:
             raise RefusedError(
-                f"{type(module).__name__} calls attention twice for layer {layer}, or names no "
-                "layer; cross attention and shared caches cannot be exported"
+                f"{name} calls attention without the layer's number; this model cannot be exported"
+            )
+        if layer in self.present:
+            raise RefusedError(
+                f"{name} calls attention a second time in layer {layer}, but a layer of the graph "
+                "has one attention and one cache; this model cannot be exported"
             )
         return int(layer)
 
 
-def _refuse_unknown(layer: int, module: Any, mask: Any, others: dict[str, Any]) -> None:
+def refuse_unknown(layer: int, module: Any, mask: Any, others: dict[str, Any]) -> None:
+    """Raises RefusedError for arguments or a mask that change what the attention computes."""
     where = f"layer {layer} ({type(module).__name__})"
     strange = sorted(
         name
@@ -286,13 +347,18 @@ def _refuse_unknown(layer: int, module: Any, mask: Any, others: dict[str, Any]) 
     )
     if strange:
         raise RefusedError(
-            f"{where} hands {', '.join(strange)} to its attention, which the operator does not "
-            "compute; this model cannot be exported"
+            f"{where} hands {describe_arguments(strange)} to its attention, which the operator "
+            "does not compute; this model cannot be exported"
         )
     if not isinstance(mask, TracedMask):
         raise RefusedError(
             f"{where} makes its own attention mask ({type(mask).__name__}), whose meaning is "
             "unknown; this model cannot be exported"
+        )
+    if mask.unknown is not None:
+        raise RefusedError(
+            f"{where} asks for a mask that is neither causal nor a sliding window: {mask.unknown}; "
+            "this model cannot be exported"
         )
 
 

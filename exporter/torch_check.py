@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.cutout import import_onnxruntime
@@ -21,6 +21,7 @@ from trianglemix.exporter.torch_graph import CacheSizes, graph_names
 _PROMPT: Final = 13  # tokens; other sizes than those of the trace, so that frozen ones show
 _SPLIT: Final = 9
 _PADS: Final = (0, 2, 5)  # on the left of each row
+_FIRST_ID: Final = 3  # ids of pads may count as no token at all
 _TOLERANCE: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
 
 _logger = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ class Reference:
     mask: torch.Tensor
     positions: torch.Tensor
     logits: NDArray[np.float32]
-    sizes: tuple[CacheSizes, ...]
     dtype: str
     model_class: str
 
@@ -61,31 +61,36 @@ class Reference:
 
 
 def compute_reference(model: Any) -> Reference:
-    """One pass of transformers' own attention over the batch, with a cache."""
+    """One pass of transformers' own attention over the batch.
+
+    Raises:
+        RefusedError: positions count otherwise than 0, 1, 2 ... from a row's first token.
+    """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    ids = torch.arange(len(_PADS) * _PROMPT).reshape(len(_PADS), _PROMPT) * 7 % vocabulary
+    count = torch.arange(len(_PADS) * _PROMPT).reshape(len(_PADS), _PROMPT)
+    ids = _FIRST_ID + count * 7 % max(1, vocabulary - _FIRST_ID)
     mask = (torch.arange(_PROMPT)[None] >= torch.tensor(_PADS)[:, None]).to(torch.int64)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache()
     with torch.no_grad():
         logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).logits
-    sizes = tuple(
-        CacheSizes(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
-        for layer in cache.layers
-    )
+        unpadded = model(input_ids=ids[:1], use_cache=False).logits
     dtype = str(model.dtype).removeprefix("torch.")
-    return Reference(
-        ids, mask, positions, logits.float().numpy(), sizes, dtype, type(model).__name__
-    )
+    name = type(model).__name__
+    reference = Reference(ids, mask, positions, logits.float().numpy(), dtype, name)
+    difference = np.abs(unpadded.float().numpy()[0] - reference.logits[0]).max()
+    if not difference <= _TOLERANCE[dtype] * np.abs(reference.logits).max():
+        raise RefusedError(
+            f"{name} does not count the positions of a prompt's tokens 0, 1, 2 ..., which is what "
+            "position_ids of the graph would be given; this model cannot be exported"
+        )
+    return reference
 
 
-def check_traced_model(flat: torch.nn.Module, reference: Reference) -> None:
+def check_traced_model(
+    flat: torch.nn.Module, sizes: Sequence[CacheSizes], reference: Reference
+) -> None:
     """The model with the operator in its attention, still in torch.
 
     Raises:
@@ -93,7 +98,7 @@ def check_traced_model(flat: torch.nn.Module, reference: Reference) -> None:
     """
     past = [
         torch.zeros(len(_PADS), layer.kv_num_heads, 0, size, dtype=getattr(torch, reference.dtype))
-        for layer in reference.sizes
+        for layer in sizes
         for size in (layer.head_size, layer.value_head_size)
     ]
     logits = []
@@ -107,7 +112,7 @@ def check_traced_model(flat: torch.nn.Module, reference: Reference) -> None:
     )
 
 
-def check_written_file(path: Path, reference: Reference) -> None:
+def check_written_file(path: Path, sizes: Sequence[CacheSizes], reference: Reference) -> None:
     """The written file in ONNX Runtime's CPU provider, on the operator's function body.
 
     Raises:
@@ -123,7 +128,7 @@ def check_written_file(path: Path, reference: Reference) -> None:
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(standalone, options, providers=["CPUExecutionProvider"])
-        logits = _run(session, reference)
+        logits = _run(session, sizes, reference)
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):  # its errors share no base class
             raise
@@ -145,11 +150,11 @@ def _add_function(path: Path, standalone: Path) -> None:
     ir.save(model, standalone)
 
 
-def _run(session: Any, reference: Reference) -> NDArray[np.float32]:
-    inputs, _ = graph_names(len(reference.sizes))
+def _run(session: Any, sizes: Sequence[CacheSizes], reference: Reference) -> NDArray[np.float32]:
+    inputs, _ = graph_names(len(sizes))
     past = [
         np.zeros((len(_PADS), layer.kv_num_heads, 0, size), reference.dtype)
-        for layer in reference.sizes
+        for layer in sizes
         for size in (layer.head_size, layer.value_head_size)
     ]
     chunks = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from trianglemix.exporter.torch_attention import (
     classify_mask,
     register_symbolics,
 )
+from trianglemix.exporter.torch_refusals import refuse_missing_layers
 
 OPSET: Final = 18
 IMPLEMENTATION: Final = "trianglemix_export"
@@ -51,6 +54,7 @@ class FlatModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self._trace: AttentionTrace | None = None
+        self._measuring = False
         AttentionInterface.register(IMPLEMENTATION, self._attend)
         AttentionMaskInterface.register(IMPLEMENTATION, classify_mask)
         model.set_attn_implementation(IMPLEMENTATION)
@@ -63,7 +67,8 @@ class FlatModel(torch.nn.Module):
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         layers = [HandThroughLayer(*past[n : n + 2]) for n in range(0, len(past), 2)]
-        self._trace = trace = AttentionTrace(Lengths.from_mask(attention_mask), layers)
+        lengths = Lengths.from_mask(attention_mask)
+        self._trace = trace = AttentionTrace(lengths, layers, self._measuring)
         logits = self.model(
             input_ids=input_ids,
             attention_mask=None,  # the lengths say it all: no mask is built
@@ -71,13 +76,27 @@ class FlatModel(torch.nn.Module):
             past_key_values=Cache(layers=layers),
             use_cache=True,
         ).logits
-        missing = sorted(set(range(len(layers))) - set(trace.present))
-        if missing:
-            raise RefusedError(
-                f"layers {missing} do not call transformers' attention interface (another kind of "
-                "layer, or a shared cache); this model cannot be exported"
-            )
+        entered = sorted(trace.present)
+        refuse_missing_layers(self.model, sorted(set(range(len(layers))) - set(entered)), entered)
         return (logits, *(x for layer in range(len(layers)) for x in trace.present[layer]))
+
+    def measure_caches(self) -> tuple[CacheSizes, ...]:
+        """What each layer hands to its attention, whatever transformers keeps in its cache.
+
+        Raises:
+            RefusedError: a layer computes something that the operator does not.
+        """
+        count = int(self.model.config.get_text_config().num_hidden_layers)
+        ids = torch.arange(3, 7)[None]
+        empty = [torch.zeros(1, 1, 0, 1) for _ in range(2 * count)]
+        self._measuring = True
+        with torch.no_grad():
+            _, *present = self(ids, torch.ones_like(ids), torch.arange(4)[None], empty)
+        self._measuring = False
+        return tuple(
+            CacheSizes(key.shape[1], key.shape[3], value.shape[3])
+            for key, value in zip(present[::2], present[1::2], strict=True)
+        )
 
     def close(self) -> None:
         """Takes the model out of transformers' registry, so that its memory can go."""
@@ -172,11 +191,21 @@ def refuse_frozen_values() -> Iterator[None]:
         traced = warning.category.__name__ == "TracerWarning"
         if str(warning.message).startswith("torch.tensor results are registered as constants"):
             continue  # made of a Python constant: data in it would have warned by itself
-        if traced and not warning.filename.startswith(torch_code):
-            raise RefusedError(
-                f"the model's code decides by its input at {Path(warning.filename).name}:"
-                f"{warning.lineno}, which a graph cannot follow; this model cannot be exported"
-            )
+        if not traced or warning.filename.startswith(torch_code):
+            continue
+        if _compares_shapes(linecache.getline(warning.filename, warning.lineno)):
+            continue  # the same for every input, or one of the checked sizes would differ
+        raise RefusedError(
+            f"the model's code decides by its input at {Path(warning.filename).name}:"
+            f"{warning.lineno}, which a graph cannot follow; this model cannot be exported from "
+            "its folder"
+        )
+
+
+def _compares_shapes(line: str) -> bool:
+    """Whether a line asks only whether two tensors have the same sizes."""
+    sides = re.split(r"[=!]=", line)
+    return len(sides) == 2 and all(".shape" in side for side in sides)
 
 
 def _attach_weights(graph: ir.Graph, flat: FlatModel) -> None:

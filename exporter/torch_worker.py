@@ -18,16 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.onnx.errors import UnsupportedOperatorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.torch_attention import TracedMask
 from trianglemix.exporter.torch_check import (
     check_traced_model,
     check_written_file,
     compute_reference,
 )
 from trianglemix.exporter.torch_graph import FlatModel, write_onnx
+from trianglemix.exporter.torch_refusals import (
+    ONNX_ROUTE,
+    refuse_moving_rope,
+    refuse_other_layers,
+    rope_types_of_model,
+    unsupported_operator,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -45,15 +54,21 @@ def export_model(folder: Path, path: Path, dtype: str, stage: Callable[[str], No
         stage("reading the weights")
         model = _load(folder, dtype)
         stage("checking the operator against the model")
+        refuse_moving_rope(rope_types_of_model(model))
+        refuse_other_layers(model)
         reference = compute_reference(model)
         flat = FlatModel(model).eval()
-        check_traced_model(flat, reference)
+        sizes = flat.measure_caches()
+        check_traced_model(flat, sizes, reference)
         stage("tracing the graph and writing it")
-        write_onnx(flat, reference.sizes, path)
+        try:
+            write_onnx(flat, sizes, path)
+        except UnsupportedOperatorError as error:
+            raise unsupported_operator(model, error) from error
         flat.close()
         del flat, model  # torch's weights, before ONNX Runtime maps its own
         stage("checking the written graph")
-        check_written_file(path, reference)
+        check_written_file(path, sizes, reference)
 
 
 def _load(folder: Path, dtype: str) -> Any:
@@ -119,9 +134,14 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _as_export_error(folder: Path, error: Exception) -> ExportError:
     first_line = (str(error).strip().splitlines() or [""])[0]
+    if TracedMask.__name__ in first_line:  # operators look a method up past __getattr__
+        return RefusedError(
+            "the model computes with its attention mask, so it makes a mask of its own, whose "
+            "meaning is unknown; this model cannot be exported"
+        )
     return ExportError(
         f"transformers or torch cannot export the model in {folder}: "
-        f"{type(error).__name__}: {first_line}"
+        f"{type(error).__name__}: {first_line}; {ONNX_ROUTE}"
     )
 
 

@@ -39,6 +39,7 @@ _MASK_NAMES: Final = {
     "chunked_overlay": "chunked attention (every row sees its own chunk only)",
     "bidirectional_mask_function": "attention that is not causal",
     "packed_sequence_mask_function": "attention within packed sequences",
+    "or_masks": "attention that is not causal between some tokens",
     "blockwise_overlay": "attention that is not causal inside blocks of tokens",
 }
 
@@ -52,10 +53,9 @@ def row_mask(
 ) -> Rows:
     """transformers' mask interface: hands the layers a `Rows` in place of a 4-D mask.
 
-    Raises:
-        UnsupportedModelError: a mask that is more than causal and a sliding window.
+    A mask that is more than causal and a sliding window is refused where it is used: decoders make
+    one for an encoder that is not there.
     """
-    _check_mask_function(mask_function)
     window = given.get("local_size")
     window = None if window is None else int(window)
     if given.get("q_length") is not None:
@@ -65,8 +65,10 @@ def row_mask(
         start, length = int(position[0]), int(position.shape[0])
     padding = given.get("attention_mask")
     if isinstance(padding, Rows):  # made ahead by `generate`, for a preallocated cache
-        return padding if padding.window == window else replace(padding, window=window)
-    return replace(rows_of_padding(padding, batch_size, start, start + length), window=window)
+        rows = padding
+    else:
+        rows = rows_of_padding(padding, batch_size, start, start + length)
+    return replace(rows, window=window, unknown=_unknown_mask(mask_function))
 
 
 def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) -> Rows:
@@ -88,6 +90,11 @@ def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) ->
         raise UnsupportedModelError(
             f"{name} was given a ready-made 4-D mask; where it is the model's own (a bias such as "
             "ALiBi, chunks, blocks) the pattern does not know it, else pass a 2-D padding mask"
+        )
+    if mask.unknown is not None:
+        raise UnsupportedModelError(
+            f"{name} asks for the mask {mask.unknown}, but the pattern is defined for plain causal "
+            "attention only; use another attn_implementation for this input"
         )
     causal = given.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
@@ -141,8 +148,8 @@ def sliding(rows: Rows, window: int) -> tuple[TrianglePattern, Rows]:
     return TrianglePattern(0, window, 1), replace(rows, prompt_length=endless)
 
 
-def _check_mask_function(mask_function: Callable[..., Any]) -> None:
-    """Refuses masks that are more than causal and sliding (packed sequences, prefix blocks)."""
+def _unknown_mask(mask_function: Callable[..., Any]) -> str | None:
+    """The name of a mask that is more than causal and sliding (packed sequences, blocks)."""
     parts = [mask_function]
     if mask_function.__qualname__ == "and_masks.<locals>.and_mask":
         parts = list((mask_function.__closure__ or ())[0].cell_contents)
@@ -150,8 +157,5 @@ def _check_mask_function(mask_function: Callable[..., Any]) -> None:
         name = part.__qualname__
         if name not in _KNOWN_MASKS:
             kind = _MASK_NAMES.get(name.split(".")[0])
-            raise UnsupportedModelError(
-                f"the model asks for the mask {name}{f', {kind}' if kind else ''}, but the pattern "
-                "is defined for plain causal attention only; use another attn_implementation for "
-                "this input"
-            )
+            return f"{name}, {kind}" if kind else name
+    return None

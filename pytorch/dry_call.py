@@ -33,8 +33,10 @@ _TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5
 _ROUTE: Final = "export its ONNX file with trianglemix-export instead"
 
 
-def check_attention(model: nn.Module, layers: Sequence[int]) -> None:
+def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
     """Holds after it: each of `layers` is one causal attention that transformers lets us replace.
+
+    Returns the sliding windows of those layers that have one.
 
     Raises:
         UnsupportedModelError: a layer never calls the interface, or its attention is another one.
@@ -62,6 +64,7 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> None:
                 f"{name} has {len(modules)} attention modules numbered {layer} ({kinds}), so the "
                 f"layer is not known by its number; {_ROUTE}"
             )
+    return {layer: calls.windows[layer] for layer in layers if layer in calls.windows}
 
 
 def text_config(model: nn.Module) -> Any:
@@ -95,16 +98,26 @@ class _Mask:
 
 @dataclass
 class _Calls:
-    """The attention modules that were entered, by layer."""
+    """The attention modules that were entered and the windows of their masks, by layer."""
 
     modules: dict[int, list[nn.Module]] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)
 
     def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **given: Any,
     ) -> tuple[Tensor, None]:
         """transformers' attention interface."""
+        mask = attention_mask
         rows = mask.rows if isinstance(mask, _Mask) else mask
         rows = check_call(module, rows, given.get("dropout") or 0.0, _without_dropout(given))
+        if rows.window:
+            self.windows[int(module.layer_idx)] = rows.window
         modules = self.modules.setdefault(int(module.layer_idx), [])
         if not any(module is known for known in modules):
             modules.append(module)

@@ -23,13 +23,14 @@ class Rows:
 
     `first_valid[b]` is the row's first real token, `prompt_length[b]` is `N` of the formula; both
     in buffer coordinates. `window` is the sliding window that the model's mask asks for (None:
-    causal).
+    causal); `unknown` names a mask that is neither of the two.
     """
 
     start: int
     first_valid: tuple[int, ...]
     prompt_length: tuple[int, ...]
     window: int | None = None
+    unknown: str | None = None
 
     # transformers carries it where it expects a mask, and touches these two on the way.
     ndim: ClassVar[int] = 0
@@ -52,6 +53,7 @@ class Rows:
             tuple(max(0, first - offset) for first in self.first_valid),
             tuple(length - offset for length in self.prompt_length),
             self.window,
+            self.unknown,
         )
 
 

@@ -47,7 +47,7 @@ def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
     text = text_config(model)
     layers = config.triangle_layers(text.num_hidden_layers)
     _check_layers(type(model).__name__, text, layers)
-    check_attention(model, layers)
+    _refuse_windows(type(model).__name__, check_attention(model, layers))
     previous = text._attn_implementation
     settings = {**config.pattern.as_attributes(), "triangle_layers": list(layers)}
     if previous != IMPLEMENTATION:
@@ -149,11 +149,16 @@ def _layer_pattern(module: Any, rows: Rows) -> tuple[TrianglePattern, Rows]:
     if not window:
         return (_pattern_of(_frozen(settings)) if triangle else DENSE_PATTERN), rows
     if triangle:
+        _refuse_windows(type(module).__name__, {module.layer_idx: window})
+    return sliding(rows, window)
+
+
+def _refuse_windows(name: str, windows: dict[int, int]) -> None:
+    for layer, window in windows.items():
         raise UnsupportedModelError(
-            f"layer {module.layer_idx} already has a sliding window of {window} tokens; leave it "
+            f"layer {layer} of {name} already has a sliding window of {window} tokens; leave it "
             "out of the triangle layers"
         )
-    return sliding(rows, window)
 
 
 def _frozen(settings: dict[str, Any]) -> tuple[int, int, int]:

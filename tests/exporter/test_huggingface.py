@@ -15,14 +15,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import chunked_causal_mask_function
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter import torch_attention
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
-from trianglemix.exporter.torch_attention import classify_mask
+from trianglemix.exporter.torch_attention import classify_mask, refuse_unknown
 from trianglemix.exporter.torch_graph import refuse_frozen_values
+from trianglemix.exporter.torch_refusals import refuse_moving_rope, rope_types_of_model
 from trianglemix.exporter.torch_worker import export_model
 
 from tests.tiny_models import FOLDER_FAMILIES, tiny_folder
@@ -82,7 +84,8 @@ def run(session: ort.InferenceSession, ids: Array, mask: Array, splits: list[int
     chunks, start = [], 0
     for end in splits:
         feeds = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
-        feeds["position_ids"] = positions[:, start:end]
+        if "position_ids" in {value.name for value in session.get_inputs()}:
+            feeds["position_ids"] = positions[:, start:end]
         logits, *present = session.run(None, feeds | cache)
         cache = dict(zip(cache, present, strict=True))
         chunks.append(logits)
@@ -244,9 +247,16 @@ def save_random(family: str, folder: Path, **config: Any) -> Path:
     [
         ("llama", {"head_dim": 12}, "head_size is 12"),
         ("gpt_oss", {"head_dim": 16, "num_local_experts": 4}, "s_aux"),
-        ("bloom", {"n_head": 4}, r"layers \[0, 1\] do not call"),
-        ("mamba", {"state_size": 8}, "logits that are off"),
-        ("mixtral", {"num_local_experts": 4}, "not supported"),
+        ("gpt_oss", {"head_dim": 16, "num_local_experts": 4}, "attention sinks of the softmax"),
+        ("bloom", {"n_head": 4}, r"layers \[0, 1\] of BloomForCausalLM compute attention in code"),
+        ("gptj", {"n_head": 4, "rotary_dim": 4}, "make its ONNX file with another exporter"),
+        ("mamba", {"state_size": 8}, "are linear_attention, which keeps a state of its own"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layer 0 of Lfm2ForCausalLM is conv"),
+        ("mixtral", {"num_local_experts": 4}, "is a mixture of experts"),
+        ("llama4_text", {"num_local_experts": 2, "attention_chunk_size": 8}, "chunks of 8 tokens"),
+        ("roberta", {"is_decoder": True}, "does not count the positions"),
+        ("doge", {}, r"computes with its attention mask \(dtype\)"),
+        ("openai-gpt", {"n_layer": 2, "n_head": 4, "n_embd": 32}, "in code of their own, or none"),
     ],
 )
 def test_models_with_other_attention_are_refused(
@@ -260,7 +270,7 @@ def test_models_with_other_attention_are_refused(
 
 def test_refusals_of_the_worker_reach_the_caller(tmp_path: Path) -> None:
     folder = save_random("bloom", tmp_path / "folder", n_head=4)
-    with pytest.raises(RefusedError, match="do not call transformers' attention interface"):
+    with pytest.raises(RefusedError, match="do not call transformers' attention"):
         export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
 
 
@@ -292,10 +302,89 @@ def test_masks_of_another_class_are_refused() -> None:
     def blockwise(_b: Any, _h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         return (j <= i) & (i // 2 == j // 2)
 
-    with pytest.raises(RefusedError, match="neither causal nor a sliding window"):
-        classify_mask(mask_function=blockwise, local_size=None)
-    with pytest.raises(RefusedError, match="window 4"):
-        classify_mask(mask_function=blockwise, local_size=4)
+    def of_tokens(_b: Any, _h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return (j <= i) & (torch.zeros(2)[j] == 0)
+
+    for function in (blockwise, of_tokens):
+        for window in (None, 4):
+            mask = classify_mask(mask_function=function, local_size=window)
+            assert mask.unknown == "an unknown mask"
+            with pytest.raises(RefusedError, match="neither causal nor a sliding window"):
+                refuse_unknown(0, torch.nn.Linear(1, 1), mask, {})
+    chunked = classify_mask(
+        mask_function=chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long)),
+        local_size=4,
+    )
+    assert chunked.unknown == "chunked attention (chunks of 4 tokens)"
+
+
+def test_masks_that_nothing_uses_are_let_through(tmp_path: Path) -> None:
+    """A decoder taken out of an encoder-decoder model makes a mask for an encoder, too."""
+    sizes = dict(d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=40)
+    assert_right(save_random("bart", tmp_path / "folder", **sizes), tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        # keys of 24, values of 16, latents in transformers' own cache
+        ("deepseek_v3", dict(qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16)
+            | dict(kv_lora_rank=12, q_lora_rank=20, first_k_dense_replace=2)
+            | dict(num_key_value_heads=4)),
+        # xIELU needs expm1
+        ("apertus", dict(head_dim=8)),
+        # layers that reuse keys and values, embeddings of each layer's own
+        ("gemma3n_text", dict(head_dim=16, num_kv_shared_layers=2, num_hidden_layers=4)
+            | dict(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8)
+            | dict(vocab_size_per_layer_input=61, hidden_size_per_layer_input=8, laurel_rank=8)
+            | dict(activation_sparsity_pattern=[0.0] * 4, intermediate_size=[40] * 4)),
+    ],
+)  # fmt: skip
+def test_what_families_need_beyond_plain_attention(
+    family: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = save_random(family, tmp_path / "folder", **config, pad_token_id=0)
+    assert_right(folder, tmp_path / "work")
+
+
+def assert_right(folder: Path, work: Path) -> None:
+    model = open_model(folder, export_here(folder, work))
+    ids = np.random.default_rng(3).integers(3, 61, (2, LENGTH))
+    mask = np.ones_like(ids)
+    expected = source_logits(model.folder, ids, mask)
+    logits = run(model.session, ids, mask, [29, LENGTH])
+    assert np.abs(logits - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+def test_a_moving_rotary_embedding_that_config_json_does_not_name_is_refused() -> None:
+    """The class's own default, or a layer type's, decides what is loaded."""
+
+    class Rotary(torch.nn.Module):
+        rope_type: Any = None
+
+    model = torch.nn.Sequential(Rotary(), Rotary())
+    refuse_moving_rope(rope_types_of_model(model))
+    model[1].rope_type = {"full_attention": "longrope", "sliding_attention": "default"}
+    with pytest.raises(RefusedError, match="'longrope'"):
+        refuse_moving_rope(rope_types_of_model(model))
+
+
+def test_decisions_by_equal_shapes_are_followed_and_by_lengths_are_not() -> None:
+    def equal(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        if x.shape[1] == y.shape[1]:
+            return x
+        return y
+
+    def long(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 4096:
+            return x + 1
+        return x
+
+    with refuse_frozen_values():
+        torch.jit.trace(equal, torch.ones(2, 3))
+    with pytest.raises(RefusedError, match="decides by its input"), refuse_frozen_values():
+        torch.jit.trace(long, torch.ones(2, 3))
 
 
 def test_values_that_tracing_would_freeze_are_refused() -> None:
