@@ -95,7 +95,8 @@ def _add_library(
             place_file(source / path, folder / path, link=False, progress=lambda part: None)
     else:
         notes.append(
-            f"{CONFIG_NAME} names the operator library {theirs}, which is not copied: put it where genai looks for it"
+            f"{CONFIG_NAME} names the operator library {theirs}, which is not copied: put it "
+            "where genai looks for it"
         )
     if needs_library:
         notes.append(
