@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import onnx_ir as ir
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.custom_ops.manifest import RUNS, Manifest
 from trianglemix.exporter.cost import attention_cost, last_token_saving
 from trianglemix.exporter.describe import ExportedGraph
 from trianglemix.exporter.insert import is_triangle, is_triangle_attention, layer_of
@@ -35,7 +35,8 @@ def build_report(
     notes = []
     if choice.skipped:
         notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
-    if not graph.shared_cache:
+    notes += _interface_notes(manifest)
+    if manifest.has_cache and not graph.shared_cache:
         notes.append("past and present cannot share one buffer: something else reads the past")
     return ExportReport(
         source=str(options.source),
@@ -50,8 +51,32 @@ def build_report(
         shared_cache=graph.shared_cache,
         left_padding=manifest.left_padding,
         notes=tuple(notes),
-        warnings=(choice.warning,) if choice.warning else (),
+        warnings=(*((choice.warning,) if choice.warning else ()), *_runtime_warnings(manifest)),
     )
+
+
+def _runtime_warnings(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.runtime == RUNS:
+        return ()
+    return (
+        f"trianglemix-run cannot run this export: {manifest.runtime}; plain ONNX Runtime can, with "
+        "the native library (docs/running.md)",
+    )
+
+
+def _interface_notes(manifest: Manifest) -> list[str]:
+    """What the graph's interface asks of whoever runs it."""
+    notes = []
+    if manifest.batch == 1:
+        notes.append("the batch is fixed at 1: rows run in turn")
+    if not manifest.has_cache:
+        notes.append(
+            "the source has no KV cache: every new token reads the whole text again, of at most "
+            f"{manifest.context_length} tokens"
+        )
+    if not manifest.chunked_prefill:
+        notes.append("a prompt cannot come in chunks: a state might not be carried from one on")
+    return notes
 
 
 def _runs_as(model: ir.Model) -> dict[int, str]:

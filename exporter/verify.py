@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.feeds import Call, call_feeds, carry, empty_carried
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.cutout import import_onnxruntime
@@ -136,20 +137,21 @@ class Checks:
 
     def short(self, ours: OpenModel, theirs: OpenModel, tokens: int) -> list[VerifyReport]:
         """A prefill, and a decode step after it, against the source."""
-        ids = self.ids(2, tokens)
-        mask = np.ones((2, tokens), np.int64)
-        padded = self.manifest.left_padding and tokens > _PADS
+        rows = self.manifest.batch or 2
+        ids = self.ids(rows, tokens)
+        mask = np.ones((rows, tokens), np.int64)
+        padded = self.manifest.left_padding and tokens > _PADS and rows > 1
         if padded:
             mask[1, :_PADS] = 0
         feeds = self.feeds(ids, mask)
         name = "short prompt, one row padded" if padded else "short prompt"
         first, first_source = ours.run(feeds), theirs.run(feeds)
         reports = [self.compare(name, tokens, first, first_source)]
-        if self.manifest.cache:
-            mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
-            step = self.feeds(self.ids(2, 1), mask)
+        if self.manifest.has_cache:
+            mask = np.concatenate([mask, np.ones((rows, 1), np.int64)], axis=1)
+            step = self.feeds(self.ids(rows, 1), mask)
             results = [
-                model.run({**step, **self.carried(before)})
+                model.run({**step, **self.carried(feeds, before)})
                 for model, before in ((ours, first), (theirs, first_source))
             ]
             reports.append(self.compare("decode step", tokens + 1, *results))
@@ -167,28 +169,12 @@ class Checks:
 
     def feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
         """A call over an empty cache; `mask` `[B, T]` ends with the columns of `ids` `[B, S]`."""
-        manifest = self.manifest
-        length = ids.shape[1]
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -length:]
-        feeds = {manifest.input_ids: ids, manifest.attention_mask: mask}
-        if manifest.position_ids:
-            feeds[manifest.position_ids] = positions
-        for layer in manifest.cache:
-            for name, size in (
-                (layer.past_key, layer.head_size),
-                (layer.past_value, layer.value_head_size),
-            ):
-                shape = (ids.shape[0], layer.kv_num_heads, 0, size)
-                feeds[name] = np.zeros(shape, np.dtype(manifest.cache_dtype))
-        return feeds
+        inputs = self.manifest.inputs
+        return call_feeds(inputs, Call(ids, mask)) | empty_carried(inputs, len(ids))
 
-    def carried(self, before: dict[str, Array]) -> dict[str, Array]:
-        """The presents of one call as the pasts of the next."""
-        carried = {}
-        for layer in self.manifest.cache:
-            carried[layer.past_key] = before[layer.present_key]
-            carried[layer.past_value] = before[layer.present_value]
-        return carried
+    def carried(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:
+        """The caches and states of the next call, from one call's feeds and outputs."""
+        return carry(self.manifest.inputs, feeds, outputs)
 
     def compare(
         self, name: str, tokens: int, ours: dict[str, Array], theirs: dict[str, Array]

@@ -74,16 +74,18 @@ def _against_source(
 ) -> list[VerifyReport]:
     """Prompts of these lengths, and a decode step after the last of them."""
     reports = []
+    feeds: dict[str, Array] = {}
     before: dict[str, Array] = {}
     for length in lengths:
         ids = checks.ids(1, length)
-        before = theirs.run(checks.feeds(ids, np.ones((1, length), np.int64)))
+        feeds = checks.feeds(ids, np.ones((1, length), np.int64))
+        before = theirs.run(feeds)
         name = "prompt in the tail" if length == lengths[0] else "prompt in chunks and the tail"
         got = ours.read(ids, length, is_new=True)
         reports.append(checks.compare(name, length, got, before))
     total = lengths[-1] + 1
     step = checks.feeds(checks.ids(1, 1), np.ones((1, total), np.int64))
-    want = theirs.run({**step, **checks.carried(before)})
+    want = theirs.run({**step, **checks.carried(feeds, before)})
     got = ours.read(checks.ids(1, 1), lengths[-1], is_new=False)
     return [*reports, checks.compare("decode step", total, got, want)]
 
