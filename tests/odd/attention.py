@@ -90,9 +90,8 @@ def _repeated(g: GraphWriter, model: OddModel, heads: str) -> str:
 
 
 def _scores(g: GraphWriter, model: OddModel, slots: Slots, x: Scaled) -> str:
-    if model.spelling == "einsum":
-        equation = "bhsd,bhtd->bhst" if model.repeat != "broadcast" else "bhsd,bgtd->bhst"
-        return str(g.op("Einsum", x.query, x.key, equation=equation))
+    if model.spelling == "einsum" and model.repeat != "broadcast":
+        return str(g.op("Einsum", x.query, x.key, equation="bhsd,bhtd->bhst"))
     if model.spelling == "batched" and model.repeat != "broadcast":
         query = _batched(g, x.query, slots.length, g.ints(HEAD_SIZE))
         key = _batched(g, x.key, slots.total, g.ints(HEAD_SIZE))
