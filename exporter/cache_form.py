@@ -18,7 +18,7 @@ def as_type(build: NodeBuilder, value: ir.Value, dtype: ir.DataType | None) -> i
     if dtype is None or dtype_of(value) == dtype:
         return value
     cast = build.cast(value, dtype)
-    cast.type = ir.TensorType(dtype)
+    cast.type, cast.shape = ir.TensorType(dtype), value.shape
     return cast
 
 
@@ -28,8 +28,9 @@ def cache_in(
     """A past as `[B, G, P, D]` in the operator's type."""
     order = _TO_OPERATOR.get(layout)
     moved = cache if order is None else build.op("Transpose", cache, perm=order)
-    if moved is not cache:
+    if order is not None:
         moved.type = cache.type
+        moved.shape = cache.shape and ir.Shape([cache.shape[axis] for axis in order])
     return as_type(build, moved, dtype)
 
 

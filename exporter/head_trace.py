@@ -26,7 +26,6 @@ _MAX_STEPS: Final = 48
 _CACHE_AXES: Final = {1: "BTHD", 2: "BHTD", 3: "BHDT"}
 """Axes of a cache, by the one along which the new tokens are appended."""
 _REPEATS: Final = ("Expand", "Tile")
-_ON_THE_WAY_OUT: Final = ("Cast", "Identity", "Transpose", "Reshape", "Slice")
 _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -113,52 +112,6 @@ def root_of(value: ir.Value) -> ir.Value:
         assert node is not None
         value = needed_input(node, 0)
     return value
-
-
-def handed_out(value: ir.Value) -> list[ir.Node] | None:
-    """The nodes between a value and the graph output that shows all of it; None without one.
-
-    Only casts, moves of axes and slices are looked through.
-    """
-    if value.is_graph_output():
-        return []
-    for node in value.consumers():
-        if not is_op(node, *_ON_THE_WAY_OUT) or node.inputs[0] is not value:
-            continue
-        rest = handed_out(node.outputs[0])
-        if rest is not None:
-            return [node, *rest]
-    return None
-
-
-def axes_out(way: list[ir.Node]) -> tuple[int, ...] | None:
-    """The order in which the nodes of `handed_out` leave the axes of a cache."""
-    order = tuple(range(4))
-    for node in way:
-        if is_op(node, "Transpose"):
-            perm = list(node.attributes.get_ints("perm", range(4)[::-1]))
-            if sorted(perm) != list(range(4)):
-                return None
-            order = tuple(order[axis] for axis in perm)
-    return order
-
-
-def axes_in(past: ir.Value) -> tuple[int, ...] | None:
-    """The order that `axes_out` must leave, so that a present is what its past was."""
-    way: list[ir.Node] = []
-    while (node := past.producer()) is not None and is_op(node, "Cast", "Identity", "Transpose"):
-        way.insert(0, node)
-        past = needed_input(node, 0)
-    order = axes_out(way)
-    return None if order is None else tuple(order.index(axis) for axis in range(4))
-
-
-def output_of(value: ir.Value) -> ir.Value | None:
-    """The graph output that shows a value, behind casts and moves of axes if need be."""
-    way = handed_out(value)
-    if way is None:
-        return None
-    return way[-1].outputs[0] if way else value
 
 
 def _step_back(heads: Heads, content: Collection[ir.Value]) -> Heads | None:

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.head_trace import axes_in, axes_out, handed_out, root_of
-from trianglemix.exporter.walk import content_values, dtype_of, is_op
+from trianglemix.exporter.head_trace import root_of
+from trianglemix.exporter.walk import content_values, dtype_of
 
 logger = logging.getLogger(__name__)
 
@@ -223,33 +223,12 @@ def check_understood(sites: Sites, roles: GraphRoles) -> None:
         raise RefusedError(
             "the graph holds no attention that trianglemix knows; --explain lists what came close"
         )
-    for site in sites.found:
-        _check_cache(site)
     used = {root_of(value) for site in sites.found for value in site.past or ()}
     for cache in roles.caches:
         if cache not in used:
             raise RefusedError(
                 f"graph input {cache.name} {cache.shape} looks like a cache, but no attention "
                 "that trianglemix knows uses it; --explain lists what came close"
-            )
-
-
-def _check_cache(site: AttentionSite) -> None:
-    """Refuses a cache that is cut, or that comes out with its axes in another order."""
-    for past, present in zip(site.past or (), site.present or (), strict=False):
-        way = handed_out(present) or []
-        name = way[-1].outputs[0].name if way else present.name
-        if any(is_op(node, "Slice") for node in way):
-            raise RefusedError(
-                f"graph output {name} (layer {site.layer}) is cut by a Slice after the new tokens "
-                "were appended: a cache of limited length, whose slots are no positions; export "
-                "with a cache that keeps all tokens"
-            )
-        if way and axes_in(past) != axes_out(way):
-            raise RefusedError(
-                f"graph output {name} (layer {site.layer}) has its axes in another order than "
-                f"{root_of(past).name}, so that one call's output is not the next call's input; "
-                "export with equal layouts"
             )
 
 

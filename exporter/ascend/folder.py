@@ -240,7 +240,11 @@ def _manifest(manifest: Manifest, ascend: AscendModel, static: StaticGraphs) -> 
         prompt_length="prompt_length",  # likewise
         logits=static_plan.LOGITS,
         last_token_logits=True,
-        cache=tuple(_cache(layer, geometry) for layer, geometry in enumerate(ascend.layers)),
+        cache=tuple(
+            _cache(layer, geometry)
+            for layer, geometry in enumerate(ascend.layers)
+            if geometry.owner == layer
+        ),
         shared_cache=False,
         left_padding=False,
         context_length=ascend.plan.slots,

@@ -70,8 +70,11 @@ class LintModel:
 
     @property
     def is_half(self) -> bool:
-        """Whether any tensor is float16."""
-        return any(info.elem_type == TensorProto.FLOAT16 for info in self.infos.values())
+        """Whether an input, an output or a constant is float16: not a rounding in between alone."""
+        ends = [self.infos.get(value.name) for value in (*self.graph.input, *self.graph.output)]
+        types = [info.elem_type for info in ends if info is not None]
+        types += [tensor.data_type for tensor in self.tensors()]
+        return TensorProto.FLOAT16 in types
 
     def tensors(self) -> Iterator[onnx.TensorProto]:
         """Initializers and the values of Constant nodes."""

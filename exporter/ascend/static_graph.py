@@ -22,7 +22,7 @@ from trianglemix.exporter.ascend.custom_operator import INPUTS
 from trianglemix.exporter.ascend.position_ranges import find_position_ranges
 from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph_roles import GraphRoles, find_roles
+from trianglemix.exporter.graph_roles import FLOATS, GraphRoles, find_roles
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.last_token import find_head
 from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
@@ -31,6 +31,7 @@ from trianglemix.exporter.walk import is_op, needed_input
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 _SCOPE: Final = "trianglemix/static"
+_LOGITS_TO_KEEP: Final = ("num_logits_to_keep", "logits_to_keep")
 AttentionForm = BlockForm | CustomForm
 _FORMS: Final[dict[Lowering, type[AttentionForm]]] = {"block": BlockForm, "custom": CustomForm}
 
@@ -41,6 +42,7 @@ class LayerGeometry:
 
     attention: Attention
     dtype: ir.DataType
+    owner: int  # the layer whose cache it reads: itself, or an earlier one that shares its keys
     is_sliding: bool  # the source model's own window: in the tail and in decoding too
 
     @property
@@ -63,7 +65,9 @@ def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeom
     for value in model.graph.inputs:
         if value.name in sizes and value.shape is not None:
             value.shape = ir.Shape([*list(value.shape)[:3], sizes[value.name]])
-    return [_geometry(node) for node in model.graph if is_triangle_attention(node)]
+    nodes = [node for node in model.graph if is_triangle_attention(node)]
+    owners = _owners(nodes)
+    return [_geometry(node, owner) for node, owner in zip(nodes, owners, strict=True)]
 
 
 class MakeStaticPass(ir.passes.InPlacePass):
@@ -89,6 +93,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         head = StaticTape(f"{_SCOPE}/positions")
         self._replace_lengths(graph, head, start)
         positions = self._positions(head, start)
+        _keep_all_logits(graph)
         if roles.position_ids is not None:
             roles.position_ids.replace_all_uses_with(positions)
         for counted, dtype in list(find_position_ranges(graph, roles)):
@@ -108,7 +113,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         if self._plan.lowering == "block":
             graph.opset_imports.pop(contract.DOMAIN, None)
         common.RemoveUnusedNodesPass()(model)
-        _check_free(value for value in old_inputs if value is not roles.input_ids)
+        _check_free((x for x in old_inputs if x is not roles.input_ids), roles)
         graph.inputs[:] = [value for value in graph.inputs if value.uses()]
         graph.sort()
         return ir.passes.PassResult(model, True)
@@ -153,16 +158,24 @@ class MakeStaticPass(ir.passes.InPlacePass):
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """The cache inputs and the outputs of new rows, in the order of the layers."""
         nodes = [node for node in graph if is_triangle_attention(node)]
+        owners = _owners(nodes)
         tape = StaticTape(f"{_SCOPE}/attention")
         forms: dict[ir.DataType, AttentionForm] = {}
+        pasts: list[tuple[ir.Value, ir.Value]] = []
         inputs: list[ir.Value] = []
         outputs: list[ir.Value] = []
         for layer, node in enumerate(nodes):
-            geometry = _geometry(node)
+            geometry = _geometry(node, owners[layer])
             if geometry.dtype not in forms:
                 form = _FORMS[self._plan.lowering]
                 forms[geometry.dtype] = form(tape, start, self._call, geometry.dtype)
-            past = _cache_values(layer, geometry, self._call.slots)
+            shares = geometry.owner != layer
+            past = (
+                pasts[geometry.owner]
+                if shares
+                else _cache_values(layer, geometry, self._call.slots)
+            )
+            pasts.append(past)
             for old, new in zip(node.inputs[3:5], past, strict=True):
                 assert old is not None
                 old.replace_all_uses_with(new)  # others read its other sizes
@@ -171,8 +184,8 @@ class MakeStaticPass(ir.passes.InPlacePass):
             graph.insert_before(node, tape.nodes[done:])
             made.output.type = made.output.type or node.outputs[0].type
             node.outputs[0].replace_all_uses_with(made.output)
-            inputs += past
-            outputs += _named(layer, geometry, made)
+            inputs += [] if shares else past
+            outputs += [] if shares else _named(layer, geometry, made)
         for constant in tape.initializers:
             graph.register_initializer(constant)
         return inputs, outputs
@@ -238,7 +251,13 @@ def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
             node.outputs[0].replace_all_uses_with(tape.constant(np.zeros(1, np.bool_)))
 
 
-def _geometry(node: ir.Node) -> LayerGeometry:
+def _owners(nodes: Sequence[ir.Node]) -> list[int]:
+    """For each attention the first one that reads the same past."""
+    first: dict[ir.Value | None, int] = {}
+    return [first.setdefault(node.inputs[3], layer) for layer, node in enumerate(nodes)]
+
+
+def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
     more = [value for value in node.inputs[len(INPUTS) :] if value is not None]
     if more:
         raise RefusedError(
@@ -271,7 +290,7 @@ def _geometry(node: ir.Node) -> LayerGeometry:
         attributes.get_float(contract.ATTR_SCALE, 0.0),
         attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
     )
-    return LayerGeometry(attention, dtype, is_never_last(needed_input(node, 7)))
+    return LayerGeometry(attention, dtype, owner, is_never_last(needed_input(node, 7)))
 
 
 def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:
@@ -305,13 +324,43 @@ def _forget_default(graph: ir.Graph) -> None:
     graph.initializers.pop(PROMPT_LENGTH, None)
 
 
-def _check_free(values: Iterable[ir.Value]) -> None:
+def _keep_all_logits(graph: ir.Graph) -> None:
+    """A choice of how many logits to keep is 0, all of them: the tail picks its row itself."""
+    for value in graph.inputs:
+        if value.name in _LOGITS_TO_KEEP and value.dtype is not None:
+            sizes = [size if isinstance(size, int) else 1 for size in value.shape or ()]
+            tape = StaticTape(f"{_SCOPE}/{value.name}")
+            all_of_them = tape.constant(np.zeros(sizes, value.dtype.numpy()))
+            value.replace_all_uses_with(all_of_them)
+            _prepend(graph, tape)
+
+
+def _check_free(values: Iterable[ir.Value], roles: GraphRoles) -> None:
     for value in values:
         consumers = list(value.consumers())
         if consumers:
             node = consumers[0]
             raise RefusedError(
                 f"node {node.name} ({node.op_type}) reads {value.name} outside of attention; a "
-                "static graph over one cache cannot give it that. Export the model with the input "
-                "position_ids"
+                f"static graph over one cache cannot give it that: {_advice(value, roles)}"
             )
+
+
+def _advice(value: ir.Value, roles: GraphRoles) -> str:
+    """Why, and what to do about it."""
+    axes = 0 if value.shape is None else len(value.shape)
+    if value is roles.attention_mask or value in roles.caches:
+        if roles.position_ids is None:
+            return "export the model with the input position_ids, so that nothing counts from it"
+        return "it knows positions, not masks; use --target cpu or cuda"
+    if "position" in (value.name or ""):
+        return (
+            f"positions with {axes} axes (sections for images and text) are not the tokens' "
+            "numbers; use --target cpu or cuda, or export the text model alone"
+        )
+    if value.dtype in FLOATS and axes > 1:
+        return (
+            "it is a state besides keys and values (of a convolution or a recurrent layer), and "
+            "static graphs carry none; use --target cpu or cuda"
+        )
+    return "nothing says what it means; use --target cpu or cuda, or export without that input"
