@@ -57,7 +57,8 @@ def inspect_model(source: Path) -> Inspection:
     external = sum(tensor.nbytes for tensor in external_tensors(model))
     normalize(model)
     roles = find_roles(model.graph)
-    sites = find_sites(MatchContext(model.graph, roles), all_patterns())
+    context = MatchContext(model.graph, roles)
+    sites = find_sites(context, all_patterns())
     return Inspection(
         path=found.path,
         producer=" ".join(x for x in (model.producer_name, model.producer_version) if x),
@@ -67,7 +68,7 @@ def inspect_model(source: Path) -> Inspection:
         external_bytes=external,
         roles=roles,
         sites=sites,
-        obstacle=_obstacle(sites, roles),
+        obstacle=_obstacle(sites, context),
     )
 
 
@@ -97,9 +98,9 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     )
 
 
-def _obstacle(sites: Sites, roles: GraphRoles) -> str | None:
+def _obstacle(sites: Sites, context: MatchContext) -> str | None:
     try:
-        check_understood(sites, roles)
+        check_understood(sites, context)
     except RefusedError as error:
         return str(error)
     return None

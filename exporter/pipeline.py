@@ -118,9 +118,10 @@ def _find(job: _Job) -> _Found:
     normalize(model)
     roles, interface = find_roles(model.graph), interface_of(model.graph)
     observer.stage("find attention")
-    sites = find_sites(MatchContext(model.graph, roles), all_patterns(), observer.progress)
+    context = MatchContext(model.graph, roles)
+    sites = find_sites(context, all_patterns(), observer.progress)
     observer.sites(sites)
-    check_understood(sites, roles)
+    check_understood(sites, context)
     choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
     return _Found(source, model, roles, interface, sites, choice)
 

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.exporter.clues import clue
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.head_trace import root_of
@@ -213,7 +214,7 @@ def _types(site: AttentionSite) -> tuple[set[ir.DataType | None], ir.DataType | 
     return found, ir.DataType.FLOAT if wide else kept.pop()
 
 
-def check_understood(sites: Sites, roles: GraphRoles) -> None:
+def check_understood(sites: Sites, context: MatchContext) -> None:
     """Refuses a graph of which some attention, or some cache input, is not understood."""
     refused = [refusal for refusal in sites.near_misses if refusal.is_attention]
     if refused:
@@ -222,13 +223,15 @@ def check_understood(sites: Sites, roles: GraphRoles) -> None:
     if not sites.found:
         raise RefusedError(
             "the graph holds no attention that trianglemix knows; --explain lists what came close"
+            + clue(context.graph, context.content)
         )
     used = {root_of(value) for site in sites.found for value in site.past or ()}
-    for cache in roles.caches:
+    for cache in context.roles.caches:
         if cache not in used:
             raise RefusedError(
                 f"graph input {cache.name} {cache.shape} looks like a cache, but no attention "
                 "that trianglemix knows uses it; --explain lists what came close"
+                + clue(context.graph, context.content)
             )
 
 

@@ -15,6 +15,7 @@ from trianglemix.custom_ops.reference import Attention, Call
 from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
 from trianglemix.exporter.head_trace import Heads
 from trianglemix.exporter.lengths import NEVER_LAST
+from trianglemix.exporter.patterns._softmax_reasons import why_other_numbers
 from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 from trianglemix.exporter.probe import (
     CallSizes,
@@ -53,11 +54,22 @@ def measure(walk: Walk, context: MatchContext) -> Measured:
     mask = measure_mask(context, weights, partial(_boundary, walk, shape), walk.has_past)
     outputs = [*walk.outputs, *(factor.value for factor in walk.factors)]
     probe = _Probe(walk, context, shape, mask, cut_out(context.graph, walk.boundary, outputs))
-    found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
+    try:
+        found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
+    except CutError as error:
+        raise _explained(error, probe) from error
     if len(found) > 1:
         raise CutError("its scale or the layout of its output changes from call to call")
     (measured,) = found
     return measured
+
+
+def _explained(error: CutError, probe: _Probe) -> CutError:
+    """The error with its cause, where the numbers tell one."""
+    walk, sizes = probe.walk, calls_for(probe.walk.has_past)[0]
+    shapes = partial(_all_heads, walk, probe.shape)
+    reason = why_other_numbers(probe.context, walk.weights, shapes, sizes)
+    return error if reason is None else CutError(reason)
 
 
 def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:
@@ -117,10 +129,19 @@ def _boundary(
     walk: Walk, shape: AttentionShape, sizes: CallSizes
 ) -> dict[ir.Value, tuple[int, ...]]:
     """Shapes of scores (one head if that does), queries, and keys and values with their past."""
+    shapes = _all_heads(walk, shape, sizes)
+    if walk.one_head_does:
+        one = {**_axis_sizes(shape, sizes, shape.head_size), "H": 1, "R": 1}
+        shapes[walk.scores] = sizes_by_axis(walk.axes, one)
+    return shapes
+
+
+def _all_heads(
+    walk: Walk, shape: AttentionShape, sizes: CallSizes
+) -> dict[ir.Value, tuple[int, ...]]:
     axes = _axis_sizes(shape, sizes, shape.head_size)
-    scores = {**axes, "H": 1, "R": 1} if walk.one_head_does else axes
     return {
-        walk.scores: sizes_by_axis(walk.axes, scores),
+        walk.scores: sizes_by_axis(walk.axes, axes),
         walk.query: sizes_by_axis(walk.query_axes, axes),
         **_heads_shapes(walk.key, sizes),
         **_heads_shapes(walk.value, sizes),

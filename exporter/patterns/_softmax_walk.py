@@ -51,6 +51,13 @@ class Walk:
     views: bool
 
     @property
+    def weights(self) -> ir.Value:
+        """What the values are summed with."""
+        product = self.outputs[0].producer()
+        assert product is not None
+        return needed_input(product, 0)
+
+    @property
     def has_past(self) -> bool:
         return self.key.past is not None
 
@@ -150,12 +157,24 @@ def _trouble(key: Heads, value: Heads) -> str | None:
 
 
 def _why_no_scores(softmax: ir.Node) -> str:
-    source = producer_of(softmax.inputs[0], "Concat")
-    if source is not None:
-        return (
-            f"its scores are joined with something else before the Softmax ({source.name}): "
-            "attention sinks, which the operator has no counterpart for"
-        )
+    value = softmax.inputs[0]
+    for _ in range(_MAX_STEPS):
+        source = None if value is None else value.producer()
+        if source is None:
+            break
+        if is_op(source, "Concat"):
+            return (
+                f"its scores are joined with something else before the Softmax ({source.name}): "
+                "attention sinks, which the operator has no counterpart for"
+            )
+        if is_op(source, "DequantizeLinear"):
+            return (
+                f"its scores are quantised ({source.name}): quantise the weights alone "
+                "(onnxruntime's quantizers: extra_options={'MatMulConstBOnly': True})"
+            )
+        if not is_op(source, *_ON_SCORES):
+            break
+        value = source.inputs[0]
     return "no product of queries and keys found behind the Softmax"
 
 

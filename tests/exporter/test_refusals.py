@@ -36,10 +36,6 @@ def test_bidirectional_attention(tmp_path: Path) -> None:
     assert "Softmax" in message, "the node's name is missing"
 
 
-def test_a_bias_on_the_scores(tmp_path: Path) -> None:
-    assert "numbers differ from attention's" in _refusal(odd_models.biased(), tmp_path)
-
-
 def test_values_scaled_inside(tmp_path: Path) -> None:
     def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
         two = build.constant("two", np.array(2, np.float32))
