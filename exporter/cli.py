@@ -101,7 +101,7 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
 @click.option("--verify", is_flag=True, help="Run source and export and compare their logits.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Largest error that --verify allows.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors, of --inspect the verdict.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -123,7 +123,7 @@ def command(context: click.Context, /, **_: object) -> None:
         _lint(given, console)
         return
     if given["inspect"]:
-        print_inspection(inspect_model(given["source"]), console)
+        print_inspection(inspect_model(given["source"]), _console(False), quiet=quiet)
         return
     options = _options(given)
     _set_up_logging(given["log_level"])

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from trianglemix.custom_ops.interface import GraphInput, Shape
+from trianglemix.exporter.cache_ports import find_ports
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.find_source import find_source
+from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.model_io import external_tensors, load_model
 from trianglemix.exporter.normalize import normalize
 from trianglemix.exporter.registry import all_patterns
 from trianglemix.exporter.report import print_near_misses
+from trianglemix.exporter.runtime_fit import why_not_run
 from trianglemix.exporter.sites import (
     AttentionSite,
     MatchContext,
@@ -38,6 +42,7 @@ class Inspection:
     external_bytes: int
     roles: GraphRoles
     sites: Sites
+    interface: GraphInterface
     obstacle: str | None
 
 
@@ -68,34 +73,82 @@ def inspect_model(source: Path) -> Inspection:
         external_bytes=external,
         roles=roles,
         sites=sites,
+        interface=read_interface(model.graph, roles, find_ports(model.graph, sites.found)),
         obstacle=_obstacle(sites, context),
     )
 
 
-def print_inspection(inspection: Inspection, console: Console) -> None:
-    """The model, its inputs by role, a row per attention, and what was not understood."""
-    console.print(
-        f"{inspection.path}: opset {inspection.opset}, IR {inspection.ir_version}, "
-        f"{inspection.num_nodes} nodes, {inspection.external_bytes / 1e9:.2f} GB beside it"
-        + (f", written by {inspection.producer}" if inspection.producer else ""),
-        highlight=False,
-        markup=False,
-    )
-    for line in _role_lines(inspection.roles):
-        console.print(line, highlight=False, markup=False)
+def print_inspection(inspection: Inspection, console: Console, *, quiet: bool = False) -> None:
+    """The model, its interface, a row per attention, and what was not understood.
+
+    `quiet` leaves the file, the number of attentions and the verdicts.
+    """
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    forms = ", ".join(dict.fromkeys(site.form for site in inspection.sites.found))
+    if quiet:
+        found = len(inspection.sites.found)
+        line(f"{inspection.path}: {found} attentions" + (f" ({forms})" if forms else ""))
+    else:
+        line(
+            f"{inspection.path}: opset {inspection.opset}, IR {inspection.ir_version}, "
+            f"{inspection.num_nodes} nodes, {inspection.external_bytes / 1e9:.2f} GB beside it"
+            + (f", written by {inspection.producer}" if inspection.producer else "")
+        )
+        console.print(_interface_table(inspection.interface))
+        console.print(_attention_table(inspection.sites))
+        print_near_misses(inspection.sites.near_misses, console)
+    verdict = inspection.obstacle
+    line("can be exported" if verdict is None else f"would be refused: {verdict}")
+    reason = why_not_run(inspection.interface)
+    if reason is not None:
+        line(f"trianglemix-run could not run the export: {reason}")
+
+
+def _interface_table(interface: GraphInterface) -> Table:
+    """A row per input and output; those of many layers that are alike share one."""
+    table = Table()
+    for name in ("", "name", "is for", "type", "shape", "from"):
+        table.add_column(name)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for value in interface.inputs:
+        key = ("input", value.role, value.dtype, _shape(value.shape), _origin(value))
+        rows.setdefault(key, []).append(value.name)
+    for output in interface.outputs:
+        made = ("output", output.role, output.dtype, _shape(output.shape), "")
+        rows.setdefault(made, []).append(output.name)
+    for (side, role, dtype, shape, origin), names in rows.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        cells = (side, names[0] + more, role.replace("_", " "), dtype, shape, origin)
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _origin(value: GraphInput) -> str:
+    """Where a call's value comes from, in words that are alike for layers that are alike."""
+    if not value.is_carried:
+        return {"optional": "its default", "unknown": "its user"}.get(value.role, "tokens")
+    if value.carried_from is None:
+        return "nothing"
+    kind = "new tokens" if value.appends else "output"
+    return f"{kind}, axes {list(value.permutation)}" if value.permutation else kind
+
+
+def _shape(shape: Shape | None) -> str:
+    if shape is None:
+        return "?"
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+def _attention_table(sites: Sites) -> Table:
     table = Table()
     for name in ("layer", "found as", "heads", "head size", "scale", "mask", "cache", "node"):
         table.add_column(name)
-    for site in inspection.sites.found:
-        table.add_row(*_cells(site))
-    console.print(table)
-    print_near_misses(inspection.sites.near_misses, console)
-    verdict = inspection.obstacle
-    console.print(
-        "can be exported" if verdict is None else f"would be refused: {verdict}",
-        highlight=False,
-        markup=False,
-    )
+    for site in sites.found:
+        table.add_row(*map(escape, _cells(site)))
+    return table
 
 
 def _obstacle(sites: Sites, context: MatchContext) -> str | None:
@@ -104,22 +157,6 @@ def _obstacle(sites: Sites, context: MatchContext) -> str | None:
     except RefusedError as error:
         return str(error)
     return None
-
-
-def _role_lines(roles: GraphRoles) -> list[str]:
-    named: dict[str, ir.Value | None] = {
-        "tokens": roles.input_ids,
-        "attention mask": roles.attention_mask,
-        "positions": roles.position_ids,
-        "logits": roles.logits,
-    }
-    lines = [
-        f"{role}: {value.name} {value.shape}" if value is not None else f"{role}: none"
-        for role, value in named.items()
-    ]
-    first = roles.caches[0] if roles.caches else None
-    more = "" if first is None else f": {first.name} {first.shape} {first.dtype} and so on"
-    return [*lines, f"caches: {len(roles.caches)}{more}"]
 
 
 def _cells(site: AttentionSite) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.exporter.ascend.prediction import Prediction
@@ -138,9 +139,9 @@ def print_report(report: ExportReport, console: Console) -> None:
     console.print(table)
     console.print(f"layers chosen by: {report.layer_choice}", highlight=False)
     for line in summary_lines(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
 
 
 def summary_lines(report: ExportReport) -> list[str]:
