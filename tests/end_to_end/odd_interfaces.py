@@ -1,0 +1,217 @@
+"""Decoders with odd interfaces, written without the product, and their sources' logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.odd.calls import Call, make_feeds
+from tests.odd.decoder import write_model
+from tests.odd.odd_model import HEAD_SIZE, VOCABULARY, OddModel
+
+Array = NDArray[Any]
+Change = Callable[[onnx.ModelProto], None]
+
+PLAIN: Final = OddModel(
+    seed=4, mask="causal", size=40, scale="times", window_layers=(), num_layers=2,
+    spelling="softmax", repeat="expand", kv_heads=2, opset=18, dtype="float32", mask_form="where",
+    cache="BHTD", cache_dtype="float32", ids_dtype="int64", mask_dtype="int64", positions="rank2",
+    batch="batch", present="joined", extra="nothing", attribute="none", storage="inside",
+    branches=False, shares=False, shapes=True, shuffled=False,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A decoder: the plain one with other choices, its file then changed by hand.
+
+    `feeds` are what its source is given beside the usual.
+    """
+
+    choices: dict[str, Any]
+    change: Change | None = None
+    feeds: Callable[[int], dict[str, Array]] = lambda length: {}
+
+    @property
+    def model(self) -> OddModel:
+        return replace(PLAIN, **self.choices)
+
+    def write(self, path: Path) -> Path:
+        """Saves the source."""
+        proto = write_model(self.model)
+        if self.change is not None:
+            self.change(proto)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(proto, path)
+        return path
+
+    def logits(self, path: Path, text: list[int]) -> Array:
+        """The source's logits `[vocabulary]` after a text, read whole over an empty cache."""
+        session = _open(path)
+        names = {value.name for value in session.get_inputs()}
+        feeds = make_feeds(self.model, Call(len(text)), 0)
+        feeds["input_ids"] = np.array([text]).astype(self.model.ids_dtype)
+        feeds |= self.feeds(len(text))
+        used = {name: array for name, array in feeds.items() if name in names}
+        (logits,) = session.run(["logits"], used)
+        return np.asarray(logits)[0, -1]
+
+
+@cache
+def _open(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def presents_of_new_tokens(proto: onnx.ModelProto) -> None:
+    """Each present shows the call's new keys or values alone."""
+    for node in _appends(proto):
+        present = node.output[0]
+        _rename(proto, present, f"{present}/joined")
+        proto.graph.node.append(helper.make_node("Identity", [node.input[1]], [present]))
+        _declare(proto, present, ["batch", PLAIN.kv_heads, "length", HEAD_SIZE])
+
+
+def presents_transposed(proto: onnx.ModelProto) -> None:
+    """Each present has its axes in another order than its past."""
+    for node in _appends(proto):
+        present = node.output[0]
+        _rename(proto, present, f"{present}/joined")
+        perm = [0, 2, 1, 3]
+        proto.graph.node.append(
+            helper.make_node("Transpose", [f"{present}/joined"], [present], perm=perm)
+        )
+        _declare(proto, present, ["batch", "total", PLAIN.kv_heads, HEAD_SIZE])
+
+
+def one_token_a_call(proto: onnx.ModelProto) -> None:
+    """The number of new tokens is fixed at one."""
+    for value in proto.graph.input:
+        if value.name in ("input_ids", "position_ids"):
+            value.type.tensor_type.shape.dim[-1].dim_value = 1
+
+
+def states_of_other_names(proto: onnx.ModelProto) -> None:
+    """Nothing in a name tells which output is which input a step later."""
+    for old, new in (("past_conv.0", "a"), ("present_conv.0", "b")):
+        _rename(proto, old, new)
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.name = new if value.name == old else value.name
+
+
+def state_read_by_one_token(proto: onnx.ModelProto) -> None:
+    """The state is added to the first column instead of standing before it."""
+    node = next(node for node in proto.graph.node if "past_conv.0" in node.input)
+    proto.graph.node.insert(
+        list(proto.graph.node).index(node),
+        helper.make_node("Identity", ["past_conv.0"], ["kept"]),
+    )
+    node.input[list(node.input).index("past_conv.0")] = "kept_too"
+    proto.graph.node.insert(
+        list(proto.graph.node).index(node),
+        helper.make_node("Add", ["kept", "kept"], ["kept_too"]),
+    )
+
+
+def counted_logits_as_a_list(proto: onnx.ModelProto) -> None:
+    """`num_logits_to_keep` as `[1]`."""
+    for value in proto.graph.input:
+        if value.name == "num_logits_to_keep":
+            value.type.tensor_type.shape.dim.add().dim_value = 1
+    for node in list(proto.graph.node):
+        if node.op_type == "Unsqueeze" and _producer(proto, node.input[0]) == "Neg":
+            node.op_type = "Identity"
+            del node.input[1:]
+
+
+def an_input_with_a_default(proto: onnx.ModelProto) -> None:
+    """`gain` scales the embeddings; its default stands among the initializers."""
+    _scale_embeddings(proto, "gain")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1.5), "gain"))
+
+
+def an_input_that_nobody_knows(proto: onnx.ModelProto) -> None:
+    """`gain` without a default."""
+    _scale_embeddings(proto, "gain")
+
+
+def lengths_as_inputs(proto: onnx.ModelProto) -> None:
+    """`total_sequence_length`, `past_sequence_length` and `seqlens_k`, of which one is used."""
+    for name, shape in (("total_sequence_length", []), ("past_sequence_length", [1]),
+                        ("seqlens_k", ["batch"])):  # fmt: skip
+        proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, shape))
+    first = _embedding(proto)
+    out, inner = first.output[0], "embedded"
+    first.output[0] = inner
+    sum_ = [
+        helper.make_node("Unsqueeze", ["seqlens_k", "axes/1"], ["seqlens/2"]),
+        helper.make_node("Add", ["total_sequence_length", "past_sequence_length"], ["lengths/0"]),
+        helper.make_node("Add", ["lengths/0", "seqlens/2"], ["lengths/1"]),
+        helper.make_node("Cast", ["lengths/1"], ["lengths/2"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["lengths/2", "lengths/factor"], ["lengths/3"]),
+        helper.make_node("Unsqueeze", ["lengths/3", "axes/1"], ["lengths/4"]),
+        helper.make_node("Add", [inner, "lengths/4"], [out]),
+    ]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes/1"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.05), "lengths/factor"))
+    at = list(proto.graph.node).index(first)
+    for number, node in enumerate(sum_):
+        proto.graph.node.insert(at + 1 + number, node)
+
+
+def _scale_embeddings(proto: onnx.ModelProto, name: str) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    first = _embedding(proto)
+    out = first.output[0]
+    first.output[0] = "embedded"
+    at = list(proto.graph.node).index(first)
+    proto.graph.node.insert(at + 1, helper.make_node("Mul", ["embedded", name], [out]))
+
+
+def _embedding(proto: onnx.ModelProto) -> onnx.NodeProto:
+    return next(x for x in proto.graph.node if x.op_type == "Gather" and x.input[1] == "input_ids")
+
+
+def _appends(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [
+        node
+        for node in proto.graph.node
+        if node.op_type == "Concat" and node.output[0].startswith("present.")
+    ]
+
+
+def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
+    """A value inside; an input or output of the graph keeps its declaration."""
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+def _declare(proto: onnx.ModelProto, name: str, shape: list[Any]) -> None:
+    for value in proto.graph.output:
+        if value.name == name:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(name, kind, shape))
+
+
+def _producer(proto: onnx.ModelProto, name: str) -> str:
+    return next(node.op_type for node in proto.graph.node if name in node.output)
+
+
+def prompt(length: int, seed: int = 3) -> list[int]:
+    """Random tokens."""
+    ids: list[int] = np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
+    return ids
