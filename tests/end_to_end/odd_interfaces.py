@@ -147,26 +147,30 @@ def an_input_that_nobody_knows(proto: onnx.ModelProto) -> None:
 
 
 def lengths_as_inputs(proto: onnx.ModelProto) -> None:
-    """`total_sequence_length`, `past_sequence_length` and `seqlens_k`, of which one is used."""
+    """The embeddings times `1 + (seqlens_k + 1 - total) + 2 (total - past - S)`: times 1."""
     for name, shape in (("total_sequence_length", []), ("past_sequence_length", [1]),
                         ("seqlens_k", ["batch"])):  # fmt: skip
         proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, shape))
     first = _embedding(proto)
     out, inner = first.output[0], "embedded"
     first.output[0] = inner
-    sum_ = [
-        helper.make_node("Unsqueeze", ["seqlens_k", "axes/1"], ["seqlens/2"]),
-        helper.make_node("Add", ["total_sequence_length", "past_sequence_length"], ["lengths/0"]),
-        helper.make_node("Add", ["lengths/0", "seqlens/2"], ["lengths/1"]),
-        helper.make_node("Cast", ["lengths/1"], ["lengths/2"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["lengths/2", "lengths/factor"], ["lengths/3"]),
-        helper.make_node("Unsqueeze", ["lengths/3", "axes/1"], ["lengths/4"]),
-        helper.make_node("Add", [inner, "lengths/4"], [out]),
+    factor = [
+        helper.make_node("Shape", ["input_ids"], ["length/0"], start=1, end=2),
+        helper.make_node("Cast", ["length/0"], ["length/1"], to=TensorProto.INT32),
+        helper.make_node("Add", ["past_sequence_length", "length/1"], ["end/0"]),
+        helper.make_node("Sub", ["total_sequence_length", "end/0"], ["apart/0"]),
+        helper.make_node("Add", ["apart/0", "apart/0"], ["apart/1"]),
+        helper.make_node("Sub", ["seqlens_k", "total_sequence_length"], ["last/0"]),
+        helper.make_node("Add", ["last/0", "apart/1"], ["sum/0"]),
+        helper.make_node("Add", ["sum/0", "two"], ["sum/1"]),
+        helper.make_node("Cast", ["sum/1"], ["sum/2"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["sum/2", "axes/12"], ["sum/3"]),
+        helper.make_node("Mul", [inner, "sum/3"], [out]),
     ]
-    proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes/1"))
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.05), "lengths/factor"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "axes/12"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(2, np.int32), "two"))
     at = list(proto.graph.node).index(first)
-    for number, node in enumerate(sum_):
+    for number, node in enumerate(factor):
         proto.graph.node.insert(at + 1 + number, node)
 
 

@@ -140,6 +140,16 @@ def test_a_triangle_in_chunks_is_one_in_one_pass(name: str, tmp_path: Path) -> N
     assert np.abs(dense - whole).max() > 1e-3 * np.abs(dense).max()
 
 
+def test_without_a_cache_decoding_is_what_it_is_with_one(tmp_path: Path) -> None:
+    """What the prompt's rows dropped stays dropped, and a new token's row drops nothing."""
+    steps, read = [prompt(40), *([x] for x in prompt(4, seed=1))], []
+    for name in ("int32", "no cache"):
+        first, small = LayerRequest(layers=(0,)), PatternRequest(sink=2, window=5, last=3)
+        exported(INTERFACES[name], tmp_path / name, layers=first, pattern=small)
+        read.append(np.stack(runs(session_of(tmp_path / name), steps, 40)))
+    np.testing.assert_allclose(read[1], read[0], rtol=0, atol=1e-4 * np.abs(read[0]).max())
+
+
 def test_a_state_of_unknown_use_takes_no_chunks(tmp_path: Path) -> None:
     interface = Interface({"extra": "convolution"}, odd.state_read_by_one_token)
     report = exported(interface, tmp_path)
