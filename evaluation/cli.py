@@ -116,13 +116,15 @@ def _evaluate(options: _Options, console: Console) -> None:
 
 
 def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> list[ModelRun]:
+    """The baseline last: a model that cannot have triangle layers is refused before it runs."""
     total = len(models) * len(setup.tasks) * setup.samples
     with Progress(console=console) as bar:
         task = bar.add_task("loading", total=total)
-        return [
+        runs = [
             run_model(name, load, setup, lambda text: bar.update(task, advance=1, description=text))
-            for name, load in models
+            for name, load in reversed(models)
         ]
+    return runs[::-1]
 
 
 def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Loader:

@@ -70,7 +70,7 @@ def compute_reference(model: Any) -> Reference:
     count = torch.arange(len(_PADS) * _PROMPT).reshape(len(_PADS), _PROMPT)
     ids = _FIRST_ID + count * 7 % max(1, vocabulary - _FIRST_ID)
     mask = (torch.arange(_PROMPT)[None] >= torch.tensor(_PADS)[:, None]).to(torch.int64)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) + _shifts(model.config)
     with torch.no_grad():
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
@@ -86,6 +86,16 @@ def compute_reference(model: Any) -> Reference:
             "position_ids of the graph would be given; this model cannot be exported"
         )
     return reference
+
+
+def _shifts(config: Any) -> torch.Tensor:
+    """`[B, 1]`: where each row starts, up to the end of the context.
+
+    What acts on far positions only (a scale that grows with them) is checked too.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or _PROMPT
+    last = max(0, int(limit) - _PROMPT)
+    return torch.tensor([[0], [last // 2], [last]])
 
 
 def check_traced_model(

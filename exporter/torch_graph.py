@@ -27,7 +27,7 @@ from trianglemix.exporter.torch_attention import (
     classify_mask,
     register_symbolics,
 )
-from trianglemix.exporter.torch_refusals import refuse_missing_layers
+from trianglemix.exporter.torch_refusals import ONNX_ROUTE, refuse_missing_layers
 
 OPSET: Final = 18
 IMPLEMENTATION: Final = "trianglemix_export"
@@ -86,12 +86,20 @@ class FlatModel(torch.nn.Module):
         Raises:
             RefusedError: a layer computes something that the operator does not.
         """
-        count = int(self.model.config.get_text_config().num_hidden_layers)
+        count = _count_layers(self.model)
         ids = torch.arange(3, 7)[None]
         empty = [torch.zeros(1, 1, 0, 1) for _ in range(2 * count)]
         self._measuring = True
-        with torch.no_grad():
-            _, *present = self(ids, torch.ones_like(ids), torch.arange(4)[None], empty)
+        try:
+            with torch.no_grad():
+                _, *present = self(ids, torch.ones_like(ids), torch.arange(4)[None], empty)
+        except IndexError as error:
+            if "list index" not in str(error):
+                raise
+            raise RefusedError(
+                f"{type(self.model).__name__} keeps more caches than it numbers attention modules "
+                f"({count}): a layer calls attention more than once; this model cannot be exported"
+            ) from error
         self._measuring = False
         return tuple(
             CacheSizes(key.shape[1], key.shape[3], value.shape[3])
@@ -105,6 +113,13 @@ class FlatModel(torch.nn.Module):
     def _attend(self, *arguments: Any, **named: Any) -> tuple[torch.Tensor, None]:
         assert self._trace is not None, "attention runs inside forward only"
         return self._trace.attend(*arguments, **named)
+
+
+def _count_layers(model: Any) -> int:
+    """By the numbers of its attention modules; a decoder's configuration may count an encoder."""
+    numbers = [getattr(module, "layer_idx", None) for module in model.modules()]
+    known = [number for number in numbers if isinstance(number, int)]
+    return max(known) + 1 if known else int(model.config.get_text_config().num_hidden_layers)
 
 
 def _closed(*_: Any, **__: Any) -> tuple[torch.Tensor, None]:
@@ -180,6 +195,10 @@ def _trace(flat: FlatModel, arguments: tuple[Any, ...], layers: int, path: Path)
         )
 
 
+class FrozenDecisionError(RefusedError):
+    """The model's code decides by its input, which a trace would freeze."""
+
+
 @contextlib.contextmanager
 def refuse_frozen_values() -> Iterator[None]:
     """A trace that turns a tensor into a Python value would be wrong for every other input."""
@@ -195,10 +214,9 @@ def refuse_frozen_values() -> Iterator[None]:
             continue
         if _compares_shapes(linecache.getline(warning.filename, warning.lineno)):
             continue  # the same for every input, or one of the checked sizes would differ
-        raise RefusedError(
+        raise FrozenDecisionError(
             f"the model's code decides by its input at {Path(warning.filename).name}:"
-            f"{warning.lineno}, which a graph cannot follow; this model cannot be exported from "
-            "its folder"
+            f"{warning.lineno}, which a graph cannot follow; {ONNX_ROUTE}"
         )
 
 

@@ -64,8 +64,8 @@ def refuse_other_layers(model: Any) -> None:
             "keeps a state of its own in place of keys and values"
         )  # fmt: skip
         raise RefusedError(
-            f"{named(layers)} of {type(model).__name__} {is_are(layers)} {kind}, which {keeps}; "
-            "this model cannot be exported from its folder"
+            f"{named(layers)} of {type(model).__name__} {is_are(layers)} {kind}, which {keeps}, so "
+            f"the folder cannot be exported; {ONNX_ROUTE}"
         )
 
 
@@ -85,27 +85,25 @@ def refuse_missing_layers(model: Any, missing: Sequence[int], entered: Sequence[
     )
 
 
+def refuse_experts(model: Any, reason: str) -> None:
+    """Raises RefusedError where tracing failed, for `reason`, and the model sorts by expert."""
+    for module in model.modules():
+        if re.search(r"(Experts|MoE|MOE|MoeBlock|MoeLayer)$", type(module).__name__):
+            raise RefusedError(
+                f"{type(model).__name__} is a mixture of experts ({type(module).__name__}), whose "
+                f"tokens are sorted by expert at run time, which a trace cannot follow ({reason}); "
+                f"{_EXPERTS_ROUTE}"
+            )
+
+
 def unsupported_operator(model: Any, error: Exception) -> RefusedError:
     """torch's exporter has no ONNX form for an operation of the model."""
     found = re.search(r"'([\w:]+)'", str(error))
     operation = found[1] if found else str(error).splitlines()[0]
-    experts = next(
-        (
-            type(module).__name__
-            for module in model.modules()
-            if re.search(r"(Experts|MoE|Moe|MOE)\w*$", type(module).__name__)
-        ),
-        None,
-    )
-    if experts and operation.split("::")[-1] in ("histc", "_grouped_mm", "nonzero", "one_hot"):
-        return RefusedError(
-            f"{type(model).__name__} is a mixture of experts ({experts}), whose tokens are sorted "
-            f"by expert at run time ({operation}), which torch's exporter cannot write; "
-            f"{_EXPERTS_ROUTE}"
-        )
+    what = " (complex numbers)" if re.search("polar|complex", operation) else ""
     return RefusedError(
-        f"{type(model).__name__} uses the operation {operation}, for which torch's exporter has no "
-        f"ONNX form; {ONNX_ROUTE}"
+        f"{type(model).__name__} uses the operation {operation}{what}, for which torch's exporter "
+        f"has no ONNX form; {ONNX_ROUTE}"
     )
 
 

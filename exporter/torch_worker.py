@@ -29,9 +29,10 @@ from trianglemix.exporter.torch_check import (
     check_written_file,
     compute_reference,
 )
-from trianglemix.exporter.torch_graph import FlatModel, write_onnx
+from trianglemix.exporter.torch_graph import FlatModel, FrozenDecisionError, write_onnx
 from trianglemix.exporter.torch_refusals import (
     ONNX_ROUTE,
+    refuse_experts,
     refuse_moving_rope,
     refuse_other_layers,
     rope_types_of_model,
@@ -63,8 +64,14 @@ def export_model(folder: Path, path: Path, dtype: str, stage: Callable[[str], No
         stage("tracing the graph and writing it")
         try:
             write_onnx(flat, sizes, path)
+        except FrozenDecisionError as error:
+            refuse_experts(model, str(error).split(",")[0])
+            raise
         except UnsupportedOperatorError as error:
-            raise unsupported_operator(model, error) from error
+            refused = unsupported_operator(model, error)
+            if "::histc" in str(refused):
+                refuse_experts(model, "aten::histc")
+            raise refused from error
         flat.close()
         del flat, model  # torch's weights, before ONNX Runtime maps its own
         stage("checking the written graph")

@@ -81,6 +81,9 @@ def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) ->
     name = type(module).__name__
     if getattr(module, "layer_idx", None) is None:
         raise UnsupportedModelError(f"{name} calls its attention without the layer's number")
+    causal = given.get("is_causal")
+    if mask is None and not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise UnsupportedModelError(f"{name} is not causal attention")
     if mask is None:
         raise UnsupportedModelError(
             f"{name} calls its attention without a mask of transformers' mask interface, so "
@@ -96,9 +99,6 @@ def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) ->
             f"{name} asks for the mask {mask.unknown}, but the pattern is defined for plain causal "
             "attention only; use another attn_implementation for this input"
         )
-    causal = given.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise UnsupportedModelError(f"{name} is not causal attention")
     strange = unknown_arguments(given)
     if strange:
         raise UnsupportedModelError(

@@ -49,6 +49,12 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
             "prompt goes through causal attention"
         )
     calls = _observe(model)
+    count = int(text_config(model).num_hidden_layers)
+    if calls.modules and max(calls.modules) >= count:
+        raise UnsupportedModelError(
+            f"{name} numbers its attention up to {max(calls.modules)}, but its configuration "
+            f"counts {count} layers, so its layers cannot be chosen by number; {_ROUTE}"
+        )
     missing = [layer for layer in layers if layer not in calls.modules]
     if missing:
         raise UnsupportedModelError(
@@ -150,6 +156,11 @@ def _observe(model: nn.Module) -> _Calls:
 
 def _not_callable(model: nn.Module, error: Exception) -> UnsupportedModelError:
     first_line = (str(error).strip().splitlines() or [""])[0]
+    if _Mask.__name__ in first_line:
+        return UnsupportedModelError(
+            f"{type(model).__name__} computes with its attention mask, so it makes a mask of its "
+            "own, which the pattern does not know"
+        )
     return UnsupportedModelError(
         f"{type(model).__name__} cannot be called with input_ids and attention_mask under another "
         f"attention function ({type(error).__name__}: {first_line}), so its attention cannot be "

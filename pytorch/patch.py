@@ -93,8 +93,8 @@ def _check_layers(name: str, text: Any, layers: tuple[int, ...]) -> None:
     for layer in layers:
         if kinds[layer] != "full_attention":
             raise UnsupportedModelError(
-                f"layer {layer} of {name} is a {kinds[layer]} layer, but only full_attention "
-                "layers can be triangle layers; leave it out"
+                f"layer {layer} of {name} is {kinds[layer]}, but only full_attention layers can be "
+                "triangle layers; leave it out"
             )
     strange = sorted(set(kinds) & {"chunked_attention"})
     if strange:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.evaluation.cli import main
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
@@ -23,6 +23,7 @@ from trianglemix.runtime.session import TriangleSession
 from tests.commands import run_main
 from tests.end_to_end.test_tiny_llm import SilentObserver
 from tests.tiny_models import tiny_folder, tiny_model
+from tests.tiny_tokenizer import save_tokenizer
 
 PATTERN = TrianglePattern(4, 24, 8)
 LAYERS = (1, 2)
@@ -138,3 +139,16 @@ def test_a_bad_output_is_refused_before_the_work(folder: Path, tmp_path: Path) -
         assert reason in " ".join(result.err.split())
         assert "loading" not in result.err
     assert list(tmp_path.iterdir()) == [blocked]
+
+
+def test_attention_of_a_models_own_code_is_refused_before_the_baseline_runs(tmp_path: Path) -> None:
+    sizes = dict(vocab_size=259, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=4096)
+    config = AutoConfig.for_model("gptj", **sizes, bos_token_id=256, eos_token_id=257)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    output = tmp_path / "result.json"
+    result = run_main(main, tmp_path, "--layers", "1", "-o", output, "--tasks", "vt")
+    assert result.code == 1
+    assert "GPTJForCausalLM does not call transformers' attention interface" in result.err
+    assert "dense" not in result.err
+    assert not output.exists()

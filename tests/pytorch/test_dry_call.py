@@ -81,7 +81,7 @@ def test_a_hybrid_model_takes_its_attention_layers_only() -> None:
     model = tiny("lfm2", **sizes)
     before = logits(model)
     torch.testing.assert_close(logits(patch(model, wide)), before)
-    with pytest.raises(UnsupportedModelError, match="layer 0 of Lfm2ForCausalLM is a conv"):
+    with pytest.raises(UnsupportedModelError, match="layer 0 of Lfm2ForCausalLM is conv"):
         patch(model, TriangleMixConfig(triangle_layer_indices=[0]))
     figures = probe(model, ProbeSample(tuple(range(3, 43)), 7), TrianglePattern(2, 8, 4))
     assert figures.mean_abs[0] == [0, 0, 0]

@@ -168,7 +168,7 @@ def test_sliding_layers_stay_as_they_are() -> None:
         )
     tokens = patch(_model("gemma2"), wide).generate(ids, **settings)
     assert torch.equal(tokens, reference.generate(ids, **settings))
-    with pytest.raises(UnsupportedModelError, match=r"layer 2 of Gemma2\w+ is a sliding_"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 of Gemma2\w+ is sliding_"):
         patch(_model("gemma2"), CONFIG)
 
 
