@@ -70,6 +70,7 @@ class Manifest:
     inputs: tuple[GraphInput, ...] = ()
     outputs: tuple[GraphOutput, ...] = ()
     chunked_prefill: bool = True  # a prompt may come in several calls
+    length_switches: tuple[int, ...] = ()  # tokens at which the model computes otherwise
     runtime: str = RUNS  # or why trianglemix-run cannot run it, where plain ONNX Runtime can
 
     @property
@@ -115,6 +116,7 @@ class Manifest:
             content["pattern"] = TrianglePattern(**content["pattern"])
             content["cache"] = tuple(LayerCache(**layer) for layer in content["cache"])
             content["triangle_layers"] = tuple(content["triangle_layers"])
+            content["length_switches"] = tuple(content["length_switches"])
             content["inputs"] = read_inputs(content["inputs"])
             content["outputs"] = read_outputs(content["outputs"])
             if content.get("static") is not None:

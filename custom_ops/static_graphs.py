@@ -92,7 +92,8 @@ class StaticGraphs:
     def small_feeds(self, part: StaticPart, input_ids: str, ids: Array) -> dict[str, Array]:
         """The inputs of one call but for the cache; `ids` `[1, rows]`, padded on the right."""
         rows = part.end - part.begin
-        padded = np.zeros((1, part.graph.rows), ids.dtype)
+        dtypes = {tensor.name: tensor.dtype for tensor in part.graph.inputs}
+        padded = np.zeros((1, part.graph.rows), dtypes[input_ids])
         padded[:, :rows] = ids
         feeds: dict[str, Array] = {input_ids: padded, self.start: np.array([part.begin], np.int32)}
         if part.graph is self.tail:

@@ -118,6 +118,12 @@ class FolderScorer:
                 "static graphs give no logits in the middle of a prompt, which a whole text's "
                 "log-likelihood needs; evaluate an export for cpu, cuda or hopper"
             )
+        if manifest.length_switches and (self.max_length or np.inf) > min(manifest.length_switches):
+            raise PromptError(
+                f"beyond {min(manifest.length_switches)} tokens this model computes otherwise, so "
+                "that a whole text cannot be read token by token; evaluate it with contexts and "
+                "continuations"
+            )
         if manifest.triangle_layers and manifest.prompt_length is None:
             raise PromptError(
                 "this model has no prompt_length input, without which a whole text's "

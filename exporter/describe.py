@@ -13,6 +13,7 @@ from trianglemix.exporter.companions import Companions
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.layers import LayerChoice
+from trianglemix.exporter.length_switch import length_switches
 from trianglemix.exporter.lengths import is_no_left_padding
 from trianglemix.exporter.model_io import MODEL_FILE
 from trianglemix.exporter.options import ExportOptions
@@ -72,6 +73,7 @@ def describe(graph: ExportedGraph, choice: LayerChoice, options: ExportOptions,
         inputs=interface.inputs,
         outputs=interface.outputs,
         chunked_prefill=takes_chunks(graph.model.graph, interface.inputs),
+        length_switches=length_switches(graph.model.graph),
         runtime=RUNS if obstacle is None else obstacle,
     )
 

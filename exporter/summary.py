@@ -76,6 +76,11 @@ def _interface_notes(manifest: Manifest) -> list[str]:
         )
     if not manifest.chunked_prefill:
         notes.append("a prompt cannot come in chunks: a state might not be carried from one on")
+    for number in manifest.length_switches:
+        notes.append(
+            f"the model computes otherwise beyond {number} tokens (as a rotation chosen by the "
+            "length does): a longer prompt must be read at once, or in chunks longer than that"
+        )
     return notes
 
 

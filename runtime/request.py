@@ -47,6 +47,7 @@ def plan_groups(request: Request, backend: Backend, cache: KVCache | None) -> li
     """
     _check_settings(request, backend.manifest, cache)
     _check_steps(request, backend.manifest, cache)
+    _check_switches(request, backend.manifest, cache)
     groups = _groups(request, backend, cache)
     for group in groups:
         _check_length(group, request, backend, cache)
@@ -91,6 +92,25 @@ def _check_steps(request: Request, manifest: Manifest, cache: KVCache | None) ->
         )
 
 
+def _check_switches(request: Request, manifest: Manifest, cache: KVCache | None) -> None:
+    """Refuses a prompt in parts on both sides of a length at which the model computes otherwise.
+
+    What is stored before it was made in another way than one pass would have made it.
+    """
+    held = 0 if cache is None else cache.length + cache.pending.shape[1]
+    longest = max(len(ids) for ids in request.prompts)
+    first = held or min(longest, request.prefill_chunk or longest)
+    for number in manifest.length_switches:
+        if first <= number < held + longest:
+            part = f"the {held} tokens before" if held else f"a chunk of {first} tokens"
+            raise PromptError(
+                f"beyond {number} tokens this model computes otherwise, so that {part} would be "
+                f"read in another way than the {held + longest} tokens in one pass; "
+                + ("give the whole conversation as one prompt, without a cache" if held
+                   else f"leave out prefill_chunk, or give more than {number}")
+            )  # fmt: skip
+
+
 def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[Group]:
     prompts = request.prompts
     if cache is not None:
@@ -98,22 +118,31 @@ def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[G
     if len(prompts) == 1 or _fits_one_batch(request, backend.manifest):
         rows = range(len(prompts))
         return [Group(rows, prompts, lambda: KVCache(backend, len(rows)))]
-    why = "takes one row at a time" if backend.manifest.batch == 1 else "takes no left padding"
-    _LOG.info("this model %s: running %d prompts in turn", why, len(prompts))
+    _LOG.info("%s: running %d prompts in turn", _why_in_turn(backend.manifest), len(prompts))
     return [
         Group(range(row, row + 1), [ids], lambda: KVCache(backend))
         for row, ids in enumerate(prompts)
     ]
 
 
+def _why_in_turn(manifest: Manifest) -> str:
+    if manifest.batch == 1:
+        return "this model takes one row at a time"
+    if manifest.left_padding:
+        return "this model reads a row by the longest one's length"
+    return "this model takes no left padding"
+
+
 def _fits_one_batch(request: Request, manifest: Manifest) -> bool:
     if manifest.batch == 1:
         return False
+    lengths = {len(ids) for ids in request.prompts}
+    longest, end = max(lengths), max(lengths) + request.max_new_tokens
+    if len(lengths) > 1 and any(min(lengths) <= x < end for x in manifest.length_switches):
+        return False  # the longest row would decide how the others are read
     if manifest.left_padding:
         return True
     # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
-    lengths = {len(ids) for ids in request.prompts}
-    longest = max(lengths)
     return len(lengths) == 1 and (request.prefill_chunk or longest) >= longest
 
 

@@ -51,12 +51,18 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
 
     Raises:
         ExportError: an unknown chip, sizes that do not fit each other or the model's context.
-        RefusedError: the source has no KV cache.
+        RefusedError: the source has no KV cache, or computes otherwise beyond some length.
     """
     DequantizePass()(model)
     soc = find_soc(request.soc)
     layers = tuple(read_layers(model, manifest.cache))
     slots = _slots(manifest, request)
+    for number in manifest.length_switches:
+        if number < slots:
+            raise RefusedError(
+                f"the model computes otherwise beyond {number} tokens, which static graphs, that "
+                f"read a prompt in chunks, cannot; give --max-length {number} or less"
+            )
     chunk = min(request.chunk, slots)
     last = min(manifest.pattern.num_last_tokens, slots)
     itemsize = int(layers[0].dtype.itemsize)

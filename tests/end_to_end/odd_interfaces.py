@@ -21,6 +21,7 @@ from tests.odd.odd_model import HEAD_SIZE, VOCABULARY, OddModel
 Array = NDArray[Any]
 Change = Callable[[onnx.ModelProto], None]
 
+KEPT: Final = 32
 PLAIN: Final = OddModel(
     seed=4, mask="causal", size=40, scale="times", window_layers=(), num_layers=2,
     spelling="softmax", repeat="expand", kv_heads=2, opset=18, dtype="float32", mask_form="where",
@@ -93,6 +94,17 @@ def presents_transposed(proto: onnx.ModelProto) -> None:
             helper.make_node("Transpose", [f"{present}/joined"], [present], perm=perm)
         )
         _declare(proto, present, ["batch", "total", PLAIN.kv_heads, HEAD_SIZE])
+
+
+def presents_cut(proto: onnx.ModelProto) -> None:
+    """Each present keeps the last `KEPT` tokens."""
+    for name, number in (("from", -KEPT), ("to", 2**62), ("along", 2)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([number]), f"cut/{name}"))
+    for node in _appends(proto):
+        present = node.output[0]
+        _rename(proto, present, f"{present}/joined")
+        inputs = [f"{present}/joined", "cut/from", "cut/to", "cut/along"]
+        proto.graph.node.append(helper.make_node("Slice", inputs, [present]))
 
 
 def one_token_a_call(proto: onnx.ModelProto) -> None:

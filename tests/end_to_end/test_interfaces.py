@@ -165,6 +165,45 @@ def test_a_state_of_unknown_use_takes_no_chunks(tmp_path: Path) -> None:
         session.generate(prompt(LENGTH), 1, cache=conversation)
 
 
+def test_no_chunk_straddles_a_length_that_changes_the_rotation(tmp_path: Path) -> None:
+    """Of 25 tokens and 5 new ones, where the rotation is another beyond 20."""
+    interface = Interface({"branches": True, "size": 10})
+    report = exported(interface, tmp_path)
+    assert [note for note in report.notes if "otherwise beyond 20 tokens" in note]
+    session = session_of(tmp_path)
+    assert session.manifest.length_switches == (20,)
+    text = prompt(25)
+    (whole,) = runs(session, [text], 25)
+    assert_source(interface, tmp_path, text, whole)
+    (parted,) = runs(session, [text[:22], text[22:]], 25)[1:]
+    assert_source(interface, tmp_path, text, parted)
+    (wrong,) = runs(session, [text[:10], text[10:]], 25)[1:]  # what is refused below
+    assert np.abs(wrong - whole).max() > 1e-3 * np.abs(whole).max()
+    with pytest.raises(PromptError, match="give more than 20"):
+        session.generate(text, NEW_TOKENS, prefill_chunk=10)
+    assert session.generate(text, 1, prefill_chunk=21).ids == session.generate(text, 1).ids
+    assert session.generate(text[:15], 1, prefill_chunk=10).ids
+    conversation = session.new_cache()
+    session.generate(text[:10], 1, cache=conversation)
+    session.generate(text[:5], 1, cache=conversation)
+    with pytest.raises(PromptError, match="as one prompt, without a cache"):
+        session.generate(text[:10], 1, cache=conversation)
+    prompts = [text, prompt(12, seed=2)]
+    alone = [session.generate(ids, NEW_TOKENS).ids for ids in prompts]
+    assert [result.ids for result in session.generate(prompts, NEW_TOKENS)] == alone
+
+
+def test_a_cache_of_limited_length_is_a_limit(tmp_path: Path) -> None:
+    interface = Interface({}, odd.presents_cut)
+    exported(interface, tmp_path)
+    session, text = session_of(tmp_path), prompt(LENGTH)
+    assert session.manifest.context_length == odd.KEPT
+    *_, last = runs(session, [text[:9], *([x] for x in text[9:])], 9)
+    assert_source(interface, tmp_path, text, last)
+    with pytest.raises(PromptError, match=f"context has {odd.KEPT}"):
+        session.generate(text, odd.KEPT)
+
+
 @pytest.mark.parametrize(
     ("interface", "reason"),
     [
