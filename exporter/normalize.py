@@ -13,11 +13,11 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.fuse_softmax import FuseSoftmaxPass
 from trianglemix.exporter.infer_shapes import InferShapesPass
 from trianglemix.exporter.plain_form import RemoveIdlePass, SortNodesPass
+from trianglemix.exporter.raise_opset import OLDEST_OPSET, RaiseOpsetPass, raised_note
 from trianglemix.exporter.unfuse import UnfuseMatMulPass
 from trianglemix.exporter.unfuse_einsum import UnfuseEinsumPass
 from trianglemix.exporter.walk import is_op
 
-_MIN_IR_VERSION: Final = 8
 _PRODUCTS: Final = frozenset(
     {"MatMul", "Gemm", "MatMulNBits", "Softmax", "Attention", "MultiHeadAttention",
      "GroupQueryAttention"}
@@ -70,17 +70,18 @@ class RenameTwinNodesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified)
 
 
-def normalize(model: ir.Model) -> None:
+def normalize(model: ir.Model) -> list[str]:
     """Sorted nodes, constants as initializers, fused products and functions (not our own) apart.
 
-    What does nothing is gone, and sizes that can be inferred are stated.
+    What does nothing is gone, sizes that can be inferred are stated, an old opset is raised to the
+    one that the operator's function needs. Returns notes for the report.
 
     Raises:
-        RefusedError: an opset or an IR version that the operator's function does not fit, a
-            node without an input that its operator needs, attention inside a branch, or nodes
-            that wait for each other.
+        RefusedError: an opset too old to be raised, a node without an input that its operator
+            needs, attention inside a branch, or nodes that wait for each other.
     """
     check_versions(model)
+    before = model.graph.opset_imports[""]
     check_inputs(model.graph)
     check_no_branches(model.graph)
     passes: list[ir.passes.PassBase] = [
@@ -90,6 +91,7 @@ def normalize(model: ir.Model) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveEmptyConcatPass(),
         InferShapesPass(),
+        RaiseOpsetPass(),
         RemoveIdlePass(),
         UnfuseMatMulPass(),
         UnfuseEinsumPass(),
@@ -99,20 +101,17 @@ def normalize(model: ir.Model) -> None:
     ]
     for step in passes:
         step(model)
+    return [] if model.graph.opset_imports[""] == before else [raised_note(before)]
 
 
 def check_versions(model: ir.Model) -> None:
-    """Raises RefusedError for a model that cannot hold the operator's function as it is."""
+    """Raises RefusedError for a model of an opset that cannot be raised."""
     opset = model.graph.opset_imports.get("")
-    if opset is None or opset < contract.FUNCTION_OPSET:
+    if opset is None or opset < OLDEST_OPSET:
         raise RefusedError(
-            f"the model's opset is {opset}, but the operator needs {contract.FUNCTION_OPSET} or "
-            "later; export the model again with a newer opset (18 fits every runtime)"
-        )
-    if model.ir_version < _MIN_IR_VERSION:
-        raise RefusedError(
-            f"the model's IR version is {model.ir_version}, but functions need {_MIN_IR_VERSION} "
-            "or later; export the model again with a newer exporter"
+            f"the model's opset is {opset}, but the operator needs {contract.FUNCTION_OPSET}, and "
+            f"only models of {OLDEST_OPSET} or later can be raised to it; export the model again "
+            "with a newer opset (18 fits every runtime)"
         )
 
 

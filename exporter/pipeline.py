@@ -81,6 +81,7 @@ class _Found:
     interface: tuple[list[str], list[str]]
     sites: Sites
     choice: LayerChoice
+    notes: tuple[str, ...]
 
 
 def export(options: ExportOptions, observer: Observer) -> ExportReport:
@@ -100,6 +101,7 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         check_no_square_left(graph.model.graph, graph.roles)
         manifest = describe(graph, found.choice, options, target)
         report = build_report(options, graph, found.sites, found.choice, manifest)
+        report = replace(report, notes=(*report.notes, *found.notes))
         if target.offline is not None:
             report = as_offline(report, target.offline, graph, (manifest, options))
         if not options.dry_run:
@@ -115,7 +117,7 @@ def _find(job: _Job) -> _Found:
     source = prepare_source(given, job.options, job.folder, observer.stage)
     model = load_model(source.path)
     observer.stage("normalize")
-    normalize(model)
+    notes = normalize(model)
     roles, interface = find_roles(model.graph), interface_of(model.graph)
     observer.stage("find attention")
     context = MatchContext(model.graph, roles)
@@ -123,7 +125,7 @@ def _find(job: _Job) -> _Found:
     observer.sites(sites)
     check_understood(sites, context)
     choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
-    return _Found(source, model, roles, interface, sites, choice)
+    return _Found(source, model, roles, interface, sites, choice, tuple(notes))
 
 
 def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
