@@ -20,7 +20,9 @@ from trianglemix.exporter.walk import constant_array, is_op
 Array = NDArray[Any]
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_MAX_CONSTANT_BYTES: Final = 1 << 26
+_MAX_CONSTANT_BYTES: Final = 1 << 28
+_FEW: Final = 16
+_MANY: Final = 1 << 12
 
 
 class CutError(ExportError):
@@ -35,14 +37,28 @@ class CutOut:
     inputs: tuple[ir.Value, ...]
     shape_only: frozenset[ir.Value]
 
-    def integer_constants(self) -> set[int]:
-        """Every integer from 2 to 2**20 that stands in the piece as a constant of one element."""
-        found = set()
+    def constants(self) -> set[int]:
+        """Whole numbers from 2 to 2**20 that stand in the piece, floats of one element rounded.
+
+        Of larger integer tensors the distinct values count where there are only a few.
+        """
+        found: set[int] = set()
         for value in self.model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.size == 1 and tensor.dtype.is_integer():
-                found.add(int(tensor.numpy().reshape(())))
-        return {number for number in found if 1 < number < 1 << 20}
+            if tensor is None or (tensor.size > _FEW and not tensor.dtype.is_integer()):
+                continue
+            if tensor.size <= _MANY and (tensor.dtype.is_integer() or tensor.size == 1):
+                numbers = np.unique(np.round(np.asarray(tensor.numpy(), np.float64)))
+                finite = numbers[np.abs(numbers) < 1 << 20]
+                found.update(int(abs(number)) for number in finite[:_FEW])
+        return {number for number in found if number > 1}
+
+    def reads_ids(self, ids: ir.Value) -> bool:
+        """Whether the piece reads what the value holds, not only its shape."""
+        if ids not in self.inputs:
+            return False
+        copy = self.model.graph.inputs[self.inputs.index(ids)]
+        return any(not is_op(node, "Shape", "Size") for node in copy.consumers())
 
 
 def cut_out(graph: ir.Graph, boundary: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> CutOut:
@@ -197,31 +213,65 @@ def _as_float32(attribute: ir.Attr) -> ir.Attr:
     return attribute
 
 
-def run_cut(cut: CutOut, feeds: dict[ir.Value, Array]) -> list[Array]:
-    """The outputs of the piece for the given values of its inputs.
+class OpenCut:
+    """A piece in a session, to be run many times."""
 
-    Raises:
-        CutError: ONNX Runtime refuses it; the message holds ONNX Runtime's first line.
-        ExportError: ONNX Runtime is not installed.
-    """
+    def __init__(self, cut: CutOut, data: bytes | None = None) -> None:
+        """`data` stands for the piece's model where that was changed.
+
+        Raises:
+            CutError: ONNX Runtime refuses it.
+            ExportError: ONNX Runtime is not installed.
+        """
+        self.cut = cut
+        self.data = data or ir.to_proto(cut.model).SerializeToString()
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._names = [value.name for value in cut.model.graph.inputs]
+        try:
+            self._session = ort.InferenceSession(
+                self.data, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            raise _does_not_run(error) from error
+
+    def run(self, feeds: dict[ir.Value, Array]) -> list[Array]:
+        """The outputs for the given values of the piece's inputs.
+
+        Raises:
+            CutError: ONNX Runtime refuses them; the message holds its first line.
+        """
+        named = {
+            name: feeds[value] for name, value in zip(self._names, self.cut.inputs, strict=True)
+        }
+        try:
+            return [np.asarray(output) for output in self._session.run(None, named)]
+        except Exception as error:
+            raise _does_not_run(error) from error
+
+
+def run_cut(cut: CutOut, feeds: dict[ir.Value, Array]) -> list[Array]:
+    """The outputs of a piece that is run once; raises as `OpenCut` does."""
+    return OpenCut(cut).run(feeds)
+
+
+def value_sizes(cut: CutOut, feeds: dict[ir.Value, Array]) -> list[int]:
+    """Elements of every value that the piece makes, in a run of it; raises as `OpenCut` does."""
     import onnx
 
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    proto: onnx.ModelProto = ir.to_proto(cut.model)
-    names = [value.name for value in cut.model.graph.inputs]
-    try:
-        session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        named = {name: feeds[value] for name, value in zip(names, cut.inputs, strict=True)}
-        return [np.asarray(output) for output in session.run(None, named)]
-    except Exception as error:  # ONNX Runtime's errors share no base class of their own
-        first_line = str(error).splitlines()[0][:300]
-        raise CutError(f"it does not run on its own: {first_line}") from error
+    model: onnx.ModelProto = ir.to_proto(cut.model)
+    known = {value.name for value in model.graph.output}
+    made = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=x) for x in made if x not in known)
+    return [int(array.size) for array in OpenCut(cut, model.SerializeToString()).run(feeds)]
+
+
+def _does_not_run(error: Exception) -> CutError:
+    first_line = (str(error).splitlines() or [""])[0][:300]
+    return CutError(f"it does not run on its own: {first_line}")
 
 
 def import_onnxruntime() -> Any:

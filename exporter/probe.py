@@ -6,8 +6,7 @@ Nothing here reads a weight: queries, keys and values are random. The measured s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,23 +15,24 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
-from trianglemix.exporter.graph_roles import rank
+from trianglemix.exporter.cutout import Array, CutError, CutOut
+from trianglemix.exporter.graph_roles import GraphRoles, rank
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
 
 TOLERANCE: Final = 1e-4
-_MAX_PROBE_BYTES: Final = 2 << 30
+_SMALL_VOCABULARY: Final = 1000
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
 class CallSizes:
-    """One call of a decoder: batch, new tokens, past tokens, left pads of the last row."""
+    """One call of a decoder: batch, new tokens, past tokens, pads on both sides of the last row."""
 
     batch: int
     length: int
     past: int
     pads: int = 0
+    right_pads: int = 0
 
     @property
     def total(self) -> int:
@@ -42,6 +42,12 @@ class CallSizes:
         first = np.zeros(self.batch, np.int32)
         first[-1] = self.pads
         return first
+
+    def row_end(self) -> NDArray[np.int32]:
+        """Slot after each row's last token."""
+        end = np.full(self.batch, self.total, np.int32)
+        end[-1] -= self.right_pads
+        return end
 
 
 _WITH_PAST: Final = (CallSizes(2, 5, 7), CallSizes(3, 6, 4, pads=2), CallSizes(2, 1, 9))
@@ -87,9 +93,10 @@ class ProbeInputs:
         if value is roles.attention_mask:
             mask = np.ones((sizes.batch, sizes.total))
             mask[-1, : sizes.pads] = 0
+            mask[-1, sizes.total - sizes.right_pads :] = 0
             return mask.astype(_numpy_dtype(value))
         if value is roles.input_ids:
-            return np.ones((sizes.batch, sizes.length), _numpy_dtype(value))
+            return self._ids(cut, sizes).astype(_numpy_dtype(value))
         if "position" in (value.name or "") and value.is_graph_input():
             positions = np.arange(sizes.past, sizes.total).astype(_numpy_dtype(value))
             return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
@@ -100,6 +107,20 @@ class ProbeInputs:
             return np.zeros(shape, _numpy_dtype(value))
         raise CutError(f"its mask depends on {value.name}, whose meaning is not known")
 
+    def _ids(self, cut: CutOut, sizes: CallSizes) -> Array:
+        """Random tokens; every second one is a number that stands in the piece, or nearly is."""
+        shape = (sizes.batch, sizes.length)
+        vocabulary = _vocabulary(self._roles)
+        ids = self._random.integers(0, vocabulary, shape)
+        named = [
+            number + step
+            for number in sorted(cut.constants() | {0, 1})
+            for step in (0, 1)
+            if number + step < vocabulary
+        ]
+        chosen = self._random.choice(named, shape) if named else ids
+        return np.where(self._random.random(shape) < 0.5, chosen, ids)
+
     def _shape_of(self, value: ir.Value, sizes: CallSizes, tokens: int) -> list[int]:
         """Static sizes as they are, the first other one the batch, later ones `tokens`."""
         known = [None, None, 8] if value.shape is None else [_static(d) for d in value.shape]
@@ -107,6 +128,11 @@ class ProbeInputs:
             size if size is not None else (sizes.batch if axis == 0 else tokens)
             for axis, size in enumerate(known)
         ]
+
+
+def _vocabulary(roles: GraphRoles) -> int:
+    size = roles.logits.shape[-1] if roles.logits.shape else None
+    return size if isinstance(size, int) and size > 1 else _SMALL_VOCABULARY
 
 
 def _static(dimension: Any) -> int | None:
@@ -120,72 +146,8 @@ def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:
     return np.dtype(dtype.numpy())
 
 
-ShapesOf = Callable[[CallSizes], dict[ir.Value, tuple[int, ...]]]
-"""Shapes of a site's boundary values in a call."""
-
-
-def measure_mask(
-    context: MatchContext, weights: ir.Value, shapes_of: ShapesOf, has_past: bool
-) -> MaskClass:
-    """Mask class of the piece that makes softmax weights `[B, H, S, T]`, at equal scores.
-
-    `shapes_of` gives the shapes of the values at which the piece begins, the scores among them.
-    The past is made longer than any constant of the mask, so that a window shows.
-
-    Raises:
-        CutError: neither causal nor causal with a sliding window, or it does not run.
-    """
-    cut = cut_out(context.graph, list(shapes_of(calls_for(has_past)[0])), [weights])
-    longest = max([24, *cut.integer_constants()]) + 5
-    sizes = CallSizes(2, 3, longest, pads=2) if has_past else CallSizes(2, longest, 0, pads=2)
-    if not has_past and longest > 4096:
-        raise CutError(
-            f"a constant {longest - 5} in its mask is too long to measure without a cache"
-        )
-    shapes = {value: shape for value, shape in shapes_of(sizes).items() if value in cut.inputs}
-    if sum(4 * math.prod(shape) for shape in shapes.values()) > _MAX_PROBE_BYTES:
-        raise CutError(f"its mask holds a constant ({longest - 5}) too large to be measured")
-    equal = {value: np.zeros(shape, np.float32) for value, shape in shapes.items()}
-    (result,) = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, equal))
-    result = heads_apart(result, sizes.batch)
-    if result.ndim != 4 or result.shape[-2:] != (sizes.length, sizes.total):
-        raise CutError(f"its weights have the shape {result.shape}, not [B, H, S, T]")
-    return classify_mask(np.greater(result, 0), sizes)
-
-
-def heads_apart(weights: Array, batch: int) -> Array:
-    """`[B, H, S, T]` of weights whose heads are one axis with the batch, or two axes."""
-    if weights.ndim in (3, 5) and math.prod(weights.shape[:-2]) % batch == 0:
-        return weights.reshape(batch, -1, *weights.shape[-2:])
-    return weights
-
-
-def classify_mask(visible: NDArray[np.bool_], sizes: CallSizes) -> MaskClass:
-    """Class of `visible`, which broadcasts to `[B, H, S, T]`.
-
-    Raises:
-        CutError: neither causal nor causal with a sliding window.
-    """
-    i = np.arange(sizes.past, sizes.total)[:, None]
-    j = np.arange(sizes.total)[None, :]
-    first = sizes.first_valid()[:, None, None]
-    causal = (j <= i)[None] & (j[None] >= first)
-    seen = int(visible[0, 0, -1].sum())
-    window = None if seen == sizes.total else seen
-    expected = causal if window is None else causal & (i - j < window)[None]
-    rows = np.any(causal, axis=-1)  # a row of padding may see anything
-    agrees = (visible == expected[:, None]) | ~rows[:, None, :, None]
-    if seen == 0 or not agrees.all():
-        b, h, row, key = (int(x) for x in np.argwhere(~agrees)[0]) if seen else (0, 0, 0, 0)
-        raise CutError(
-            f"its mask is neither causal nor a sliding window (row {row} of a call with "
-            f"{sizes.past} past tokens, key {key}, head {h}, batch row {b})"
-        )
-    return MaskClass(window)
-
-
 def measured_output_layout(
-    outputs: Sequence[Array], call: Call, attention: Attention
+    outputs: Sequence[Array], call: Call, attention: Attention, tolerance: float = TOLERANCE
 ) -> tuple[int, Layout]:
     """Index and layout of the last of `outputs` that holds the attention's result.
 
@@ -201,11 +163,11 @@ def measured_output_layout(
                 continue
             scale = max(1.0, float(np.abs(expected).max()))
             error = float(np.abs(flat - expected)[rows].max()) / scale
-            if error <= TOLERANCE:
+            if error <= tolerance:
                 return index, layout
             best = min(best, error)
     raise CutError(
-        f"its numbers differ from attention's by {best:.1e} (allowed: {TOLERANCE:.0e})"
+        f"its numbers differ from attention's by {best:.1e} (allowed: {tolerance:.0e})"
         if np.isfinite(best)
         else "no output of it has the shape of attention's result"
     )

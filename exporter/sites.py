@@ -43,9 +43,14 @@ class Operand:
 
 @dataclass(frozen=True)
 class MaskClass:
-    """Causal, or causal with a sliding window: row `i` sees keys `j` with `i - j < window`."""
+    """Causal, or causal with a sliding window: row `i` sees keys `j` with `i - j < window`.
+
+    `seen_to`: tokens up to which its piece of the graph runs and was looked at; None where the
+    node's own attributes say it for every length.
+    """
 
     window: int | None = None
+    seen_to: int | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return "causal" if self.window is None else f"sliding window {self.window}"
@@ -118,11 +123,15 @@ class Example:
 class MatchContext:
     """The graph that patterns look at; it does not change while they do.
 
-    `shared` holds values of prologue nodes that several sites use, by purpose and source value.
+    `context_length` (tokens) is what the source says of itself. `shared` holds values of prologue
+    nodes that several sites use, by purpose and source value; `masks` what was measured before, by
+    everything that a mask is made of: layers mostly share one.
     """
 
     graph: ir.Graph
     roles: GraphRoles
+    context_length: int | None = None
+    masks: dict[tuple[object, ...], MaskClass] = field(default_factory=dict)
     shared: dict[tuple[str, ir.Value], ir.Value] = field(default_factory=dict)
 
     @cached_property

@@ -7,23 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.cutout import Array, CutError, CutOut, OpenCut, cut_out
 from trianglemix.exporter.lengths import NEVER_LAST
+from trianglemix.exporter.mask_probe import Expected
+from trianglemix.exporter.patterns._node_mask import operand_mask
 from trianglemix.exporter.probe import (
     TOLERANCE,
     CallSizes,
     ProbeInputs,
     calls_for,
-    classify_mask,
     measured_output_layout,
     pattern_of,
 )
 from trianglemix.exporter.sites import AttentionSite, Layout, MaskClass, MatchContext, Operand
 from trianglemix.exporter.walk import layout_chain
 
-_MAX_UNCACHED: Final = 2048
+_MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond
 _UNIFORM: Final = 1e-3
 """How far, relatively, equal scores may give unequal weights."""
 
@@ -62,27 +64,34 @@ class _Probe:
 
     def __init__(self, site: AttentionSite, context: MatchContext, count: int, cut: CutOut) -> None:
         self._site = site
+        self._context = context
         self._count = count
         self._inputs = ProbeInputs(context)
-        self._cut = cut
+        self._open = OpenCut(cut)
 
     def mask(self) -> MaskClass:
-        """At equal scores a weight is 0 or the same for every key that a row sees.
+        """What its mask operand says at every length, and the whole node at short ones.
 
-        Values that are one-hot in the token (a block of `Dv` tokens at a time) make the output
-        those weights, whatever the node's mask is made of.
+        At equal scores a weight is 0 or the same for every key that a row sees. Values that are
+        one-hot in the token (a block of `Dv` tokens at a time) make the output those weights,
+        whatever the node's mask is made of.
         """
-        has_past = self._site.past is not None
-        longest = max([24, *self._cut.integer_constants()]) + 5
-        sizes = CallSizes(2, 3, longest, pads=2) if has_past else CallSizes(2, longest, 0, pads=2)
-        if not has_past and longest > _MAX_UNCACHED:
-            raise CutError(f"constant {longest - 5} of its mask is too long to measure")
-        block = self._site.shape.value_head_size
-        parts = [self._weights(sizes, start) for start in range(0, sizes.total, block)]
-        weights = np.concatenate(parts, axis=-1)[..., : sizes.total]
-        visible = weights > 0
-        self._check_uniform(weights, visible)
-        return classify_mask(visible, sizes)
+        mask = operand_mask(self._site, self._context, self._shapes)
+        for sizes in self._calls(mask):
+            block = self._site.shape.value_head_size
+            parts = [self._weights(sizes, start) for start in range(0, sizes.total, block)]
+            weights = np.concatenate(parts, axis=-1)[..., : sizes.total]
+            visible = weights > 0
+            self._check_uniform(weights, visible)
+            Expected(mask.window).check(visible, sizes)
+        return mask
+
+    def _calls(self, mask: MaskClass) -> list[CallSizes]:
+        near = [29] if mask.window is None or mask.window > _MAX_WHOLE else [mask.window + 5]
+        limit = mask.seen_to or _MAX_WHOLE
+        if self._site.past is not None:
+            return [CallSizes(2, 3, min(total, limit - 3), pads=2) for total in near]
+        return [CallSizes(2, min(total, limit), 0, pads=2) for total in near]
 
     def compare(self, mask: MaskClass, sizes: CallSizes) -> tuple[int, Layout]:
         """The node's numbers against the reference's, on random heads; its presents too.
@@ -152,6 +161,11 @@ class _Probe:
         )
 
     def _run(self, heads: _Heads, sizes: CallSizes) -> Sequence[Array]:
+        given = self._laid_out(heads)
+        return self._open.run(self._inputs.feeds(self._open.cut, sizes, given))
+
+    def _laid_out(self, heads: _Heads) -> dict[ir.Value, Array]:
+        """The values at which the piece begins, as the node takes them."""
         site = self._site
         given = {
             site.query.value: _in_layout(heads.query, site.query.layout),
@@ -162,7 +176,24 @@ class _Probe:
             pasts = (heads.past_key, heads.past_value)
             for value, past, layout in zip(site.past, pasts, site.cache, strict=True):
                 given[value] = _in_layout(past, layout)
-        return run_cut(self._cut, self._inputs.feeds(self._cut, sizes, given))
+        return given
+
+    def _shapes(self, sizes: CallSizes) -> dict[ir.Value, tuple[int, ...]]:
+        """Their shapes."""
+        shape = self._site.shape
+
+        def empty(heads: int, tokens: int, size: int) -> Array:
+            return np.broadcast_to(np.float32(0), (sizes.batch, heads, tokens, size))
+
+        kv, (new, past) = shape.kv_num_heads, (sizes.length, sizes.past)
+        heads = _Heads(
+            empty(shape.num_heads, new, shape.head_size),
+            empty(kv, new, shape.head_size),
+            empty(kv, new, shape.value_head_size),
+            empty(kv, past, shape.head_size),
+            empty(kv, past, shape.value_head_size),
+        )
+        return {x: array.shape for x, array in self._laid_out(heads).items()}
 
 
 def _rows(heads: Array) -> Array:

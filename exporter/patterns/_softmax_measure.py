@@ -12,16 +12,22 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention, Call
-from trianglemix.exporter.cutout import Array, CutError, CutOut, cut_out, run_cut
+from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, run_cut
+from trianglemix.exporter.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.head_trace import Heads
 from trianglemix.exporter.lengths import NEVER_LAST
+<<<<<<< HEAD
 from trianglemix.exporter.patterns._softmax_reasons import why_other_numbers
+=======
+from trianglemix.exporter.mask_rows import ShapesOf
+from trianglemix.exporter.patterns._softmax_rows import softmax_mask
+>>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
 from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 from trianglemix.exporter.probe import (
+    TOLERANCE,
     CallSizes,
     ProbeInputs,
     calls_for,
-    measure_mask,
     measured_output_layout,
     pattern_of,
 )
@@ -30,6 +36,13 @@ from trianglemix.exporter.walk import Factor, producer_of, small_constant
 
 _SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}
 """How far a scale may be from `D**-0.5` and still mean it, in types that round it; else 1e-5."""
+
+
+_LONG: Final = 611  # past tokens of a call that is compared as a whole
+_LONG_PROMPT: Final = 150
+_LOUD: Final = 25.0
+_LOUD_TOLERANCE: Final = 2e-3
+_MAX_PROBE_BYTES: Final = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -50,26 +63,64 @@ def measure(walk: Walk, context: MatchContext) -> Measured:
         ConfigurationError: head sizes that the operator does not take.
     """
     shape = _head_shape(walk, context)
-    weights = walk.softmax.outputs[0]
-    mask = measure_mask(context, weights, partial(_boundary, walk, shape), walk.has_past)
+    mask = softmax_mask(walk, context, partial(_boundary, walk, shape))
+    _check_factors(walk, context, partial(_boundary, walk, shape), mask)
     outputs = [*walk.outputs, *(factor.value for factor in walk.factors)]
+<<<<<<< HEAD
     probe = _Probe(walk, context, shape, mask, cut_out(context.graph, walk.boundary, outputs))
     try:
         found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
     except CutError as error:
         raise _explained(error, probe) from error
+=======
+    cut = OpenCut(cut_out(context.graph, walk.boundary, outputs))
+    probe = _Probe(walk, context, shape, mask, cut)
+    found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
+    loud = CallSizes(1, 2, _LONG, 0) if walk.has_past else CallSizes(1, _LONG_PROMPT, 0)
+    if loud.total <= (mask.seen_to or loud.total):
+        found.add(probe.measure(loud, loudness=_LOUD))
+>>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
     if len(found) > 1:
         raise CutError("its scale or the layout of its output changes from call to call")
     (measured,) = found
     return measured
 
 
+<<<<<<< HEAD
 def _explained(error: CutError, probe: _Probe) -> CutError:
     """The error with its cause, where the numbers tell one."""
     walk, sizes = probe.walk, calls_for(probe.walk.has_past)[0]
     shapes = partial(_all_heads, walk, probe.shape)
     reason = why_other_numbers(probe.context, walk.weights, shapes, sizes)
     return error if reason is None else CutError(reason)
+=======
+def _check_factors(walk: Walk, context: MatchContext, shapes_of: ShapesOf, mask: MaskClass) -> None:
+    """The factors of the scores must be the same numbers at every length.
+
+    Raises:
+        CutError: one is not; the message names the length.
+    """
+    values = [x.value for x in walk.factors if ir.convenience.get_const_tensor(x.value) is None]
+    if not values:
+        return
+    cut = OpenCut(cut_out(context.graph, walk.boundary, values))
+    inputs, first = ProbeInputs(context), None
+    calls = [CallSizes(1, 1, total - 1) if walk.has_past else CallSizes(1, total, 0)
+             for total in row_totals(mask.seen_to or FARTHEST)]  # fmt: skip
+    for sizes in calls:
+        shapes = {x: shape for x, shape in shapes_of(sizes).items() if x in cut.cut.inputs}
+        if sum(4 * math.prod(shape) for shape in shapes.values()) > _MAX_PROBE_BYTES:
+            break
+        given = {value: np.zeros(shape, np.float32) for value, shape in shapes.items()}
+        found = cut.run(inputs.feeds(cut.cut, sizes, given))
+        first = first or found
+        for value, one, other in zip(values, first, found, strict=True):
+            if one.shape != other.shape or not np.allclose(one, other, rtol=1e-4):
+                raise CutError(
+                    f"its scores are scaled by {value.name}, which changes with the length: it "
+                    f"differs at {sizes.total} tokens"
+                )
+>>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
 
 
 def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:
@@ -180,17 +231,18 @@ class _Probe:
     context: MatchContext
     shape: AttentionShape
     mask: MaskClass
-    cut: CutOut
+    cut: OpenCut
 
-    def measure(self, sizes: CallSizes) -> Measured:
+    def measure(self, sizes: CallSizes, loudness: float = 1.0) -> Measured:
+        """What a call of these sizes shows; loud queries reach what clips their scores."""
         walk, inputs = self.walk, ProbeInputs(self.context)
         rows = (sizes.batch, self.shape.num_heads, sizes.length, self.shape.head_size)
-        query = inputs.normal(*rows)
+        query = inputs.normal(*rows) * np.float32(loudness)
         keys = _random_heads(walk.key, inputs, sizes)
         values = _random_heads(walk.value, inputs, sizes)
         axes = _axis_sizes(self.shape, sizes, self.shape.head_size)
         given = {walk.query: query.reshape(sizes_by_axis(walk.query_axes, axes)), **keys, **values}
-        results = run_cut(self.cut, inputs.feeds(self.cut, sizes, given))
+        results = self.cut.run(inputs.feeds(self.cut.cut, sizes, given))
         outputs, factors = results[: len(walk.outputs)], results[len(walk.outputs) :]
         scale, softcap = self._scale_and_softcap(factors)
         call = Call(
@@ -205,7 +257,8 @@ class _Probe:
             first_valid=sizes.first_valid(),
         )
         attention = Attention(self.shape, pattern_of(self.mask), scale, softcap)
-        index, layout = measured_output_layout(outputs, call, attention)
+        tolerance = TOLERANCE if loudness == 1.0 else _LOUD_TOLERANCE
+        index, layout = measured_output_layout(outputs, call, attention, tolerance)
         return Measured(attention, self.mask, index, layout)
 
     def _past(self, heads: Heads, given: dict[ir.Value, Array], sizes: CallSizes) -> Array:
