@@ -8,12 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-<<<<<<< HEAD
 from trianglemix.custom_ops.interface import GraphInput, Shape
 from trianglemix.exporter.cache_ports import find_ports
-=======
 from trianglemix.exporter.describe import read_context_length
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
@@ -66,14 +63,8 @@ def inspect_model(source: Path) -> Inspection:
     external = sum(tensor.nbytes for tensor in external_tensors(model))
     normalize(model)
     roles = find_roles(model.graph)
-<<<<<<< HEAD
-    context = MatchContext(model.graph, roles)
+    context = MatchContext(model.graph, roles, read_context_length(found.companions))
     sites = find_sites(context, all_patterns())
-=======
-    sites = find_sites(
-        MatchContext(model.graph, roles, read_context_length(found.companions)), all_patterns()
-    )
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
     return Inspection(
         path=found.path,
         producer=" ".join(x for x in (model.producer_name, model.producer_version) if x),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, value_sizes
-from trianglemix.exporter.probe import CallSizes, ProbeInputs
+from trianglemix.exporter.probe import CallSizes, ProbeInputs, ShapesOf
 from trianglemix.exporter.sites import MatchContext
 
-ShapesOf = Callable[[CallSizes], dict[ir.Value, tuple[int, ...]]]
-"""Shapes, in a call, of the values at which a piece may begin."""
 _TWO_TOTALS: Final = (97, 194)
 
 

@@ -120,11 +120,7 @@ def _find(job: _Job) -> _Found:
     notes = normalize(model)
     roles, interface = find_roles(model.graph), interface_of(model.graph)
     observer.stage("find attention")
-<<<<<<< HEAD
-    context = MatchContext(model.graph, roles)
-=======
     context = MatchContext(model.graph, roles, read_context_length(source.companions))
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
     sites = find_sites(context, all_patterns(), observer.progress)
     observer.sites(sites)
     check_understood(sites, context)

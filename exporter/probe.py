@@ -6,7 +6,8 @@ Nothing here reads a weight: queries, keys and values are random. The measured s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -144,6 +145,17 @@ def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:
     if dtype is None or dtype in _HALF:
         return np.dtype(np.float32)
     return np.dtype(dtype.numpy())
+
+
+ShapesOf = Callable[[CallSizes], dict[ir.Value, tuple[int, ...]]]
+"""Shapes, in a call, of the values at which a piece may begin."""
+
+
+def heads_apart(weights: Array, batch: int) -> Array:
+    """`[B, H, S, T]` of weights whose heads are one axis with the batch, or two axes."""
+    if weights.ndim in (3, 5) and math.prod(weights.shape[:-2]) % batch == 0:
+        return weights.reshape(batch, -1, *weights.shape[-2:])
+    return weights
 
 
 def measured_output_layout(

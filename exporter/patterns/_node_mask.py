@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from trianglemix.exporter.cutout import Array, CutError
 from trianglemix.exporter.mask_probe import Bools, measure_class, real_rows
-from trianglemix.exporter.mask_rows import CutRows, ShapesOf
-from trianglemix.exporter.probe import CallSizes
+from trianglemix.exporter.mask_rows import CutRows
+from trianglemix.exporter.probe import CallSizes, ShapesOf
 from trianglemix.exporter.sites import AttentionSite, MaskClass, MatchContext
 from trianglemix.exporter.walk import optional_input
 

@@ -16,17 +16,14 @@ from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, run_c
 from trianglemix.exporter.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.head_trace import Heads
 from trianglemix.exporter.lengths import NEVER_LAST
-<<<<<<< HEAD
 from trianglemix.exporter.patterns._softmax_reasons import why_other_numbers
-=======
-from trianglemix.exporter.mask_rows import ShapesOf
 from trianglemix.exporter.patterns._softmax_rows import softmax_mask
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
 from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 from trianglemix.exporter.probe import (
     TOLERANCE,
     CallSizes,
     ProbeInputs,
+    ShapesOf,
     calls_for,
     measured_output_layout,
     pattern_of,
@@ -66,34 +63,29 @@ def measure(walk: Walk, context: MatchContext) -> Measured:
     mask = softmax_mask(walk, context, partial(_boundary, walk, shape))
     _check_factors(walk, context, partial(_boundary, walk, shape), mask)
     outputs = [*walk.outputs, *(factor.value for factor in walk.factors)]
-<<<<<<< HEAD
-    probe = _Probe(walk, context, shape, mask, cut_out(context.graph, walk.boundary, outputs))
+    cut = OpenCut(cut_out(context.graph, walk.boundary, outputs))
+    probe = _Probe(walk, context, shape, mask, cut)
     try:
         found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
     except CutError as error:
         raise _explained(error, probe) from error
-=======
-    cut = OpenCut(cut_out(context.graph, walk.boundary, outputs))
-    probe = _Probe(walk, context, shape, mask, cut)
-    found = {probe.measure(sizes) for sizes in calls_for(walk.has_past)}
     loud = CallSizes(1, 2, _LONG, 0) if walk.has_past else CallSizes(1, _LONG_PROMPT, 0)
     if loud.total <= (mask.seen_to or loud.total):
         found.add(probe.measure(loud, loudness=_LOUD))
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
     if len(found) > 1:
         raise CutError("its scale or the layout of its output changes from call to call")
     (measured,) = found
     return measured
 
 
-<<<<<<< HEAD
 def _explained(error: CutError, probe: _Probe) -> CutError:
     """The error with its cause, where the numbers tell one."""
     walk, sizes = probe.walk, calls_for(probe.walk.has_past)[0]
     shapes = partial(_all_heads, walk, probe.shape)
     reason = why_other_numbers(probe.context, walk.weights, shapes, sizes)
     return error if reason is None else CutError(reason)
-=======
+
+
 def _check_factors(walk: Walk, context: MatchContext, shapes_of: ShapesOf, mask: MaskClass) -> None:
     """The factors of the scores must be the same numbers at every length.
 
@@ -120,7 +112,6 @@ def _check_factors(walk: Walk, context: MatchContext, shapes_of: ShapesOf, mask:
                     f"its scores are scaled by {value.name}, which changes with the length: it "
                     f"differs at {sizes.total} tokens"
                 )
->>>>>>> aea1a21 (The probe sees far: rows at long pasts, near every number of the piece, scores that must weigh alike)
 
 
 def _head_shape(walk: Walk, context: MatchContext) -> AttentionShape:

@@ -31,13 +31,13 @@ def why_other_numbers(
     except CutError:
         return None
     found = heads_apart(result, sizes.batch)
-    return _of_weights(found, sizes) if found.ndim == len(_AXES) else None
+    return why_uneven(found, sizes) if found.ndim == len(_AXES) else None
 
 
 _AXES: Final = "BHST"
 
 
-def _of_weights(weights: Array, sizes: CallSizes) -> str | None:
+def why_uneven(weights: Array, sizes: CallSizes) -> str | None:
     """The first real row that is not the same number for each key that it sees."""
     position = np.arange(sizes.past, sizes.total)
     real = position[None, None, :] >= sizes.first_valid()[:, None, None]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.cutout import Array, CutError
-from trianglemix.exporter.mask_probe import Bools, measure_class, real_rows
-from trianglemix.exporter.mask_rows import CutRows, ShapesOf
+from trianglemix.exporter.mask_probe import Bools, measure_class
+from trianglemix.exporter.mask_rows import CutRows
+from trianglemix.exporter.patterns._softmax_reasons import why_uneven
 from trianglemix.exporter.patterns._softmax_walk import Walk
-from trianglemix.exporter.probe import CallSizes
+from trianglemix.exporter.probe import CallSizes, ShapesOf, heads_apart
 from trianglemix.exporter.sites import MaskClass, MatchContext
-
-_UNIFORM: Final = 1e-3
 
 
 def softmax_mask(walk: Walk, context: MatchContext, shapes_of: ShapesOf) -> MaskClass:
@@ -33,23 +29,16 @@ class _SoftmaxRows(CutRows):
     """The piece from the scores to the softmax's weights. See `MaskRows`."""
 
     def __init__(self, walk: Walk, context: MatchContext, shapes_of: ShapesOf) -> None:
-        super().__init__(context, shapes_of, walk.softmax.outputs[0], walk.has_past)
+        super().__init__(context, shapes_of, walk.weights, walk.has_past)
         self._scores = walk.scores
 
     def visible(self, sizes: CallSizes) -> Bools:
         """See `MaskRows.visible`."""
         weights = self._apart(sizes)
         visible: Bools = weights > 0
-        count = visible.sum(axis=-1, keepdims=True)
-        error = np.where(visible & real_rows(sizes), np.abs(weights * count - 1), 0.0)
-        if not error.max() <= _UNIFORM:
-            b, h, row, key = (int(x) for x in np.argwhere(error > _UNIFORM)[0])
-            raise CutError(
-                "its scores get more than a mask (a bias by position, as ALiBi has it, or sinks in "
-                f"the softmax): at equal scores row {sizes.past + row} of {sizes.total} tokens "
-                f"weighs key {key} by {weights[b, h, row, key]:.3g}, not by one in "
-                f"{int(count[b, h, row, 0])}"
-            )
+        reason = why_uneven(weights, sizes)
+        if reason is not None:
+            raise CutError(reason)
         return visible
 
     def weights(self, sizes: CallSizes, scores: Array) -> Array:
@@ -59,14 +48,7 @@ class _SoftmaxRows(CutRows):
 
     def _apart(self, sizes: CallSizes, given: dict[ir.Value, Array] | None = None) -> Array:
         weights = self._run(sizes, given)
-        apart = _heads_apart(weights, sizes.batch)
+        apart = heads_apart(weights, sizes.batch)
         if apart.ndim != 4 or apart.shape[-2:] != (sizes.length, sizes.total):
             raise CutError(f"its weights have the shape {weights.shape}, not [B, H, S, T]")
         return apart
-
-
-def _heads_apart(weights: Array, batch: int) -> Array:
-    """`[B, H, S, T]` of weights whose heads are one axis with the batch, or two axes."""
-    if weights.ndim in (3, 5) and math.prod(weights.shape[:-2]) % batch == 0:
-        return weights.reshape(batch, -1, *weights.shape[-2:])
-    return weights
