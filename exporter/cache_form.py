@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -18,7 +19,7 @@ def as_type(build: NodeBuilder, value: ir.Value, dtype: ir.DataType | None) -> i
     if dtype is None or dtype_of(value) == dtype:
         return value
     cast = build.cast(value, dtype)
-    cast.type, cast.shape = ir.TensorType(dtype), value.shape
+    cast.type, cast.shape = ir.TensorType(dtype), _numbers(value.shape, None)
     return cast
 
 
@@ -30,7 +31,7 @@ def cache_in(
     moved = cache if order is None else build.op("Transpose", cache, perm=order)
     if order is not None:
         moved.type = cache.type
-        moved.shape = cache.shape and ir.Shape([cache.shape[axis] for axis in order])
+        moved.shape = _numbers(cache.shape, order)
     return as_type(build, moved, dtype)
 
 
@@ -48,3 +49,11 @@ def cache_out(
     if present.type is None:
         present.type = like.type
     return build.op("Transpose", present, perm=order)
+
+
+def _numbers(shape: ir.Shape | None, order: Sequence[int] | None) -> ir.Shape | None:
+    """Sizes in another order, without symbols: two values of one symbol may share memory."""
+    if shape is None:
+        return None
+    sizes = [shape[axis] for axis in order or range(len(shape))]
+    return ir.Shape([size if isinstance(size, int) else None for size in sizes])

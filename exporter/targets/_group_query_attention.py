@@ -52,7 +52,13 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
             clamped[seqlens] = build.op("Max", seqlens, build.int32(0))
         lowered = build.node(
             "GroupQueryAttention",
-            [*node.inputs[:5], clamped[seqlens], node.inputs[6], *_tables(node)],
+            [
+                *node.inputs[:3],
+                *_pasts(build, node),
+                clamped[seqlens],
+                node.inputs[6],
+                *_tables(node),
+            ],
             domain=_DOMAIN,
             attributes=_attributes(node),
             num_outputs=3,
@@ -66,6 +72,18 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
         graph.insert_before(node, build.nodes)
         for old, new in zip(node.outputs, [output, *lowered.outputs[1:]], strict=True):
             replace_value(old, new)
+
+
+def _pasts(build: NodeBuilder, node: ir.Node) -> list[ir.Value]:
+    """Past key and value; one that a node makes gets a length that ONNX Runtime cannot name.
+
+    It takes a present to be as long as its past where that length has a name, and lets the two
+    share memory where the past is its own to give away; the call then fails.
+    """
+    pasts = [needed_input(node, index) for index in (3, 4)]
+    return [
+        x if x.is_graph_input() else build.op("Reshape", x, build.ints(0, 0, -1, 0)) for x in pasts
+    ]
 
 
 def _tables(node: ir.Node) -> list[ir.Value]:

@@ -54,11 +54,13 @@ class _Model:
         return first, self.run(ids[:, -_NEW:], mask, first)
 
 
-def _check(spelling: Spelling, folder: Path, seed: int = 0) -> None:
+def _check(spelling: Spelling, folder: Path, seed: int = 0, *, dense: bool = False) -> None:
     path = save_example(spelled(spelling, seed).model, folder / "source")
-    export_to(path, folder / "out", layers=(0, 1, 2), pattern=_KEEP_ALL)
+    layers = None if dense else (0, 1, 2)
+    export_to(path, folder / "out", layers=layers, pattern=_KEEP_ALL, dense=dense)
     ids = random_ids(2, 21)
-    pads = 0 if spelling.softmax == "plain_parts" else _PADS  # exp(-inf) in all of a row is 0/0
+    unpadded = dense or spelling.softmax == "plain_parts"  # exp(-inf) in all of a row is 0/0
+    pads = 0 if unpadded else _PADS
     ours = _Model(folder / "out" / "model.onnx").two_calls(ids, pads)
     theirs = _Model(path).two_calls(ids, pads)
     tolerance = 2e-2 if spelling.is_half else 2e-5
@@ -81,6 +83,14 @@ def _without_pads(output: Array, name: str) -> Array:
 @pytest.mark.parametrize(("name", "choice"), _SINGLE)
 def test_one_other_spelling(name: str, choice: str, tmp_path: Path) -> None:
     _check(Spelling(**{name: choice}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spelling", [Spelling(cache="BTHD"), Spelling(cache="BHDT"), Spelling(types="half_cache")]
+)
+def test_the_dense_twin_of_other_caches(spelling: Spelling, tmp_path: Path) -> None:
+    """GroupQueryAttention in all layers; its past is none of the graph's inputs."""
+    _check(spelling, tmp_path, dense=True)
 
 
 @pytest.mark.parametrize("seed", range(_DRAWS))
