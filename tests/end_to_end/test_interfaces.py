@@ -188,6 +188,9 @@ def test_no_chunk_straddles_a_length_that_changes_the_rotation(tmp_path: Path) -
     session.generate(text[:5], 1, cache=conversation)
     with pytest.raises(PromptError, match="as one prompt, without a cache"):
         session.generate(text[:10], 1, cache=conversation)
+    beyond = session.new_cache()
+    session.generate(text, 1, cache=beyond)
+    assert session.generate(text[:5], 1, cache=beyond).ids
     prompts = [text, prompt(12, seed=2)]
     alone = [session.generate(ids, NEW_TOKENS).ids for ids in prompts]
     assert [result.ids for result in session.generate(prompts, NEW_TOKENS)] == alone

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops.interface import GraphInput, GraphOutput
 from trianglemix.custom_ops.manifest import Manifest, ManifestError
 from trianglemix.exporter.cli import command
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph_interface import read_interface
+from trianglemix.exporter.graph_roles import find_roles
 from trianglemix.exporter.inspection import inspect_model
+from trianglemix.exporter.runtime_fit import why_not_run
 
 from tests.end_to_end import odd_interfaces as odd
 from tests.end_to_end.odd_interfaces import Interface
@@ -194,3 +199,64 @@ def test_inspect_prints_the_table(tmp_path: Path) -> None:
     assert lines[0] == f"{path}: 2 attentions (softmax)"
     assert lines[1] == "can be exported"
     assert lines[2].startswith(reason)
+
+
+def _two_states(names: tuple[str, str, str, str], *, coupled: bool) -> onnx.ModelProto:
+    """Token ids, through one state and then another, to logits; outputs in the wrong order.
+
+    `coupled`: each of the outputs is made of both states.
+    """
+    first, second, after_first, after_second = names
+    info, floats = helper.make_tensor_value_info, TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Add", [second if coupled else "mean", "mean"], ["met"]),
+        helper.make_node("Add", ["met", first], [after_first]),
+        helper.make_node("Mul", [after_first, second], [after_second]),
+        helper.make_node("Unsqueeze", [after_second, "one"], ["y"]),
+        helper.make_node("Add", ["x", "y"], ["logits"]),
+        helper.make_node("Shape", ["attention_mask"], ["unused"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "states",
+        [
+            info("input_ids", TensorProto.INT64, ["B", "S"]),
+            info("attention_mask", TensorProto.INT64, ["B", "T"]),
+            info(first, floats, ["B", 7]),
+            info(second, floats, ["B", 7]),
+        ],
+        [
+            info("logits", floats, ["B", "S", 7]),
+            info(after_second, floats, ["B", 7]),
+            info(after_first, floats, ["B", 7]),
+        ],
+        [
+            numpy_helper.from_array(np.ones((7, 7), np.float32), "table"),
+            numpy_helper.from_array(np.array([1]), "one"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("names", "coupled"),
+    [
+        (("a", "b", "c", "d"), False),  # by the order in which one is made of another
+        (("past_ssm", "past_conv", "present_ssm", "present_conv"), True),  # by name
+        (("state.0.in", "state.1.in", "state.0.out", "state.1.out"), True),
+    ],
+)
+def test_each_state_finds_its_own_output(names: tuple[str, str, str, str], coupled: bool) -> None:
+    graph = ir.from_proto(_two_states(names, coupled=coupled)).graph
+    found = read_interface(graph, find_roles(graph), ())
+    carried = {value.name: value.carried_from for value in found.inputs if value.is_carried}
+    assert carried == {names[0]: names[2], names[1]: names[3]}
+
+
+def test_states_that_cannot_be_told_apart_are_carried_by_nobody() -> None:
+    graph = ir.from_proto(_two_states(("a", "b", "c", "d"), coupled=True)).graph
+    found = read_interface(graph, find_roles(graph), ())
+    assert [value.role for value in found.inputs[2:]] == ["unknown", "unknown"]
+    assert "input a [B,7] float32" in str(why_not_run(found))
