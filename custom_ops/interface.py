@@ -97,6 +97,19 @@ def carried_inputs(inputs: Iterable[GraphInput]) -> tuple[GraphInput, ...]:
     return with_role(inputs, *CARRIED)
 
 
+def changed_on_the_way(
+    inputs: Iterable[GraphInput], outputs: Iterable[GraphOutput]
+) -> dict[str, bool]:
+    """For each carried input whether it is something else than the output it comes from."""
+    types = {output.name: output.dtype for output in outputs}
+    return {
+        value.name: value.permutation is not None
+        or value.appends
+        or types.get(value.carried_from or "") != value.dtype
+        for value in carried_inputs(inputs)
+    }
+
+
 def fixed_batch(inputs: Iterable[GraphInput]) -> int | None:
     """The number of rows that the graph is made for; None where any will do."""
     for value in inputs:

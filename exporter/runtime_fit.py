@@ -16,6 +16,7 @@ from trianglemix.custom_ops.feeds import (
 from trianglemix.custom_ops.interface import (
     GraphInput,
     carried_inputs,
+    changed_on_the_way,
     fixed_batch,
     fixed_length,
     fixed_past,
@@ -58,11 +59,13 @@ def _obstacles(interface: GraphInterface) -> Iterator[str]:
             carried_shape(value, 1)
         except FeedError as error:
             yield str(error)
-    yield from (f"the file does not say of which type {x.name} is" for x in inputs if _untyped(x))
-
-
-def _untyped(value: GraphInput) -> bool:
-    return value.dtype == "unknown"
+    for value in inputs:
+        if value.dtype == "unknown":
+            yield f"the file does not say of which type its input {value.name} is"
+    changed = changed_on_the_way(inputs, interface.outputs)
+    for value in carried_inputs(inputs):
+        if changed[value.name] and value.dtype == "bfloat16":  # which NumPy does not have
+            yield f"its output {value.carried_from} is not {value.name} of bfloat16 as it is"
 
 
 def takes_chunks(graph: ir.Graph, inputs: tuple[GraphInput, ...]) -> bool:

@@ -11,10 +11,16 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.interface import carried_inputs
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel
-from trianglemix.runtime.backends.ort_cache import GrowingCache, RecomputingCache, SharedCache
+from trianglemix.runtime.backends.ort_cache import (
+    SHAREABLE,
+    GrowingCache,
+    RecomputingCache,
+    SharedCache,
+)
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 from trianglemix.runtime.backends.providers import (
     CUDA,
@@ -94,7 +100,8 @@ class OrtBackend:
         device = "cuda" if self._provider == "cuda" else "cpu"  # the host's, for every other
         if not self._manifest.has_cache:
             return RecomputingCache(self._session, self._manifest, device, batch)
-        if self._manifest.shared_cache and self._kernel == "native":
+        known = all(x.role in SHAREABLE for x in carried_inputs(self._manifest.inputs))
+        if self._manifest.shared_cache and known and self._kernel == "native":
             return SharedCache(self._session, self._manifest, device, batch, slots)
         return GrowingCache(self._session, self._manifest, device, batch)
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 from trianglemix.custom_ops.feeds import Call, call_feeds, carried_shape, carried_value
-from trianglemix.custom_ops.interface import GraphInput, carried_inputs
+from trianglemix.custom_ops.interface import (
+    GraphInput,
+    InputRole,
+    carried_inputs,
+    changed_on_the_way,
+)
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.device_memory import DeviceMemory
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
+
+SHAREABLE: Final[tuple[InputRole, ...]] = ("past_key", "past_value", "state")
+"""What a `SharedCache` can hold: the operator's own caches, and states, which do not grow."""
 
 
 class _BoundCache:
@@ -147,13 +155,7 @@ class GrowingCache(_BoundCache):
         self, session: ort.InferenceSession, manifest: Manifest, device: str, batch: int
     ) -> None:
         super().__init__(session, manifest, device)
-        types = {output.name: output.dtype for output in manifest.outputs}
-        self._as_it_is = {
-            value.name: value.permutation is None
-            and not value.appends
-            and types.get(str(value.carried_from)) == value.dtype
-            for value in self._carried
-        }
+        self._changed = changed_on_the_way(manifest.inputs, manifest.outputs)
         self._held: dict[str, ort.OrtValue] = {}
         self._hand_on(
             {
@@ -171,7 +173,7 @@ class GrowingCache(_BoundCache):
         """See `DeviceCache.step`."""
         self._binding.clear_binding_outputs()
         for value in self._carried:
-            device = self._device if self._as_it_is[value.name] else "cpu"
+            device = "cpu" if self._changed[value.name] else self._device
             self._binding.bind_output(str(value.carried_from), device)
         if want_logits:
             self._bind_logits()
@@ -182,7 +184,7 @@ class GrowingCache(_BoundCache):
         return read_last_row(outputs[-1]) if want_logits else None
 
     def _next(self, value: GraphInput, output: ort.OrtValue) -> ort.OrtValue:
-        if self._as_it_is[value.name]:
+        if not self._changed[value.name]:
             return output
         before = {value.name: self._held[value.name].numpy()} if value.appends else {}
         array = np.asarray(carried_value(value, before, output.numpy()), order="C")
