@@ -13,6 +13,7 @@ from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.cache_form import as_type, cache_in, cache_out
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.head_trace import root_of
 from trianglemix.exporter.lengths import (
     Lengths,
     add_prompt_length_input,
@@ -26,6 +27,7 @@ from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
 from trianglemix.exporter.sites import AttentionSite, Layout, NodeLengths, Operand
 from trianglemix.exporter.walk import dtype_of, needed_input, producer_of
 
+_CACHE_RANK: Final = 4
 _SWAP: Final = (0, 2, 1, 3)
 ROW_END: Final = "row_end"
 """`meta` key of the model: the value `[B]` that says where each row's real tokens end."""
@@ -226,7 +228,23 @@ def _past(build: NodeBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] 
         cache_in(build, cache, layout, site.dtype)
         for cache, layout in zip(site.past, site.cache, strict=True)
     )
-    return key, value
+    if all(len(root_of(cache).shape or ()) == _CACHE_RANK for cache in site.past):
+        return key, value
+    return _of_batch(build, key, site), _of_batch(build, value, site)
+
+
+def _of_batch(build: NodeBuilder, past: ir.Value, site: AttentionSite) -> ir.Value:
+    """A part of a cache of all layers, its batch that of the queries.
+
+    Before the first call it is empty, and a Concat takes what is empty of any batch.
+    """
+    batch = build.dimension(site.query.value, 0)
+    sizes = [
+        batch,
+        build.ints(site.shape.kv_num_heads, -1),
+        build.op("Shape", past, start=3, end=4),
+    ]
+    return build.op("Reshape", past, build.op("Concat", *sizes, axis=0))
 
 
 def _empty_past(

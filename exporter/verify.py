@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trianglemix.custom_ops.feeds import Call, call_feeds, carry, empty_carried
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.fold_rotation import UnfoldRotationPass, is_folded
@@ -64,7 +65,8 @@ def verify_export(
     Raises:
         ExportError: a model does not open or run.
     """
-    checks = Checks(manifest, vocabulary, atol)
+    dtype = coarsest_type(source, manifest.cache_dtype)
+    checks = Checks(manifest, vocabulary, atol, dtype)
     exported = folder / manifest.model_file
     library, notes = find_library()
     if library is None:
@@ -129,11 +131,15 @@ def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenMode
 
 @dataclass(frozen=True)
 class Checks:
-    """Comparisons on random prompts; `manifest` names the source's inputs and outputs."""
+    """Comparisons on random prompts; `manifest` names the source's inputs and outputs.
+
+    `dtype` is the coarsest type that the source rounds to, which says how close they must be.
+    """
 
     manifest: Manifest
     vocabulary: int
     atol: float | None
+    dtype: str
 
     def short(self, ours: OpenModel, theirs: OpenModel, tokens: int) -> list[VerifyReport]:
         """A prefill, and a decode step after it, against the source."""
@@ -182,6 +188,6 @@ class Checks:
         """Logits of the last position (real in every row) of both."""
         a, b = (x[self.manifest.logits][:, -1].astype(np.float64) for x in (ours, theirs))
         error = float(np.abs(a - b).max()) if np.isfinite(a).all() else float("inf")
-        relative = _RELATIVE[self.manifest.cache_dtype] * float(np.abs(b).max())
+        relative = _RELATIVE[self.dtype] * float(np.abs(b).max())
         tolerance = relative if self.atol is None else self.atol
         return VerifyReport(name, tokens, error, tolerance, error <= tolerance)

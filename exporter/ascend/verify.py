@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraphs
+from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.model_io import MODEL_FILE, save_model
 from trianglemix.exporter.report import VerifyReport
@@ -45,7 +46,8 @@ def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
     static = check.packaged.static
     assert static is not None
     library, notes = find_library()
-    checks = Checks(check.manifest, check.vocabulary, check.atol)
+    dtype = coarsest_type(check.source, check.manifest.cache_dtype)
+    checks = Checks(check.manifest, check.vocabulary, check.atol, dtype)
     ours = _StaticModel(check, static, library)
     theirs = open_model(check.source, check.manifest, library)
     limit, note = source_limit(check.source)

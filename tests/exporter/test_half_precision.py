@@ -8,11 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._softmax_measure import _snapped
 from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
+from tests.exporter.spellings import Spelling, spelled
 
 
 def half_example(dtype: ir.DataType) -> ir.Model:
@@ -63,3 +65,15 @@ def test_a_rounded_scale_is_snapped(size: int, dtype: ir.DataType) -> None:
     assert _snapped(1.1 * size**-0.5, size, dtype) == 1.1 * size**-0.5
     other = 1.001 * size**-0.5
     assert _snapped(other, size, ir.DataType.FLOAT) == other
+
+
+def test_how_close_depends_on_what_the_model_rounds_to(tmp_path: Path) -> None:
+    """A float16 graph with float32 caches and logits is compared as float16."""
+    example = spelled(Spelling(types="half_inside"))
+    path = save_example(example.model, tmp_path / "source")
+    assert coarsest_type(path, "float32") == "float16"
+    report = export_to(path, tmp_path / "out", layers=(1,), verify=True)
+    assert all(check.passed for check in report.verification)
+    plain = save_example(spelled(Spelling()).model, tmp_path / "plain")
+    assert coarsest_type(plain, "float32") == "float32"
+    assert coarsest_type(plain, "bfloat16") == "bfloat16"

@@ -1,0 +1,25 @@
+"""The coarsest float type that a model rounds its numbers to, whatever its inputs' types are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from trianglemix.exporter.walk import is_op
+
+_NAMES = {ir.DataType.BFLOAT16: "bfloat16", ir.DataType.FLOAT16: "float16"}
+
+
+def coarsest_type(path: Path, cache_dtype: str) -> str:
+    """ "bfloat16", "float16" or "float32", of weights, casts and caches.
+
+    A float16 graph may have float32 caches and logits (`keep_io_types`); its numbers are no
+    better for it.
+    """
+    graph = ir.load(path).graph
+    found = {value.dtype for value in graph.initializers.values()}
+    found |= {
+        ir.DataType(node.attributes.get_int("to", 0)) for node in graph if is_op(node, "Cast")
+    }
+    names = {name for dtype, name in _NAMES.items() if dtype in found} | {cache_dtype}
+    return next((name for name in _NAMES.values() if name in names), "float32")
