@@ -13,8 +13,7 @@ ONNX_ROUTE: Final = (
 )
 """What to do where this route ends but an ONNX file may not."""
 _EXPERTS_ROUTE: Final = (
-    "make its ONNX file with onnxruntime-genai's model builder or mobius, which write such layers "
-    "as one node, and give that file"
+    "make its ONNX file with transformers' OnnxExporter or mobius, which can, and give that file"
 )
 _ATTENTION_KINDS: Final = ("full_attention", "sliding_attention", "chunked_attention")
 _MOVING_ROPE: Final = ("dynamic", "longrope", "su")
@@ -73,6 +72,11 @@ def refuse_missing_layers(model: Any, missing: Sequence[int], entered: Sequence[
     """Raises RefusedError for layers that never called transformers' attention interface."""
     if not missing:
         return
+    if uses_alibi(model.config):
+        raise RefusedError(
+            f"{type(model).__name__} adds a bias by position to its attention (ALiBi), which the "
+            "operator does not compute; this model cannot be exported"
+        )
     what = "compute" if len(missing) > 1 else "computes"
     if entered:
         reason = f"{what} no attention, or attention in code of their own"
@@ -80,8 +84,7 @@ def refuse_missing_layers(model: Any, missing: Sequence[int], entered: Sequence[
         reason = f"{what} attention in code of their own, or none"
     raise RefusedError(
         f"{named(missing)} of {type(model).__name__} {reason}: they do not call transformers' "
-        f"attention interface, so the folder cannot be exported; {ONNX_ROUTE} (a bias such as "
-        "ALiBi and states of other layers are refused there too, by name)"
+        f"attention interface, so the folder cannot be exported; {ONNX_ROUTE}"
     )
 
 
@@ -94,6 +97,14 @@ def refuse_experts(model: Any, reason: str) -> None:
                 f"tokens are sorted by expert at run time, which a trace cannot follow ({reason}); "
                 f"{_EXPERTS_ROUTE}"
             )
+
+
+def uses_alibi(config: Any) -> bool:
+    """Whether a configuration of transformers asks for ALiBi."""
+    inner = getattr(config, "attn_config", None)
+    return getattr(config, "model_type", None) == "bloom" or any(
+        bool(getattr(part, "alibi", False)) for part in (config, inner)
+    )
 
 
 def unsupported_operator(model: Any, error: Exception) -> RefusedError:

@@ -169,7 +169,7 @@ def test_no_configuration_is_an_error(tmp_path: Path) -> None:
 
 
 def test_refusals_of_the_worker_reach_the_caller(tmp_path: Path) -> None:
-    folder = save_random("bloom", tmp_path / "folder", n_head=4)
+    folder = save_random("gptj", tmp_path / "folder", n_head=4, rotary_dim=4)
     with pytest.raises(RefusedError, match="do not call transformers' attention"):
         export_huggingface(folder, tmp_path / "work", HuggingFaceOptions())
 
