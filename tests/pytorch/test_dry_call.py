@@ -153,6 +153,17 @@ def test_what_only_the_models_own_function_computes_is_seen(
         patch(model, CONFIG)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_large_scores_in_half_precision_are_no_other_kind_of_attention(dtype: torch.dtype) -> None:
+    """Eager attention rounds its scores to the model's type: at 100 they are off by 0.25."""
+    model = tiny("llama", **LLAMA_LIKE).to(dtype)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data *= 100
+        layer.self_attn.k_proj.weight.data *= 100
+    patch(model, CONFIG)
+    assert bool(torch.isfinite(logits(model)).all())
+
+
 def test_two_stacks_with_the_same_numbers_are_refused() -> None:
     model = tiny("llama", **LLAMA_LIKE)
     model.model.layers[0].self_attn.layer_idx = 1
