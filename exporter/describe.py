@@ -9,7 +9,6 @@ import onnx_ir as ir
 from trianglemix.custom_ops.interface import carried_inputs, with_role
 from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.exporter.cache_ports import CachePort
-from trianglemix.exporter.companions import Companions
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.layers import LayerChoice
@@ -25,11 +24,6 @@ _DTYPES: Final = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
-_CONTEXT_KEYS: Final = (
-    "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length",
-    "n_ctx",
-)  # fmt: skip
-_SECTIONS: Final = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True)
@@ -104,19 +98,3 @@ def takes_left_padding(
     by_row = any(x.batch_axis is not None for x in with_role(inputs, "position_ids"))
     strange = with_role(inputs, "state", "seqlens_k", "past_length")
     return target.left_padding and not dense and not unpadded and by_row and not strange
-
-
-def read_context_length(companions: Companions) -> int | None:
-    """Tokens that the model's configuration allows, or genai's where that says less."""
-    config, genai = companions.settings("config.json"), companions.settings("genai_config.json")
-    sections = [config, *(config.get(name) for name in _SECTIONS)]
-    own = (_number(section, key) for section in sections for key in _CONTEXT_KEYS)
-    theirs = (_number(genai.get("model"), "context_length"),
-              _number(genai.get("search"), "max_length"))  # fmt: skip
-    limits = [next((length for length in lengths if length), None) for lengths in (own, theirs)]
-    return min((limit for limit in limits if limit), default=None)
-
-
-def _number(section: object, key: str) -> int | None:
-    value = section.get(key) if isinstance(section, dict) else None
-    return value if isinstance(value, int) else None

@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from trianglemix.custom_ops.interface import GraphInput, Shape
 from trianglemix.exporter.cache_ports import find_ports
-from trianglemix.exporter.describe import read_context_length
+from trianglemix.exporter.config_check import check_config
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.model_config import read_context_length
 from trianglemix.exporter.model_io import external_tensors, load_model
 from trianglemix.exporter.normalize import normalize
 from trianglemix.exporter.registry import all_patterns
@@ -33,7 +34,10 @@ from trianglemix.exporter.source_limit import pattern_of
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found; `obstacle` is why an export would be refused, None if it would not be."""
+    """What was found; `obstacle` is why an export would be refused, None if it would not be.
+
+    `warnings` tell where the graph is not what its configuration says.
+    """
 
     path: Path
     producer: str
@@ -45,6 +49,7 @@ class Inspection:
     sites: Sites
     interface: GraphInterface
     obstacle: str | None
+    warnings: tuple[str, ...]
 
 
 def inspect_model(source: Path) -> Inspection:
@@ -65,6 +70,8 @@ def inspect_model(source: Path) -> Inspection:
     roles = find_roles(model.graph)
     context = MatchContext(model.graph, roles, read_context_length(found.companions))
     sites = find_sites(context, all_patterns())
+    obstacle = _obstacle(sites, context)
+    config = None if obstacle else check_config(model.graph, sites.found, found.companions)
     return Inspection(
         path=found.path,
         producer=" ".join(x for x in (model.producer_name, model.producer_version) if x),
@@ -75,7 +82,8 @@ def inspect_model(source: Path) -> Inspection:
         roles=roles,
         sites=sites,
         interface=read_interface(model.graph, roles, find_ports(model.graph, sites.found)),
-        obstacle=_obstacle(sites, context),
+        obstacle=obstacle,
+        warnings=() if config is None else config.warnings,
     )
 
 
@@ -103,6 +111,8 @@ def print_inspection(inspection: Inspection, console: Console, *, quiet: bool = 
         print_near_misses(inspection.sites.near_misses, console)
     verdict = inspection.obstacle
     line("can be exported" if verdict is None else f"would be refused: {verdict}")
+    for warning in inspection.warnings:
+        line(f"warning: {warning}")
     reason = why_not_run(inspection.interface)
     if reason is not None:
         line(f"trianglemix-run could not run the export: {reason}")

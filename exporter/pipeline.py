@@ -15,10 +15,10 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.cache_ports import find_ports, layer_caches
 from trianglemix.exporter.check import check_exported, interface_of
 from trianglemix.exporter.clean import DropUnusedPass
+from trianglemix.exporter.config_check import ConfigCheck, check_config
 from trianglemix.exporter.describe import (
     ExportedGraph,
     describe,
-    read_context_length,
 )
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.find_source import Source, find_source
@@ -32,6 +32,7 @@ from trianglemix.exporter.insert import (
 from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
 from trianglemix.exporter.leftovers import check_no_square_left
+from trianglemix.exporter.model_config import read_context_length
 from trianglemix.exporter.model_io import (
     MODEL_FILE,
     load_model,
@@ -81,6 +82,7 @@ class _Found:
     interface: tuple[list[str], list[str]]
     sites: Sites
     choice: LayerChoice
+    config: ConfigCheck
     notes: tuple[str, ...]
 
 
@@ -101,6 +103,7 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         check_no_square_left(graph.model.graph, graph.roles)
         manifest = describe(graph, found.choice, options, target)
         report = build_report(options, graph, found.sites, found.choice, manifest)
+        report = replace(report, warnings=(*report.warnings, *found.config.warnings))
         report = replace(report, notes=(*report.notes, *found.notes))
         if target.offline is not None:
             report = as_offline(report, target.offline, graph, (manifest, options))
@@ -124,8 +127,14 @@ def _find(job: _Job) -> _Found:
     sites = find_sites(context, all_patterns(), observer.progress)
     observer.sites(sites)
     check_understood(sites, context)
+    config = check_config(model.graph, sites.found, source.companions)
+    if config.companions != source.companions:  # it was another model's context that was probed
+        context = MatchContext(model.graph, roles, read_context_length(config.companions))
+        sites = find_sites(context, all_patterns(), observer.progress)
+        check_understood(sites, context)
+        source = replace(source, companions=config.companions)
     choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
-    return _Found(source, model, roles, interface, sites, choice, tuple(notes))
+    return _Found(source, model, roles, interface, sites, choice, config, tuple(notes))
 
 
 def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
@@ -141,7 +150,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:
         lower()(model)
     DropUnusedPass()(model)
-    context_length = read_context_length(found.source.companions)
+    context_length = found.config.context_length
     shared = can_share_cache(model)
     return ExportedGraph(model, roles, len(sites), ports, caches, shared, context_length)
 

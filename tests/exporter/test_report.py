@@ -10,7 +10,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.custom_ops.pattern import keep_mask
 from trianglemix.exporter.companions import Companions
-from trianglemix.exporter.describe import read_context_length
+from trianglemix.exporter.model_config import read_context_length
 from trianglemix.exporter.options import PatternRequest
 
 from tests.exporter.exports import Session, export_to, random_ids
