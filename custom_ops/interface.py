@@ -97,6 +97,11 @@ def carried_inputs(inputs: Iterable[GraphInput]) -> tuple[GraphInput, ...]:
     return with_role(inputs, *CARRIED)
 
 
+def has_cache(inputs: Iterable[GraphInput]) -> bool:
+    """Whether keys and values of earlier tokens come from call to call."""
+    return bool(with_role(inputs, "past_key", "past_value", "past"))
+
+
 def changed_on_the_way(
     inputs: Iterable[GraphInput], outputs: Iterable[GraphOutput]
 ) -> dict[str, bool]:

@@ -12,8 +12,8 @@ from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.interface import (
     GraphInput,
     GraphOutput,
-    carried_inputs,
     fixed_batch,
+    has_cache,
     read_inputs,
     read_outputs,
 )
@@ -80,8 +80,11 @@ class Manifest:
 
     @property
     def has_cache(self) -> bool:
-        """Whether a call continues the one before; else every call must read the whole text."""
-        return self.static is not None or bool(carried_inputs(self.inputs))
+        """Whether a call continues the one before; else every call must read the whole text.
+
+        States alone do not do it: attention has to see the keys of earlier tokens.
+        """
+        return self.static is not None or has_cache(self.inputs)
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`."""

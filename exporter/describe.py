@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import carried_inputs, with_role
+from trianglemix.custom_ops.interface import has_cache, with_role
 from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.exporter.cache_ports import CachePort
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
@@ -75,7 +75,7 @@ def describe(graph: ExportedGraph, choice: LayerChoice, options: ExportOptions,
 def _context_length(graph: ExportedGraph, interface: GraphInterface) -> int | None:
     """The least of what the configuration says, what caches keep, and what recomputing bears."""
     limits = [graph.context_length, *(port.limit for port in graph.ports)]
-    if not carried_inputs(interface.inputs):
+    if not has_cache(interface.inputs):
         limits.append(RECOMPUTE_LIMIT)
     return min((limit for limit in limits if limit is not None), default=None)
 

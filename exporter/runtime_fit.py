@@ -21,6 +21,7 @@ from trianglemix.custom_ops.interface import (
     fixed_length,
     fixed_past,
     fixed_total,
+    has_cache,
     with_role,
 )
 from trianglemix.exporter.graph_interface import GraphInterface
@@ -71,12 +72,12 @@ def _obstacles(interface: GraphInterface) -> Iterator[str]:
 def takes_chunks(graph: ir.Graph, inputs: tuple[GraphInput, ...]) -> bool:
     """Whether a prompt may come in several calls: states must be seen to carry it on.
 
-    Caches do. Of a state it is known where it is put before the new tokens, as a convolution's
-    is, or where an operator takes it that is made for it; other graphs may read a state only
-    when they are given one token.
+    Caches do, and without one a prompt is read at once anyway. Of a state it is known where it
+    is put before the new tokens, as a convolution's is, or where an operator takes it that is
+    made for it; other graphs may read a state only when they are given one token.
     """
     states = {value.name for value in with_role(inputs, "state")}
-    return all(
+    return not has_cache(inputs) or all(
         _continues(node, value)
         for value in graph.inputs
         if value.name in states

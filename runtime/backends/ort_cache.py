@@ -204,6 +204,9 @@ class RecomputingCache(_BoundCache):
     ) -> None:
         super().__init__(session, manifest, device)
         self._ids = np.zeros((batch, 0), np.int64)
+        for value in self._carried:  # states, which start anew with every reading
+            empty = self._memory(value).zeros(carried_shape(value, batch))
+            self._binding.bind_ortvalue_input(value.name, empty)
 
     def reserve(self, slots: int) -> None:
         """Nothing to do: only tokens are held."""

@@ -44,6 +44,7 @@ INTERFACES: Final[dict[str, Interface]] = {
     "shared keys and values": Interface({"num_layers": 3, "shares": True}),
     "no cache": Interface({"cache": "none", "mask_dtype": "float32"}),
     "no cache, positions [3, B, S]": Interface({"cache": "none", "positions": "rank3"}),
+    "no cache, but a convolution": Interface({"cache": "none", "extra": "convolution"}),
     "convolution": Interface({"extra": "convolution"}),
     "convolution by other names": Interface(
         {"extra": "convolution"},
