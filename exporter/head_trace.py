@@ -68,6 +68,7 @@ def trace_heads(value: ir.Value, axes: str, content: Collection[ir.Value]) -> He
             break
         here = step
         best = here if here.is_whole else best
+    _check_own_cache(here.value)
     if best.value.is_graph_input():
         raise CutError(
             f"its keys or values are the graph input {best.value.name}, to which nothing is "
@@ -75,6 +76,21 @@ def trace_heads(value: ir.Value, axes: str, content: Collection[ir.Value]) -> He
             "counterpart for; export a decoder-only model with a growing cache"
         )
     return best
+
+
+def _check_own_cache(value: ir.Value) -> None:
+    """Raises CutError for keys that are cut out of what a Concat has appended to a cache."""
+    part = producer_of(value, "Split", "Slice")
+    joined = producer_of(root_of(value), "Concat") if part is not None else None
+    if joined is None or len(joined.inputs) != 2:
+        return
+    cache = root_of(needed_input(joined, 0))
+    if cache.is_graph_input() and cache.dtype in _FLOATS:
+        raise CutError(
+            f"its keys or values are a part of the cache {cache.name}, which holds both or more "
+            "than a layer reads; export with keys and values as caches of their own, "
+            "[batch, heads, tokens, size]"
+        )
 
 
 def _append(heads: Heads) -> Heads | None:

@@ -16,7 +16,7 @@ from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, run_c
 from trianglemix.exporter.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.head_trace import Heads
 from trianglemix.exporter.lengths import NEVER_LAST
-from trianglemix.exporter.patterns._softmax_reasons import why_other_numbers
+from trianglemix.exporter.patterns._softmax_reasons import why_other_heads, why_other_numbers
 from trianglemix.exporter.patterns._softmax_rows import softmax_mask
 from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 from trianglemix.exporter.probe import (
@@ -83,6 +83,8 @@ def _explained(error: CutError, probe: _Probe) -> CutError:
     walk, sizes = probe.walk, calls_for(probe.walk.has_past)[0]
     shapes = partial(_all_heads, walk, probe.shape)
     reason = why_other_numbers(probe.context, walk.weights, shapes, sizes)
+    if reason is None:
+        reason = why_other_heads(probe.context, walk, _heads_shapes(walk.key, sizes), sizes)
     return error if reason is None else CutError(reason)
 
 

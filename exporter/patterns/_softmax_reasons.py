@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.exporter.cutout import Array, CutError, cut_out, run_cut
+from trianglemix.exporter.patterns._softmax_walk import Walk
 from trianglemix.exporter.probe import CallSizes, ProbeInputs, ShapesOf, heads_apart
 from trianglemix.exporter.sites import MatchContext
 
@@ -69,3 +70,35 @@ def why_uneven(weights: Array, sizes: CallSizes) -> str | None:
 def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
     indices: Sequence[Sequence[int]] = np.argwhere(where).tolist()
     return tuple(indices[0])
+
+
+def why_other_heads(
+    context: MatchContext, walk: Walk, shapes: dict[ir.Value, tuple[int, ...]], sizes: CallSizes
+) -> str | None:
+    """Query heads that do not share key heads in a row, seen by keys that hold their head's number.
+
+    `shapes` are those of the new keys and their past.
+    """
+    axis = walk.key.axes.index("H")
+    count = next(iter(shapes.values()))[axis]
+    numbers = np.arange(count, dtype=np.float32)
+    apart = numbers.reshape([-1 if name == "H" else 1 for name in walk.key.axes])
+    given = {value: np.broadcast_to(apart, shape).copy() for value, shape in shapes.items()}
+    try:
+        cut = cut_out(context.graph, list(given), [walk.key_operand])
+        (operand,) = run_cut(cut, ProbeInputs(context).feeds(cut, sizes, given))
+    except CutError:
+        return None
+    if operand.ndim != len(_AXES) or not np.abs(operand).max() > 0:
+        return None
+    found = operand[0, :, 0, 0] * ((count - 1) / np.abs(operand).max())  # keys may be scaled
+    expected = np.arange(len(found)) // max(1, len(found) // count)
+    wrong = np.flatnonzero(np.round(found) != expected)
+    if not wrong.size:
+        return None
+    head = int(wrong[0])
+    return (
+        f"its query head {head} reads key head {int(np.round(found[head]))}, not {expected[head]}: "
+        "key heads are repeated in turn (0 1 0 1), and the operator gives each its query heads in "
+        "a row (0 0 1 1)"
+    )

@@ -195,3 +195,63 @@ def test_a_cache_without_an_axis_of_heads(tmp_path: Path) -> None:
 
 def _sizes(build: NodeBuilder, middle: list[ir.Value]) -> ir.Value:
     return build.op("Concat", build.ints(-1), *middle, build.ints(SHAPE.head_size), axis=0)
+
+
+def _after_append(
+    change: Callable[[NodeBuilder, ir.Value], ir.Value],
+) -> ir.Model:
+    """The example decoder, keys and values of which are `change(build, joined)` where repeated."""
+
+    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+        result = decomposed_attention(build, layer)
+        for joined in result[1:]:
+            made = joined.producer()
+            assert made is not None
+            at = build.nodes.index(made) + 1
+            after = build.nodes[at:]
+            del build.nodes[at:]
+            changed = change(build, joined)
+            for node in after:
+                for index, used in enumerate(node.inputs):
+                    if used is joined:
+                        node.replace_input_with(index, changed)
+            build.nodes += after
+        return result
+
+    return build_example(attend, opset=18).model
+
+
+def test_heads_repeated_in_turn(tmp_path: Path) -> None:
+    """Key heads 0 1 0 1: each query head has one, but not the one that the operator gives it."""
+
+    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+        result = decomposed_attention(build, layer)
+        times = SHAPE.num_heads // SHAPE.kv_num_heads
+        for node in build.nodes:
+            apart = None if node.op_type != "Expand" else node.inputs[0]
+            unsqueeze = None if apart is None else apart.producer()
+            if unsqueeze is not None:  # [B, 1, G, T, D] expands to [B, H/G, G, T, D]
+                unsqueeze.replace_input_with(1, build.ints(1))
+                node.replace_input_with(1, build.ints(1, times, 1, 1, 1))
+        return result
+
+    path = save_example(build_example(attend, opset=18).model, tmp_path / "source")
+    with pytest.raises(RefusedError, match="query head 1 reads key head 1, not 0"):
+        export_to(path, tmp_path / "out", layers=(1,))
+
+
+def test_a_part_of_a_larger_cache(tmp_path: Path) -> None:
+    """Keys cut out of what is appended: as where keys and values are one tensor."""
+
+    def half(build: NodeBuilder, joined: ir.Value) -> ir.Value:
+        part = build.op("Slice", joined, build.ints(0), build.ints(8), build.ints(3))
+        return build.op("Concat", part, build.op("Neg", part), axis=3)
+
+    def whole(build: NodeBuilder, joined: ir.Value) -> ir.Value:
+        return build.op("Slice", joined, build.ints(0), build.ints(99), build.ints(3))
+
+    for name, change in (("whole", whole), ("half", half)):
+        path = save_example(_after_append(change), tmp_path / name)
+        with pytest.raises(RefusedError) as caught:
+            export_to(path, tmp_path / "out", layers=(1,))
+        assert name == "half" or "part of the cache past_key_values.0.key" in str(caught.value)
