@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.fold_rotation import is_folded
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.lengths import PROMPT_LENGTH
 from trianglemix.exporter.sites import AttentionSite
+from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
 
 
 def check_exported(
@@ -38,8 +37,8 @@ def check_exported(
     assert names == wanted, f"inputs became {names}, were {wanted}"
     assert [value.name for value in graph.outputs] == outputs, "outputs changed"
     _check_order(graph)
-    nodes = [node for node in graph if is_triangle_attention(node)]
-    used = bool(nodes) and not any(is_folded(node) for node in nodes)
+    nodes = TriangleNode.all_of(graph)
+    used = bool(nodes) and not any(node.is_folded for node in nodes)
     declared = (contract.DOMAIN, contract.OP_TYPE, "") in model.functions
     assert used == declared, "the operator's function and its nodes go together"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.fold_rotation import is_folded
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.lengths import PROMPT_LENGTH
+from trianglemix.exporter.triangle_node import TriangleNode
 
 
 class DropUnusedPass(ir.passes.InPlacePass):
@@ -26,8 +25,8 @@ class DropUnusedPass(ir.passes.InPlacePass):
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
                 graph.initializers.pop(name)
-        nodes = [node for node in graph if is_triangle_attention(node)]
-        if not nodes or any(is_folded(node) for node in nodes):
+        nodes = TriangleNode.all_of(graph)
+        if not nodes or any(node.is_folded for node in nodes):
             model.functions.pop((contract.DOMAIN, contract.OP_TYPE, ""), None)
         if not nodes:
             graph.opset_imports.pop(contract.DOMAIN, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.triangle_node import is_triangle_attention
 from trianglemix.exporter.walk import is_op, needed_input, small_constant
 
 _CONTRIB: Final = "com.microsoft"

@@ -13,11 +13,11 @@ from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.layers import LayerChoice
 from trianglemix.exporter.length_switch import length_switches
-from trianglemix.exporter.lengths import is_no_left_padding
 from trianglemix.exporter.model_io import MODEL_FILE
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.runtime_fit import RECOMPUTE_LIMIT, takes_chunks, why_not_run
 from trianglemix.exporter.target import Target
+from trianglemix.exporter.triangle_node import TriangleNode
 
 _DTYPES: Final = {
     ir.DataType.FLOAT: "float32",
@@ -94,7 +94,7 @@ def takes_left_padding(
     States would take the pads in, and lengths that are counted outside do not tell them.
     """
     inputs = interface.inputs
-    unpadded = any(is_no_left_padding(value) for node in model.graph for value in node.outputs)
+    unpadded = any(node.no_left_padding for node in TriangleNode.all_of(model.graph))
     by_row = any(x.batch_axis is not None for x in with_role(inputs, "position_ids"))
     strange = with_role(inputs, "state", "seqlens_k", "past_length")
     return target.left_padding and not dense and not unpadded and by_row and not strange

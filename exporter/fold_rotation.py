@@ -5,23 +5,17 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.function_body import build_function
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.rotation import (
     DOMAIN,
     FROM_INSIDE,
-    Rotation,
-    head_size,
     rotate,
     slot_positions,
     unpack,
 )
-from trianglemix.exporter.walk import needed_input, optional_input
-
-_COSINES = len(contract.INPUTS)
+from trianglemix.exporter.triangle_node import TriangleNode
+from trianglemix.exporter.walk import needed_input
 
 
 class FoldRotationPass(ir.passes.InPlacePass):
@@ -33,7 +27,7 @@ class FoldRotationPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [node for node in model.graph if is_triangle_attention(node) and _fold(node)]
+        folded = [node for node in TriangleNode.all_of(model.graph) if _fold(node)]
         if folded:
             common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(folded))
@@ -43,12 +37,13 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
     """The opposite: every node in the canonical form, with the operator's function."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [node for node in model.graph if is_triangle_attention(node) and is_folded(node)]
-        for node in folded:
+        folded = [node for node in TriangleNode.all_of(model.graph) if node.is_folded]
+        for triangle in folded:
+            node = triangle.node
             build = NodeBuilder(model.graph, f"unfold/{node.name}")
-            rows = canonical_rows(build, node, head_shape(node), needed_input(node, 5))
+            rows = canonical_rows(build, triangle, triangle.seqlens_k)
             model.graph.insert_before(node, build.nodes)
-            _set_inputs(node, [*rows, *node.inputs[3:_COSINES]])
+            triangle.set_inputs(rows)
             node.attributes.pop(contract.ATTR_INTERLEAVED, None)
         function = build_function()
         model.functions[function.identifier()] = function
@@ -56,31 +51,18 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(folded))
 
 
-def is_folded(node: ir.Node) -> bool:
-    """Whether a TriangleAttention node unpacks or rotates inside."""
-    return optional_input(node, 1) is None or optional_input(node, _COSINES) is not None
-
-
-def rotation_of(node: ir.Node) -> Rotation | None:
-    """How a TriangleAttention node turns queries and keys inside, if it does."""
-    cosines = optional_input(node, _COSINES)
-    if cosines is None:
-        return None
-    interleaved = node.attributes.get_int(contract.ATTR_INTERLEAVED, 0) == 1
-    return Rotation(cosines, needed_input(node, _COSINES + 1), interleaved)
-
-
 def canonical_rows(
-    build: NodeBuilder, node: ir.Node, shape: AttentionShape, seqlens: ir.Value
+    build: NodeBuilder, node: TriangleNode, seqlens: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values as the canonical form takes them: apart, and turned.
 
     `seqlens` `[B]` says which slots the new tokens get, which is where they turn.
     """
-    query, key, value = needed_input(node, 0), optional_input(node, 1), optional_input(node, 2)
+    shape = node.shape
+    query, key, value = node.query, node.key, node.value
     if key is None or value is None:
         query, key, value = unpack(build, query, shape)
-    rotation = rotation_of(node)
+    rotation = node.rotation
     if rotation is not None:
         at = slot_positions(build, seqlens, query)
         query = rotate(build, query, (shape.num_heads, shape.head_size), rotation, at)
@@ -88,34 +70,12 @@ def canonical_rows(
     return query, key, value
 
 
-def head_shape(node: ir.Node) -> AttentionShape:
-    """The head layout of a TriangleAttention node, from its attributes and what its file states.
-
-    Raises:
-        ConfigurationError: the file does not say a head size.
-    """
-    heads, kv_heads = (
-        node.attributes.get_int(name, 0)
-        for name in (contract.ATTR_NUM_HEADS, contract.ATTR_KV_NUM_HEADS)
-    )
-    past_key, past_value = optional_input(node, 3), optional_input(node, 4)
-    query, value = optional_input(node, 0), optional_input(node, 2)
-    one_size = value is None or optional_input(node, _COSINES) is not None
-    in_query = heads + 2 * kv_heads if value is None else heads
-    size = head_size(past_key, query, in_query, optional_input(node, _COSINES))
-    value_size = size if one_size else head_size(past_value, value, kv_heads, None)
-    for name, found in (("keys", size), ("values", value_size)):
-        if found is None:
-            raise ConfigurationError(f"the file does not say the head size of {node.name}'s {name}")
-    assert size is not None
-    assert value_size is not None
-    return AttentionShape(heads, kv_heads, size, value_size)
-
-
-def _fold(node: ir.Node) -> bool:
+def _fold(triangle: TriangleNode) -> bool:
     """Folds what it can into one canonical node; false where there is nothing."""
-    query, key, value = (needed_input(node, index) for index in range(3))
-    tables: list[ir.Value | None] = []
+    node, query, key, value = triangle.node, triangle.query, triangle.key, triangle.value
+    assert key is not None
+    assert value is not None
+    tables: list[ir.Value] = []
     rotations = _from_inside(query, "RotaryEmbedding"), _from_inside(key, "RotaryEmbedding")
     if rotations[0] is not None and rotations[1] is not None:
         if rotations[0].attributes.get_int("interleaved", 0):
@@ -128,7 +88,7 @@ def _fold(node: ir.Node) -> bool:
         rows = [needed_input(split, 0), None, None]
     elif not tables:
         return False
-    _set_inputs(node, [*rows, *node.inputs[3:_COSINES], *tables])
+    triangle.set_inputs(rows, tables)
     return True
 
 
@@ -137,9 +97,3 @@ def _from_inside(value: ir.Value, op_type: str) -> ir.Node | None:
     producer = value.producer()
     inside = producer is not None and producer.op_type == op_type and FROM_INSIDE in producer.meta
     return producer if inside else None
-
-
-def _set_inputs(node: ir.Node, inputs: list[ir.Value | None]) -> None:
-    node.resize_inputs(len(inputs))
-    for index, value in enumerate(inputs):
-        node.replace_input_with(index, value)

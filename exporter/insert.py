@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,20 +16,18 @@ from trianglemix.exporter.head_trace import root_of
 from trianglemix.exporter.lengths import (
     Lengths,
     add_prompt_length_input,
-    is_never_last,
     lengths_from_mask,
     lengths_from_node,
     nan_where,
     never_last,
 )
-from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
+from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.sites import AttentionSite, Layout, NodeLengths, Operand
+from trianglemix.exporter.triangle_node import is_triangle_attention
 from trianglemix.exporter.walk import dtype_of, needed_input, producer_of
 
 _CACHE_RANK: Final = 4
 _SWAP: Final = (0, 2, 1, 3)
-ROW_END: Final = "row_end"
-"""`meta` key of the model: the value `[B]` that says where each row's real tokens end."""
 
 
 class InsertTriangleAttentionPass(ir.passes.InPlacePass):
@@ -54,6 +51,11 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         self._lengths: dict[NodeLengths | None, Lengths] = {}
         self._never_last: ir.Value | None = None
 
+    @property
+    def row_end(self) -> ir.Value:
+        """The value `[B]` that says where each row's real tokens end; once the pass has run."""
+        return next(iter(self._lengths.values())).row_end
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         prompt_length = add_prompt_length_input(graph)
@@ -62,7 +64,6 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         function = build_function()
         model.functions[function.identifier()] = function
         graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION
-        model.meta[ROW_END] = next(iter(self._lengths.values())).row_end
         _sort(graph)
         return ir.passes.PassResult(model, True)
 
@@ -167,23 +168,6 @@ def _sort(graph: ir.Graph) -> None:
             "an attention's queries depend on its own appended cache, which the operator cannot "
             "give before it has the queries"
         ) from error
-
-
-def is_triangle_attention(node: ir.Node) -> bool:
-    """Whether the node is the operator."""
-    return node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
-
-
-def is_triangle(node: ir.Node) -> bool:
-    """Whether a TriangleAttention node drops keys that its source keeps."""
-    window = node.attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
-    return window != contract.DENSE_WINDOW and not is_never_last(needed_input(node, 7))
-
-
-def layer_of(node: ir.Node) -> int | None:
-    """The layer of an attention node that the exporter made, from its name."""
-    match = re.fullmatch(rf"{PREFIX}/layer\.(\d+)/(\w+Attention)(_\d+)?", node.name or "")
-    return int(match[1]) if match else None
 
 
 def _flat(build: NodeBuilder, operand: Operand) -> ir.Value:

@@ -15,7 +15,6 @@ from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.model_config import read_context_length
 from trianglemix.exporter.model_io import external_tensors, load_model
 from trianglemix.exporter.normalize import normalize
@@ -29,7 +28,7 @@ from trianglemix.exporter.sites import (
     check_understood,
     find_sites,
 )
-from trianglemix.exporter.source_limit import pattern_of
+from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _mask(site: AttentionSite) -> str:
     """
     if site.mask.window is not None or not is_triangle_attention(site.anchor):
         return str(site.mask)
-    own = pattern_of(site.anchor)
+    own = TriangleNode(site.anchor).pattern
     return (
         str(site.mask)
         if own.is_dense

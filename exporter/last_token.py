@@ -9,8 +9,8 @@ import onnx_ir as ir
 from trianglemix.exporter.decoder_tail import find_tail
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.triangle_node import TriangleNode
 from trianglemix.exporter.walk import is_op, needed_input
 
 TAIL_SIZES: Final = "tail_sizes"
@@ -93,9 +93,9 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
 
     def _row_index(self, model: ir.Model, build: NodeBuilder) -> ir.Value:
         """`row_end - 1 - start`, from 0 to `S - 1`; `start = max(0, seqlens_k + 1 - S)`."""
-        node = next(node for node in model.graph if is_triangle_attention(node))
+        node = TriangleNode.all_of(model.graph)[0]
         length = build.dimension(self._roles.input_ids, 1)
-        seqlens = build.cast(needed_input(node, 5), ir.DataType.INT64)
+        seqlens = build.cast(node.seqlens_k, ir.DataType.INT64)
         end = build.op("Add", seqlens, build.ints(1))
         start = build.op("Max", build.op("Sub", end, length), build.ints(0))
         past_last = build.op("Sub", build.cast(self._row_end, ir.DataType.INT64), start)

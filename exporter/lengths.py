@@ -19,14 +19,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.node_builder import PREFIX, NodeBuilder
+from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.sites import NodeLengths
+from trianglemix.exporter.triangle_node import NEVER_LAST
 
 PROMPT_LENGTH: Final = "prompt_length"
 """Optional graph input `[B]` int32: the prompt's length; 0 or less (the default) = `row_end`."""
-NEVER_LAST: Final = int(np.iinfo(np.int32).max)
-_NEVER_LAST_NAME: Final = "never_last"
-_NO_LEFT_PADDING_NAME: Final = "no_left_padding"
 IMPOSSIBLE_SEQLEN: Final = -2
 
 
@@ -76,7 +74,7 @@ def lengths_from_node(
     end = build.op("Add", source.seqlens_k, build.int32(1))
     first_valid = source.first_valid
     if first_valid is None:
-        first_valid = build.rename(build.op("Sub", end, end), _NO_LEFT_PADDING_NAME)
+        first_valid = build.op("Sub", end, end)  # provably 0
     row_end = end
     if source.prompt_length is not None:  # exported before: the mask says where rows end
         row_end = _row_end(build, roles)
@@ -107,18 +105,7 @@ def add_prompt_length_input(graph: ir.Graph) -> ir.Value:
 
 def never_last(build: NodeBuilder, first_valid: ir.Value) -> ir.Value:
     """`prompt_length [B]` of a layer that only slides: no row is ever one of the last ones."""
-    value = build.op("Max", first_valid, build.int32(NEVER_LAST))
-    return build.rename(value, _NEVER_LAST_NAME)
-
-
-def is_never_last(prompt_length: ir.Value) -> bool:
-    """Whether a node's `prompt_length` is that of a layer that only slides."""
-    return (prompt_length.name or "").startswith(f"{PREFIX}/{_NEVER_LAST_NAME}")
-
-
-def is_no_left_padding(first_valid: ir.Value) -> bool:
-    """Whether a node's `first_valid` is 0 because its source knows no left padding."""
-    return (first_valid.name or "").startswith(f"{PREFIX}/{_NO_LEFT_PADDING_NAME}")
+    return build.op("Max", first_valid, build.int32(NEVER_LAST))
 
 
 def nan_where(build: NodeBuilder, bad_rows: ir.Value, rows: ir.Value) -> ir.Value:

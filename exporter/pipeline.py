@@ -25,9 +25,7 @@ from trianglemix.exporter.find_source import Source, find_source
 from trianglemix.exporter.genai_folder import write_genai_config, write_stop_tokens
 from trianglemix.exporter.graph_roles import GraphRoles, find_roles
 from trianglemix.exporter.insert import (
-    ROW_END,
     InsertTriangleAttentionPass,
-    is_triangle_attention,
 )
 from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
@@ -49,6 +47,7 @@ from trianglemix.exporter.sites import MatchContext, Sites, check_understood, fi
 from trianglemix.exporter.source import WORK_FOLDER, prepare_source
 from trianglemix.exporter.summary import as_offline, build_report
 from trianglemix.exporter.target import OfflineCheck, Target
+from trianglemix.exporter.triangle_node import TriangleNode
 from trianglemix.exporter.verify import verify_export
 
 
@@ -143,9 +142,10 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     ports = find_ports(model.graph, sites)  # before anything is renamed
     caches = layer_caches(sites, ports)
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
-    InsertTriangleAttentionPass(sites, roles, patterns)(model)
+    insert = InsertTriangleAttentionPass(sites, roles, patterns)
+    insert(model)
     if job.options.last_token_logits and job.target.offline is None:  # those graphs do so anyway
-        KeepLastLogitsPass(roles, model.meta[ROW_END])(model)
+        KeepLastLogitsPass(roles, insert.row_end)(model)
     FreeCacheLengthPass(roles)(model)
     for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:
         lower()(model)
@@ -249,6 +249,6 @@ def _save(
     weights: Weights = "link" if ours else options.weights
     notes = save_model(model, source.path.parent, folder, weights, observer.progress)
     notes = [] if ours else notes
-    library = any(is_triangle_attention(node) for node in model.graph)
+    library = bool(TriangleNode.all_of(model.graph))
     notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
     return notes

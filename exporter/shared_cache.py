@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.triangle_node import is_triangle_attention
 from trianglemix.exporter.walk import is_op
 
 _TOKENS = 2  # axis of `[B, G, P, D]`

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
-from trianglemix.custom_ops.contract import ATTR_LAST, ATTR_SINK, ATTR_WINDOW, TrianglePattern
-from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.triangle_node import LayerKind, TriangleNode
 
 
 def source_limit(path: Path) -> tuple[int | None, list[str]]:
@@ -17,8 +16,8 @@ def source_limit(path: Path) -> tuple[int | None, list[str]]:
     """
     limits = [
         limit
-        for node in ir.load(path).graph
-        if is_triangle_attention(node) and (limit := pattern_of(node).exact_length) is not None
+        for node in TriangleNode.all_of(ir.load(path).graph)
+        if node.kind is LayerKind.TRIANGLE and (limit := node.pattern.exact_length) is not None
     ]
     if not limits:
         return None, []
@@ -27,14 +26,3 @@ def source_limit(path: Path) -> tuple[int | None, list[str]]:
         f"up to {min(limits)} tokens"
     )
     return min(limits), [note]
-
-
-def pattern_of(node: ir.Node) -> TrianglePattern:
-    """The pattern of a TriangleAttention node."""
-    names = (ATTR_SINK, ATTR_WINDOW, ATTR_LAST)
-    return TrianglePattern(
-        *(
-            node.attributes.get_int(name, default)
-            for name, default in zip(names, TrianglePattern().as_attributes().values(), strict=True)
-        )
-    )

@@ -8,13 +8,13 @@ import onnx_ir as ir
 from trianglemix.custom_ops.manifest import RUNS, Manifest
 from trianglemix.exporter.cost import attention_cost, last_token_saving
 from trianglemix.exporter.describe import ExportedGraph
-from trianglemix.exporter.insert import is_triangle, is_triangle_attention, layer_of
 from trianglemix.exporter.last_token import TAIL_SIZES, find_head
 from trianglemix.exporter.layers import LayerChoice
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.report import ExportReport, layer_reports
 from trianglemix.exporter.sites import Sites
 from trianglemix.exporter.target import OfflineTools
+from trianglemix.exporter.triangle_node import LayerKind, TriangleNode, is_triangle_attention
 
 
 def build_report(
@@ -85,15 +85,22 @@ def _interface_notes(manifest: Manifest) -> list[str]:
 
 
 def _runs_as(model: ir.Model) -> dict[int, str]:
-    """The operator that each layer's attention became, found by the name that it was given."""
-    operators: dict[int, str] = {}
-    for node in model.graph:
-        layer = layer_of(node)
-        if layer is None:
-            continue
-        dense = is_triangle_attention(node) and not is_triangle(node)
-        operators[layer] = node.op_type + (" (dense mode)" if dense else "")
-    return operators
+    """The operator that each layer's attention became; graph order is layer order."""
+    attentions = [node for node in model.graph if _is_attention(node)]
+    return {layer: _name(node) for layer, node in enumerate(attentions)}
+
+
+def _is_attention(node: ir.Node) -> bool:
+    return is_triangle_attention(node) or node.op_type == "GroupQueryAttention"
+
+
+def _name(node: ir.Node) -> str:
+    if not is_triangle_attention(node):
+        return node.op_type
+    triangle = TriangleNode(node)
+    if triangle.kind is LayerKind.WINDOWED:
+        return f"{node.op_type} (window {triangle.pattern.sliding_window_size})"
+    return node.op_type + (" (dense mode)" if triangle.kind is LayerKind.DENSE else "")
 
 
 def as_offline(

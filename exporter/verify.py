@@ -17,12 +17,12 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.fold_rotation import UnfoldRotationPass, is_folded
-from trianglemix.exporter.insert import is_triangle_attention
+from trianglemix.exporter.fold_rotation import UnfoldRotationPass
 from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report import VerifyReport
 from trianglemix.exporter.source_limit import source_limit
 from trianglemix.exporter.target import CPU
+from trianglemix.exporter.triangle_node import TriangleNode
 
 Array = NDArray[Any]
 _RELATIVE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest logit
@@ -91,7 +91,7 @@ def verify_export(
 def _canonical(path: Path) -> Iterator[Path]:
     """The model in the form that the function body runs: itself, or a copy beside its weights."""
     model = ir.load(path)
-    if not any(is_triangle_attention(node) and is_folded(node) for node in model.graph):
+    if not any(node.is_folded for node in TriangleNode.all_of(model.graph)):
         yield path
         return
     UnfoldRotationPass()(model)

@@ -14,7 +14,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.block_form import StaticCall, StaticInputs, StaticOutputs
 from trianglemix.custom_ops.reference import Attention
 from trianglemix.custom_ops.static_tape import StaticTape
-from trianglemix.exporter.lengths import NEVER_LAST
+from trianglemix.exporter.triangle_node import NEVER_LAST
 
 _ALL_LAST: Final = 0  # i >= 0 - last holds for every row
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.manifest import LayerCache
 from trianglemix.custom_ops.reference import Attention
 from trianglemix.custom_ops.static_graphs import Lowering
@@ -23,10 +23,10 @@ from trianglemix.exporter.ascend.position_ranges import find_position_ranges
 from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import FLOATS, GraphRoles, find_roles
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.last_token import find_head
-from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
+from trianglemix.exporter.lengths import PROMPT_LENGTH
 from trianglemix.exporter.shared_cache import FreeCacheLengthPass
+from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.walk import is_op, needed_input
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
@@ -139,8 +139,8 @@ class MakeStaticPass(ir.passes.InPlacePass):
         """Whatever counts positions from the operator's lengths counts from `start` now."""
         rows = self._call.rows
         end = tape.op("Add", [start, tape.int32([rows])])
-        for node in [node for node in graph if is_triangle_attention(node)]:
-            seqlens, total = needed_input(node, 5), needed_input(node, 6)
+        for node in TriangleNode.all_of(graph):
+            seqlens, total = node.seqlens_k, node.total_sequence_length
             if seqlens.producer() not in tape.nodes:
                 _lengths_are_possible(seqlens, tape)
                 seqlens.replace_all_uses_with(tape.op("Sub", [end, tape.int32([1])]))
@@ -254,7 +254,7 @@ def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
 def _owners(nodes: Sequence[ir.Node]) -> list[int]:
     """For each attention the first one that reads the same past."""
     first: dict[ir.Value | None, int] = {}
-    return [first.setdefault(node.inputs[3], layer) for layer, node in enumerate(nodes)]
+    return [first.setdefault(TriangleNode(x).past[0], layer) for layer, x in enumerate(nodes)]
 
 
 def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
@@ -264,8 +264,8 @@ def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
             f"node {node.name} has inputs beyond {INPUTS[-1]} ({more[0].name}), which static "
             "graphs do not spell out; export the model that it was made from"
         )
-    attributes = node.attributes
-    past = [needed_input(node, index) for index in (3, 4)]
+    triangle = TriangleNode(node)
+    past = triangle.past
     sizes = [value.shape[3] if value.shape is not None else None for value in past]
     dtype = past[0].dtype
     if dtype is None or not all(isinstance(size, int) for size in sizes):
@@ -274,23 +274,12 @@ def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
             "KV cache (past and present as inputs and outputs)"
         )
     shape = AttentionShape(
-        attributes.get_int(contract.ATTR_NUM_HEADS, 0),
-        attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0),
+        triangle.num_heads,
+        triangle.kv_num_heads,
         *(int(size) for size in sizes),  # type: ignore[arg-type]
     )
-    pattern = TrianglePattern(
-        *(
-            attributes.get_int(name, 0)
-            for name in (contract.ATTR_SINK, contract.ATTR_WINDOW, contract.ATTR_LAST)
-        )
-    )
-    attention = Attention(
-        shape,
-        pattern,
-        attributes.get_float(contract.ATTR_SCALE, 0.0),
-        attributes.get_float(contract.ATTR_SOFTCAP, 0.0),
-    )
-    return LayerGeometry(attention, dtype, owner, is_never_last(needed_input(node, 7)))
+    attention = Attention(shape, triangle.pattern, triangle.scale, triangle.softcap)
+    return LayerGeometry(attention, dtype, owner, triangle.never_last)
 
 
 def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 from trianglemix.exporter.cutout import Array, CutError, CutOut, OpenCut, cut_out
-from trianglemix.exporter.lengths import NEVER_LAST
 from trianglemix.exporter.mask_probe import Expected
 from trianglemix.exporter.patterns._node_mask import operand_mask
 from trianglemix.exporter.probe import (
@@ -23,6 +22,7 @@ from trianglemix.exporter.probe import (
     pattern_of,
 )
 from trianglemix.exporter.sites import AttentionSite, Layout, MaskClass, MatchContext, Operand
+from trianglemix.exporter.triangle_node import NEVER_LAST
 from trianglemix.exporter.walk import layout_chain
 
 _MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond

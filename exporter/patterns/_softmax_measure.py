@@ -15,7 +15,6 @@ from trianglemix.custom_ops.reference import Attention, Call
 from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, run_cut
 from trianglemix.exporter.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.head_trace import Heads
-from trianglemix.exporter.lengths import NEVER_LAST
 from trianglemix.exporter.patterns._softmax_reasons import why_other_heads, why_other_numbers
 from trianglemix.exporter.patterns._softmax_rows import softmax_mask
 from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
@@ -29,6 +28,7 @@ from trianglemix.exporter.probe import (
     pattern_of,
 )
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
+from trianglemix.exporter.triangle_node import NEVER_LAST
 from trianglemix.exporter.walk import Factor, producer_of, small_constant
 
 _SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}

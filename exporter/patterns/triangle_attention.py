@@ -7,8 +7,8 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.fold_rotation import canonical_rows, head_shape
-from trianglemix.exporter.lengths import PROMPT_LENGTH, is_never_last
+from trianglemix.exporter.fold_rotation import canonical_rows
+from trianglemix.exporter.lengths import PROMPT_LENGTH
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._length_check import check_lengths
@@ -23,7 +23,8 @@ from trianglemix.exporter.sites import (
     NodeLengths,
     Operand,
 )
-from trianglemix.exporter.walk import needed_input, optional_input
+from trianglemix.exporter.triangle_node import TriangleNode
+from trianglemix.exporter.walk import optional_input
 
 _MAY_BE_PACKED: Final = ("key", "value")
 
@@ -46,21 +47,21 @@ class TriangleAttentionPattern(SitePattern):
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
-        seqlens, total = needed_input(node, 5), needed_input(node, 6)
+        triangle = TriangleNode(node)
+        seqlens, total = triangle.seqlens_k, triangle.total_sequence_length
         build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
         lengths = None
         if exported:
-            lengths = NodeLengths(seqlens, total, needed_input(node, 7), needed_input(node, 8))
+            lengths = NodeLengths(seqlens, total, triangle.prompt_length, triangle.first_valid)
         else:
             check_lengths(seqlens, total, context)
             seqlens = _whole_rows(build, seqlens, total)
-        shape = head_shape(node)
-        values = canonical_rows(build, node, shape, seqlens)
+        values = canonical_rows(build, triangle, seqlens)
         query, *rows = (Operand(value, Layout.FLAT) for value in values)
         cached = keys_and_values(node, (rows[0], rows[1]), (3, 4), context)
         return replace(
-            self.site(node, shape, query, cached),
-            mask=MaskClass(_own_window(node, exported)),
+            self.site(node, triangle.shape, query, cached),
+            mask=MaskClass(_own_window(triangle, exported)),
             lengths=lengths,
             prologue=tuple(build.nodes),
         )
@@ -72,15 +73,16 @@ class TriangleAttentionPattern(SitePattern):
 PATTERN: Final = TriangleAttentionPattern()
 
 
-def _own_window(node: ir.Node, exported: bool) -> int | None:
-    """The window of a layer that the source model windows: no sinks, no dense last rows ever."""
-    attributes = node.attributes
-    window = attributes.get_int(contract.ATTR_WINDOW, contract.DENSE_WINDOW)
-    bare = not attributes.get_int(contract.ATTR_SINK, 0) and (
-        attributes.get_int(contract.ATTR_LAST, 1) == 1
-    )
-    never_last = is_never_last(needed_input(node, 7)) or not exported
-    return window if window > 0 and bare and never_last else None
+def _own_window(node: TriangleNode, exported: bool) -> int | None:
+    """The window of a layer that the source model windows: no sinks, no dense last rows ever.
+
+    A fresh file of the Hugging Face route has no triangle layers, so a window there is a source's.
+    """
+    pattern = node.pattern
+    bare = not pattern.num_sink_tokens and pattern.num_last_tokens == 1
+    if pattern.is_dense or not bare:
+        return None
+    return pattern.sliding_window_size if node.never_last or not exported else None
 
 
 def _whole_rows(build: NodeBuilder, seqlens: ir.Value, total: ir.Value) -> ir.Value:

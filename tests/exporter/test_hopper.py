@@ -12,11 +12,10 @@ import pytest
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.fold_rotation import is_folded
-from trianglemix.exporter.insert import is_triangle_attention
 from trianglemix.exporter.lengths import PROMPT_LENGTH
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.verify import open_model
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
@@ -82,7 +81,7 @@ def test_left_padding_and_a_rotation_inside_go_together(
     source = _rotating_source(tmp_path, counts_pads)
     export_to(source, tmp_path / "out", layers=(1, 2), target=target)
     nodes = [n for n in ir.load(tmp_path / "out" / "model.onnx").graph if is_triangle_attention(n)]
-    assert [is_folded(node) for node in nodes] == [target == "hopper"] * 3
+    assert [TriangleNode(node).is_folded for node in nodes] == [target == "hopper"] * 3
     assert Manifest.load(tmp_path / "out").left_padding
     _assert_padded_rows_equal_themselves_alone(tmp_path / "out", 256)
 
