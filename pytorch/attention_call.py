@@ -6,7 +6,7 @@ RoPE and norms, to the attention function. Whatever the pattern does not know is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -150,12 +150,28 @@ def sliding(rows: Rows, window: int) -> tuple[TrianglePattern, Rows]:
 
 def _unknown_mask(mask_function: Callable[..., Any]) -> str | None:
     """The name of a mask that is more than causal and sliding (packed sequences, blocks)."""
-    parts = [mask_function]
-    if mask_function.__qualname__ == "and_masks.<locals>.and_mask":
-        parts = list((mask_function.__closure__ or ())[0].cell_contents)
-    for part in parts:
+    for part in _conjuncts(mask_function):
         name = part.__qualname__
-        if name not in _KNOWN_MASKS:
-            kind = _MASK_NAMES.get(name.split(".")[0])
-            return f"{name}, {kind}" if kind else name
+        if name in _KNOWN_MASKS or _is_one_sequence(part):
+            continue
+        kind = _MASK_NAMES.get(name.split(".")[0])
+        return f"{name}, {kind}" if kind else name
     return None
+
+
+def _conjuncts(mask_function: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The functions that must all agree, nested ones included."""
+    if mask_function.__qualname__ != "and_masks.<locals>.and_mask":
+        yield mask_function
+        return
+    for part in (mask_function.__closure__ or ())[0].cell_contents:
+        yield from _conjuncts(part)
+
+
+def _is_one_sequence(part: Callable[..., Any]) -> bool:
+    """transformers 4.57 asks for packed sequences without a cache, even where each row is one."""
+    if not part.__qualname__.startswith("packed_sequence_mask_function"):
+        return False
+    cells = [cell.cell_contents for cell in part.__closure__ or ()]
+    indices = [x for x in cells if isinstance(x, Tensor)]
+    return bool(indices) and all(bool((x == x[:, :1]).all()) for x in indices)

@@ -173,7 +173,9 @@ def test_two_stacks_with_the_same_numbers_are_refused() -> None:
 
 def test_the_mask_says_which_layers_slide_whatever_they_hand_over() -> None:
     """gemma2 slides in layer 0; a layer that did not hand its window over would be dense."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder("gemma2")).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folder("gemma2"), attn_implementation="eager"
+    ).eval()
     before = logits(model, 80)
     wide = TriangleMixConfig(0, 1000, 1, triangle_layer_indices=[1])
     for layer in model.model.layers:
