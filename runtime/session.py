@@ -60,7 +60,10 @@ class TriangleSession:
         folder = ModelFolder.load(Path(path))
         tokenizer = Tokenizer.from_folder(folder.path)
         backend = choose_backend(folder, BackendChoice(provider, allow_fallback, threads))
-        return cls(backend, tokenizer, folder.stop_ids)
+        stop_ids = folder.stop_ids
+        if not stop_ids and tokenizer is not None and tokenizer.eos_id is not None:
+            stop_ids = frozenset({tokenizer.eos_id})  # no file names any: what its text ends with
+        return cls(backend, tokenizer, stop_ids)
 
     @property
     def manifest(self) -> Manifest:
@@ -174,7 +177,19 @@ class TriangleSession:
                 f"a prompt of shape {list(ids.shape)} and type {ids.dtype} is not usable; give "
                 "text, or a row of integer token ids"
             )
+        self._check_ids(ids)
         return ids.astype(np.int64)
+
+    def _check_ids(self, ids: NDArray[np.integer[Any]]) -> None:
+        """An index outside an embedding is an error on some devices, and another row on others."""
+        shapes = [out.shape for out in self.manifest.outputs if out.name == self.manifest.logits]
+        sizes = [shape[-1] for shape in shapes if shape and isinstance(shape[-1], int)]
+        wrong = ids[(ids < 0) | (ids >= min(sizes, default=np.iinfo(np.int64).max))]
+        if wrong.size:
+            raise PromptError(
+                f"the prompt has the token id {wrong[0]}, but the model's go from 0 to "
+                f"{sizes[0] - 1 if sizes else 'what it embeds'}; is the tokenizer another model's?"
+            )
 
 
 def _is_batch(prompt: Prompt | Batch) -> bool:

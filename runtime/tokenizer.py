@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trianglemix.runtime.chat_files import ChatFiles
 from trianglemix.runtime.errors import FolderError, MissingPackageError
+from trianglemix.runtime.model_folder import read_settings
 
 if TYPE_CHECKING:
     import tokenizers
     from trianglemix.runtime.chat_template import ChatOptions, Message
 
+_LOG = logging.getLogger(__name__)
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a cut UTF-8 sequence decodes to
 
 
@@ -48,11 +51,18 @@ class Tokenizer:
         # Saved settings for training would cut or fill a prompt behind the user's back.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        _add_missing_tokens(tokenizer, folder)
         return cls(tokenizer, folder)
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the tokenizer adds by itself."""
         ids: list[int] = self._tokenizer.encode(text).ids
+        bos = self.bos_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            _LOG.warning(
+                "the prompt spells out the token that begins a text, which the tokenizer adds "
+                "too: it stands there twice; leave it out of the prompt"
+            )
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -76,8 +86,17 @@ class Tokenizer:
     @property
     def bos_id(self) -> int | None:
         """The token that begins a text, whether or not it is added; None where none is named."""
-        text = ChatFiles.read(self._folder).special_tokens.get("bos_token")
-        return self._tokenizer.token_to_id(text) if text else None
+        return self._special_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text; None where none is named."""
+        return self._special_id("eos_token")
+
+    def _special_id(self, name: str) -> int | None:
+        text = ChatFiles.read(self._folder).special_tokens.get(name)
+        found: int | None = self._tokenizer.token_to_id(text) if text else None
+        return found
 
     def render_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation, special tokens spelled out; errors as of `encode_chat`.
@@ -135,3 +154,31 @@ class TextStream:
     def _emit(self, text: str) -> str:
         self._context, self._emitted = self._emitted, len(self._ids)
         return text
+
+
+def _add_missing_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+    """Tokens that the settings name and `tokenizer.json` lacks, as transformers adds them.
+
+    Raises:
+        FolderError: such a token's id is not the next one, so that it would get another.
+    """
+    from tokenizers import AddedToken
+
+    named = read_settings(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    tokens = {int(key): entry for key, entry in named.items()} if isinstance(named, dict) else {}
+    if not tokens:
+        older = read_settings(folder / "added_tokens.json")
+        tokens = {number: {"content": text} for text, number in older.items()}
+    for number, entry in sorted(tokens.items()):
+        text = str(entry["content"])
+        if tokenizer.token_to_id(text) is not None:
+            continue
+        flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+        given = {flag: bool(entry[flag]) for flag in flags if flag in entry}
+        tokenizer.add_tokens([AddedToken(text, **given)])
+        if tokenizer.token_to_id(text) != number:
+            raise FolderError(
+                f"the settings in {folder} give the token {text} the id {number}, but by "
+                f"tokenizer.json it would get {tokenizer.token_to_id(text)}; take both files from "
+                "one model"
+            )

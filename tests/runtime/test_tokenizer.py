@@ -103,3 +103,53 @@ def test_missing_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(MissingPackageError, match="tokenizers is not installed"):
         Tokenizer.from_folder(folder)
+
+
+def _change_settings(folder: Path, **settings: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def test_tokens_that_only_the_settings_name(copy: Path) -> None:
+    from transformers import AutoTokenizer
+
+    size = _tokenizer(copy)._tokenizer.get_vocab_size()
+    added = {"257": {"content": "</s>", "special": True}}
+    added |= {str(size): {"content": "<new>", "special": True, "lstrip": True},
+              str(size + 1): {"content": "word", "special": False}}  # fmt: skip
+    _change_settings(copy, added_tokens_decoder=added)
+    theirs, text = AutoTokenizer.from_pretrained(copy), "a <new>b word"
+    assert _tokenizer(copy).encode(text) == theirs.encode(text)
+    assert size in theirs.encode(text)
+    _change_settings(copy, added_tokens_decoder={"900": {"content": "<new>"}})
+    with pytest.raises(FolderError, match=f"<new> the id 900, but by .* it would get {size}"):
+        Tokenizer.from_folder(copy)
+
+
+def test_tokens_of_an_older_folder(copy: Path) -> None:
+    size = _tokenizer(copy)._tokenizer.get_vocab_size()
+    (copy / "added_tokens.json").write_text(json.dumps({"<new>": size, "</s>": 257}))
+    _change_settings(copy, added_tokens_decoder={})
+    assert _tokenizer(copy).encode("<new>") == [size]
+
+
+def test_a_beginning_that_stands_twice_is_told(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
+    }
+    path.write_text(json.dumps(content))
+    (copy / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    tokenizer = _tokenizer(copy)
+    assert tokenizer.encode_chat([{"role": "user", "content": "a"}]).count(256) == 1
+    assert tokenizer.encode("a").count(256) == 1
+    assert not caplog.records
+    assert tokenizer.encode("<s>a").count(256) == 2
+    assert "stands there twice" in caplog.text
