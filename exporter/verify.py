@@ -11,7 +11,15 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call, call_feeds, carry, empty_carried
+from trianglemix.custom_ops.feeds import (
+    Call,
+    call_feeds,
+    carry,
+    empty_carried,
+    unfed,
+    why_unfed,
+)
+from trianglemix.custom_ops.interface import fixed_length, fixed_past, fixed_total
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.coarsest_type import coarsest_type
@@ -65,6 +73,12 @@ def verify_export(
     Raises:
         ExportError: a model does not open or run.
     """
+    strange = unfed(manifest.inputs)
+    if strange:
+        raise ExportError(
+            f"verification: {why_unfed(strange[0])}; leave --verify out, and compare source and "
+            "export with inputs of your own"
+        )
     dtype = coarsest_type(source, manifest.cache_dtype)
     checks = Checks(manifest, vocabulary, atol, dtype)
     exported = folder / manifest.model_file
@@ -80,11 +94,22 @@ def verify_export(
     short = min([_SHORT, *(length - 1 for length in (exact, limit) if length)])
     reports = checks.short(ours, theirs, max(short, 2))
     del theirs
-    if library is not None and manifest.triangle_layers and exact is not None:
+    if checks.is_fixed:
+        notes.append(_one_call_note(reports))
+    elif library is not None and manifest.triangle_layers and exact is not None:
         with _canonical(exported) as canonical:
             fallback = open_model(canonical, manifest, None)
         reports.append(checks.long(ours, fallback, exact + _BEYOND))
     return reports, [*notes, *note]
+
+
+def _one_call_note(reports: list[VerifyReport]) -> str:
+    if not reports:
+        return (
+            "verify: nothing was compared: every call has a fixed number of tokens, of which the "
+            "pattern drops some, and the source takes no pads"
+        )
+    return "verify: the sizes of a call are fixed: compared in one call of these sizes"
 
 
 @contextmanager
@@ -141,19 +166,33 @@ class Checks:
     atol: float | None
     dtype: str
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all calls have the same number of tokens, or the cache a fixed length."""
+        inputs = self.manifest.inputs
+        return bool(fixed_length(inputs) or fixed_past(inputs) or fixed_total(inputs))
+
     def short(self, ours: OpenModel, theirs: OpenModel, tokens: int) -> list[VerifyReport]:
-        """A prefill, and a decode step after it, against the source."""
+        """A prefill, and a decode step after it, against the source; where sizes are fixed, a call.
+
+        A call of more tokens than `tokens` begins with pads, where it may.
+        """
         rows = self.manifest.batch or 2
-        ids = self.ids(rows, tokens)
-        mask = np.ones((rows, tokens), np.int64)
-        padded = self.manifest.left_padding and tokens > _PADS and rows > 1
+        size = fixed_length(self.manifest.inputs) or tokens
+        lead = max(0, size - tokens)
+        if lead and not self.manifest.left_padding:
+            return []
+        ids = self.ids(rows, size)
+        mask = np.ones((rows, size), np.int64)
+        mask[:, :lead] = 0
+        padded = self.manifest.left_padding and size - lead > _PADS and rows > 1
         if padded:
-            mask[1, :_PADS] = 0
+            mask[1, : lead + _PADS] = 0
         feeds = self.feeds(ids, mask)
         name = "short prompt, one row padded" if padded else "short prompt"
         first, first_source = ours.run(feeds), theirs.run(feeds)
-        reports = [self.compare(name, tokens, first, first_source)]
-        if self.manifest.has_cache:
+        reports = [self.compare(name, size - lead, first, first_source)]
+        if self.manifest.has_cache and not self.is_fixed:
             mask = np.concatenate([mask, np.ones((rows, 1), np.int64)], axis=1)
             step = self.feeds(self.ids(rows, 1), mask)
             results = [
@@ -174,8 +213,13 @@ class Checks:
         return np.random.default_rng(length).integers(0, self.vocabulary, (batch, length))
 
     def feeds(self, ids: Array, mask: Array) -> dict[str, Array]:
-        """A call over an empty cache; `mask` `[B, T]` ends with the columns of `ids` `[B, S]`."""
+        """A call over an empty cache; `mask` `[B, T]` ends with the columns of `ids` `[B, S]`.
+
+        A cache whose length is fixed holds zeros, which the mask hides.
+        """
         inputs = self.manifest.inputs
+        hidden = np.zeros((len(ids), fixed_past(inputs) or 0), np.int64)
+        mask = np.concatenate([hidden, mask], axis=1)
         return call_feeds(inputs, Call(ids, mask)) | empty_carried(inputs, len(ids))
 
     def carried(self, feeds: dict[str, Array], outputs: dict[str, Array]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import RUNS, Manifest
+from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report import ExportReport
@@ -213,6 +214,7 @@ def test_a_cache_of_limited_length_is_a_limit(tmp_path: Path) -> None:
     [
         (Interface({}, odd.an_input_that_nobody_knows), r"input gain \[\] float32"),
         (Interface({"batch": 2}), "its batch is fixed at 2"),
+        (Interface({}, odd.all_sizes_fixed), "its number of new tokens is fixed at 16"),
     ],
 )
 def test_what_cannot_be_fed_is_said_at_the_export(
@@ -223,3 +225,19 @@ def test_what_cannot_be_fed_is_said_at_the_export(
     assert Manifest.load(tmp_path / "out").runtime != RUNS
     with pytest.raises(FolderError, match=reason):
         session_of(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", [KEEP_ALL, PatternRequest(sink=2, window=5, last=3)])
+def test_fixed_sizes_are_verified_in_one_call(pattern: PatternRequest, tmp_path: Path) -> None:
+    """Of whose tokens the first are pads where the pattern would drop some."""
+    interface = Interface({}, odd.all_sizes_fixed)
+    report = exported(interface, tmp_path, pattern=pattern, verify=True)
+    (check,) = report.verification
+    assert check.passed
+    assert check.tokens == (16 if pattern is KEEP_ALL else 9)
+    assert [note for note in report.notes if "compared in one call of these sizes" in note]
+
+
+def test_an_unknown_input_is_not_verified(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"verification: .*input gain .*leave --verify out"):
+        exported(Interface({}, odd.an_input_that_nobody_knows), tmp_path, verify=True)
