@@ -66,7 +66,8 @@ def session(request: Any, tmp_path_factory: pytest.TempPathFactory) -> TriangleS
     source: Path = hugging_face_folder() if route == "folder" else plain_onnx()
     output = tmp_path_factory.mktemp("gemma3") / "out"
     layers = LayerRequest() if dense else LayerRequest(layers=TRIANGLE_LAYERS)
-    export(ExportOptions(source, output, layers=layers, dense=bool(dense)), SilentObserver())
+    options = ExportOptions(source, output, layers=layers, dense=bool(dense), verify=True)
+    export(options, SilentObserver())
     return TriangleSession.from_folder(output, provider="cpu")
 
 
