@@ -31,9 +31,39 @@ def length_switches(graph: ir.Graph) -> tuple[int, ...]:
             number = small_constant(optional_input(node, bound), limit=1)
             if number is None or not float(number.reshape(())) >= _LEAST:
                 continue
-            if _is_length(optional_input(node, length), _MAX_STEPS) and _chooses(node.outputs[0]):
-                found.add(int(number.reshape(())))
+            value = optional_input(node, length)
+            if _is_length(value, _MAX_STEPS) and _chooses(node.outputs[0]):
+                found.add(_last_before(node, int(number.reshape(())), bound) - _excess(value))
     return tuple(sorted(found))
+
+
+def _last_before(node: ir.Node, number: int, bound: int) -> int:
+    """The greatest length that a comparison still takes for a short one: `length > 9` parts
+    after 9, `length >= 9` after 8."""
+    after = ("Greater", "LessOrEqual") if bound == 1 else ("Less", "GreaterOrEqual")
+    return number if is_op(node, *after, "Equal") else number - 1
+
+
+def _excess(value: ir.Value | None) -> int:
+    """By how much a value exceeds the number of tokens: the largest position is one less."""
+    excess = 0
+    for _ in range(_MAX_STEPS):
+        node = None if value is None else value.producer()
+        if node is None or is_op(node, "Shape", "Size", "ReduceSum"):
+            return excess
+        sides = [optional_input(node, index) for index in (0, 1)]
+        if is_op(node, "Add", "Sub"):
+            steps = [small_constant(side, limit=1) for side in sides]
+            known = next((step for step in steps if step is not None), None)
+            if known is None:
+                return excess
+            excess += int(known.reshape(())) * (1 if is_op(node, "Add") else -1)
+            value = sides[0] if steps[0] is None else sides[1]
+        elif is_op(node, "ReduceMax"):
+            return excess - 1  # of positions, since the greatest entry of a mask is no length
+        else:
+            value = sides[0]
+    return excess
 
 
 def _is_length(value: ir.Value | None, steps: int) -> bool:
