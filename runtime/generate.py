@@ -92,16 +92,21 @@ class Generation(Iterator[Token]):
         sampler = Sampler(self._request.sampling, group.rows)
         cache.reserve(cache.length + cache.pending.shape[1] + self._slots(group))
         logits: Logits | None = _prefill(cache, group.prompts, self._request.prefill_chunk)
-        prompt_end = cache.length
+        prompt_end, chosen = cache.length, []
         while True:
             tokens = sampler.choose(_checked(logits))
             cache.pending = tokens[:, None]
+            chosen.append(tokens)
             for number, row, token in zip(group.rows, rows, tokens.tolist(), strict=True):
                 if row.finish_reason is None:
                     yield Token(number, token, row.add(token, self._request))
             if all(row.finish_reason for row in rows):
                 break
-            logits = cache.extend(cache.pending, None, prompt_end)
+            if cache.ends_at_switch:
+                cache = group.open_cache()
+                logits = _read_again(cache, group.prompts, chosen)
+            else:
+                logits = cache.extend(cache.pending, None, prompt_end)
         self._results += [self._result(row, started, cache) for row in rows]
 
     def _slots(self, group: Group) -> int:
@@ -146,6 +151,19 @@ def _prefill(cache: KVCache, prompts: Sequence[IntArray], chunk: int | None) -> 
         logits = cache.extend(ids[:, part], real[:, part], prompt_end, want_logits=is_last)
         cache.pending = cache.pending[:, :0]
     assert logits is not None
+    return logits
+
+
+def _read_again(cache: KVCache, prompts: Sequence[IntArray], chosen: Sequence[IntArray]) -> Logits:
+    """Puts prompts of one length and their answers so far into an empty cache, in one step.
+
+    As transformers does where a text passes the length at which a model rotates otherwise: keys
+    from before are not those of the longer text.
+    """
+    texts = np.concatenate([np.stack(list(prompts)), np.stack(chosen, axis=1)], axis=1)
+    logits = cache.extend(texts, None, len(prompts[0]))
+    assert logits is not None
+    cache.pending = texts[:, :0]
     return logits
 
 

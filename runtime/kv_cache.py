@@ -54,6 +54,11 @@ class KVCache:
         limits = (self._max_length, self._manifest.context_length)
         return min((limit for limit in limits if limit is not None), default=None)
 
+    @property
+    def ends_at_switch(self) -> bool:
+        """Whether the model computes otherwise from the next token on, for all tokens."""
+        return self.length in self._manifest.length_switches
+
     def reserve(self, slots: int) -> None:
         """Makes room for `slots` tokens; more than that when the cache has to grow anyway."""
         if slots <= self._mask.shape[1]:

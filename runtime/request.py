@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from trianglemix.custom_ops.interface import fixed_length
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend
 from trianglemix.runtime.errors import PromptError
@@ -99,7 +100,9 @@ def _check_switches(request: Request, manifest: Manifest, cache: KVCache | None)
     """
     held = 0 if cache is None else cache.length + cache.pending.shape[1]
     longest = max(len(ids) for ids in request.prompts)
-    first = held or min(longest, request.prefill_chunk or longest)
+    step = fixed_length(manifest.inputs)
+    kept = 0 if cache is None else cache.length
+    first = kept or min(longest, request.prefill_chunk or longest, step or longest)
     for number in manifest.length_switches:
         if first <= number < held + longest:
             part = f"the {held} tokens before" if held else f"a chunk of {first} tokens"
@@ -109,6 +112,14 @@ def _check_switches(request: Request, manifest: Manifest, cache: KVCache | None)
                 + ("give the whole conversation as one prompt, without a cache" if held
                    else f"leave out prefill_chunk, or give more than {number}")
             )  # fmt: skip
+        # Else the text so far is read again, but not that of a cache, nor in single steps.
+        end = held + longest
+        if (cache is not None or step) and end <= number < end + request.max_new_tokens - 1:
+            raise PromptError(
+                f"beyond {number} tokens this model computes otherwise, which {end} tokens and an "
+                f"answer of {request.max_new_tokens} would pass; give max_new_tokens "
+                f"{number - end + 1} or less, or the conversation as one prompt without a cache"
+            )
 
 
 def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[Group]:

@@ -198,6 +198,24 @@ def test_no_chunk_straddles_a_length_that_changes_the_rotation(tmp_path: Path) -
     assert [result.ids for result in session.generate(prompts, NEW_TOKENS)] == alone
 
 
+def test_an_answer_that_passes_such_a_length_is_read_again(tmp_path: Path) -> None:
+    """Each token is that of the text before it in one pass, on both sides of 20."""
+    exported(Interface({"branches": True, "size": 10}), tmp_path, pattern=KEEP_ALL)
+    session = session_of(tmp_path)
+    texts = [prompt(17), prompt(17, seed=3)]
+    for text, result in zip(texts, session.generate(texts, 8), strict=True):
+        expected = list(text)
+        for _ in range(8):
+            expected.append(session.generate(expected, 1).ids[0])
+        assert [*text, *result.ids] == expected
+    conversation = session.new_cache()
+    with pytest.raises(PromptError, match="give max_new_tokens 4 or less"):
+        session.generate(texts[0], 5, cache=conversation)
+    session.generate(texts[0], 4, cache=conversation)
+    with pytest.raises(PromptError, match="the 21 tokens before"):
+        session.generate([5], 1, cache=conversation)
+
+
 def test_a_cache_of_limited_length_is_a_limit(tmp_path: Path) -> None:
     interface = Interface({}, odd.presents_cut)
     exported(interface, tmp_path)
