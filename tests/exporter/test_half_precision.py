@@ -12,6 +12,7 @@ from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._softmax_measure import _snapped
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.exporter.walk import dtype_of
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.exporter.spellings import Spelling, spelled
@@ -77,3 +78,17 @@ def test_how_close_depends_on_what_the_model_rounds_to(tmp_path: Path) -> None:
     plain = save_example(spelled(Spelling()).model, tmp_path / "plain")
     assert coarsest_type(plain, "float32") == "float32"
     assert coarsest_type(plain, "bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("types", "computed"),
+    [("half_cache", ir.DataType.FLOAT), ("float_cache", ir.DataType.FLOAT),
+     ("half_inside", ir.DataType.FLOAT16), ("half_all_float_softmax", ir.DataType.FLOAT16)],
+)  # fmt: skip
+def test_mixed_types_are_computed_in_one(types: str, computed: ir.DataType, tmp_path: Path) -> None:
+    """In the type in which the cache is appended to, or in float32 where the products are in it."""
+    path = save_example(spelled(Spelling(types=types)).model, tmp_path / "source")
+    export_to(path, tmp_path / "out", layers=(1,))
+    for node in ir.load(tmp_path / "out" / "model.onnx").graph:
+        if node.op_type == "TriangleAttention":
+            assert {dtype_of(value) for value in node.inputs[3:5]} == {computed}

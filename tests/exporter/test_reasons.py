@@ -92,6 +92,12 @@ def _scaled_weights(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> i
     return build.op("Mul", weights, build.constant("most", np.array(0.9, np.float32)))
 
 
+def _summed_elsewhere(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+    """Exponentials divided by their sum over the rows."""
+    power = build.op("Exp", scores)
+    return build.op("Div", power, build.op("ReduceSum", power, build.ints(2), keepdims=1))
+
+
 def _other_axis(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     softmax.attributes["axis"] = ir.AttrInt64("axis", 2)
     return _softmax(build, softmax, scores)
@@ -113,6 +119,7 @@ def _quantised(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Val
         (_sigmoid, "weights from Sigmoid"),
         (_position_bias, "by position and by head"),
         (_scaled_weights, "sum to 0.9"),
+        (_summed_elsewhere, "no attention that trianglemix knows"),
         (_other_axis, "runs over axis 2 of 4"),
         (_quantised, "scores are quantised"),
     ],

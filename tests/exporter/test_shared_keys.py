@@ -11,7 +11,7 @@ import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.options import PatternRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -20,12 +20,20 @@ from trianglemix.exporter.patterns._example import (
     decomposed_attention,
     merged,
 )
+from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.sites import Example
 from trianglemix.runtime import TriangleSession
 
 from tests.exporter import odd_models
 from tests.exporter.ascend.test_verify import verified
-from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
+from tests.exporter.exports import (
+    Session,
+    Silent,
+    assert_close,
+    export_to,
+    random_ids,
+    save_example,
+)
 
 _KEEP_ALL = PatternRequest(4, 64, 8)
 _SHARING = 2  # the layer that reads layer 0's keys and values
@@ -138,7 +146,12 @@ def test_keys_that_a_node_appended_inside_are_refused_by_name(tmp_path: Path) ->
 def test_the_operator_reads_the_shared_past(tmp_path: Path) -> None:
     """No layer's keys are appended twice: both nodes have one past, and one present is read."""
     path = save_example(_sharing(decomposed_attention, 18).model, tmp_path / "source")
-    export_to(path, tmp_path / "out", layers=(1,))
+    observer = Silent()
+    export(ExportOptions(path, tmp_path / "out", layers=LayerRequest(layers=(1,))), observer)
+    assert observer.seen is not None
+    first, _, last = observer.seen.found
+    assert last.past == first.past
+    assert last.present is None
     nodes = [x for x in ir.load(tmp_path / "out" / "model.onnx").graph
              if x.op_type == "TriangleAttention"]  # fmt: skip
     assert nodes[2].inputs[3] is nodes[0].inputs[3]
