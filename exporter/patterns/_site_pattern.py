@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
@@ -96,14 +95,6 @@ class SitePattern(ABC):
         )
 
 
-def input_trouble(node: ir.Node, not_carried: Mapping[int, str]) -> str | None:
-    """Names the first input present of those that the operator has no counterpart for."""
-    for index, name in not_carried.items():
-        if optional_input(node, index) is not None:
-            return f"its input {name} has no counterpart in TriangleAttention"
-    return None
-
-
 def cache_trouble(node: ir.Node, past: tuple[int, int]) -> str | None:
     """Why a cache inside the node cannot be carried; `past` holds its two inputs' numbers."""
     given = [optional_input(node, index) is not None for index in past]
@@ -118,13 +109,6 @@ def packing_trouble(node: ir.Node) -> str | None:
     """Why inputs 0 to 2 are neither queries, keys and values nor all of them packed."""
     if (optional_input(node, 1) is None) != (optional_input(node, 2) is None):
         return "it has only one of key and value"
-    return None
-
-
-def scores_trouble(node: ir.Node, name: str) -> str | None:
-    """Why a node is refused that hands out its scores, as output 3 of that name."""
-    if len(node.outputs) > 3 and node.outputs[3].uses():
-        return f"its output {name} is used, which TriangleAttention never makes"
     return None
 
 

@@ -9,17 +9,35 @@ from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._node_measure import measured
 from trianglemix.exporter.patterns._node_walk import head_shape, keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
-    scores_trouble,
 )
 from trianglemix.exporter.sites import AttentionSite, Example, Layout, MatchContext, Operand
-from trianglemix.exporter.walk import needed_input, optional_input, static_size
+from trianglemix.exporter.walk import needed_input, static_size
 
-_PAST, _NONPAD = (4, 5), 6
+_PAST: Final = (4, 5)
+_CARRIED: Final = Carried(
+    inputs=("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"),
+    outputs=("Y", "present_key", "present_value", "qk_matmul_output"),
+    refused={
+        "nonpad_kv_seqlen": "stands for a static cache (written by TensorScatter), which has no "
+        "counterpart in TriangleAttention; export with a growing cache",
+        "qk_matmul_output": "",
+    },
+    attributes={
+        "is_causal": only(0, 1),
+        "q_num_heads": at_least(1),
+        "kv_num_heads": at_least(1),
+        "scale": anything,
+        "softcap": at_least(0.0),
+        "softmax_precision": only(1, 10, 11, 16),  # types; the operator's softmax is float32
+        "qk_matmul_output_mode": anything,  # of an output that nothing reads
+    },
+)
 
 
 class AttentionPattern(SitePattern):
@@ -29,12 +47,7 @@ class AttentionPattern(SitePattern):
     anchors = frozenset({("", "Attention")})
 
     def trouble(self, node: ir.Node) -> str | None:
-        if optional_input(node, _NONPAD) is not None:
-            return (
-                "its input nonpad_kv_seqlen stands for a static cache (written by TensorScatter), "
-                "which has no counterpart in TriangleAttention; export with a growing cache"
-            )
-        return scores_trouble(node, "qk_matmul_output") or cache_trouble(node, _PAST)
+        return _CARRIED.trouble(node) or cache_trouble(node, _PAST)
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         """With four axes the attributes do not say how many heads there are; the shapes do."""

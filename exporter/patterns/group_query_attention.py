@@ -10,13 +10,13 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._head_norm import head_norm
 from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
-    input_trouble,
     packing_trouble,
 )
 from trianglemix.exporter.rotation import Rotation, head_size, rotate, slot_positions, unpack
@@ -36,25 +36,45 @@ _QUERY, _KEY, _VALUE, _PAST = 0, 1, 2, (3, 4)
 _SEQLENS, _TOTAL, _COS, _SIN = 5, 6, 7, 8
 _Q_NORM, _K_NORM = 14, 15
 _NORM_EPSILON: Final = 1e-6  # the attribute's default
-_NOT_CARRIED: Final = {
-    9: "position_ids",
-    10: "attention_bias",
-    11: "head_sink",
-    12: "k_scale",
-    13: "v_scale",
-}
-_CARRIED_ATTRIBUTES: Final = frozenset(
-    {"num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary",
-     "rotary_interleaved", "qk_norm_epsilon", "sliding_window_cache"}
+_NO_WINDOW: Final = -1
+"""`local_window_size` of a node without a window. Any other `W` keeps `W` keys, as documented."""
+_EPSILONS: Final = {_Q_NORM: "q_norm_epsilon", _K_NORM: "k_norm_epsilon"}
+_CARRIED: Final = Carried(
+    inputs=("query", "key", "value", "past_key", "past_value", "seqlens_k",
+            "total_sequence_length", "cos_cache", "sin_cache", "position_ids", "attention_bias",
+            "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight", "query_seqlens"),
+    outputs=("output", "present_key", "present_value", "output_qk"),
+    refused={
+        "position_ids": "gives positions of its own to the rotation inside, of which ONNX Runtime "
+        "reads the first alone in a prompt; export with the rotation before the attention, or "
+        "without position_ids",
+        "attention_bias": "",
+        "head_sink": "",
+        "k_scale": "",
+        "v_scale": "",
+        "query_seqlens": "",
+        "output_qk": "",
+    },
+    attributes={
+        "num_heads": at_least(1),
+        "kv_num_heads": at_least(1),
+        "scale": anything,
+        "softcap": at_least(0.0),
+        "local_window_size": lambda window: window == _NO_WINDOW or window >= 1,
+        "do_rotary": only(0, 1),
+        "rotary_interleaved": only(0, 1),
+        "qk_norm_epsilon": anything,
+        "q_norm_epsilon": anything,
+        "k_norm_epsilon": anything,
+        "sliding_window_cache": only(0),
+        "smooth_softmax": only(0, -1),
+        "qk_output": only(0),
+        "causal": only(1),
+        "kv_cache_bit_width": only(0),
+        "k_quant_type": only("NONE"),
+        "v_quant_type": only("NONE"),
+    },
 )  # fmt: skip
-_NEUTRAL_ATTRIBUTES: Final[dict[str, tuple[int | str, ...]]] = {
-    "smooth_softmax": (0, -1),
-    "qk_output": (0,),
-    "causal": (1,),
-    "kv_cache_bit_width": (0,),
-    "k_quant_type": ("NONE",),
-    "v_quant_type": ("NONE",),
-}
 
 
 class GroupQueryAttentionPattern(SitePattern):
@@ -65,11 +85,12 @@ class GroupQueryAttentionPattern(SitePattern):
 
     def trouble(self, node: ir.Node) -> str | None:
         return (
-            input_trouble(node, _NOT_CARRIED)
+            _window_trouble(node)
+            or _CARRIED.trouble(node)
             or packing_trouble(node)
             or _past_trouble(node)
             or cache_trouble(node, _PAST)
-            or _attribute_trouble(node)
+            or _table_trouble(node)
         )
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
@@ -84,10 +105,10 @@ class GroupQueryAttentionPattern(SitePattern):
             key = _turned(node, key, shape.kv_num_heads, context, build)
         operands = (Operand(key, Layout.FLAT), Operand(value, Layout.FLAT))
         cached = keys_and_values(node, operands, _PAST, context)
-        window = node.attributes.get_int("local_window_size", -1)
+        window = node.attributes.get_int("local_window_size", _NO_WINDOW)
         return replace(
             self.site(node, shape, Operand(query, Layout.FLAT), cached),
-            mask=MaskClass(window if window > 0 else None),
+            mask=MaskClass(None if window == _NO_WINDOW else window),
             lengths=NodeLengths(seqlens, total),
             prologue=tuple(build.nodes),
         )
@@ -106,21 +127,24 @@ def _past_trouble(node: ir.Node) -> str | None:
     return None
 
 
-def _attribute_trouble(node: ir.Node) -> str | None:
-    """Why the node's attributes mean more than the operator can say, if so."""
+def _window_trouble(node: ir.Node) -> str | None:
+    """Why the node's window is not a sliding one over a whole cache, if so."""
     if node.attributes.get_int("sliding_window_cache", 0):
         return (
             "its cache is a ring of the size of its window (sliding_window_cache=1), which "
             "TriangleAttention cannot read; build the model with full caches "
             "(genai's builder: --extra_options windowed_kv_cache=false)"
         )
-    for name, attribute in node.attributes.items():
-        if name in _CARRIED_ATTRIBUTES:
-            continue
-        value = attribute.value
-        if value not in _NEUTRAL_ATTRIBUTES.get(name, ()):
-            return f"its attribute {name}={value} has no counterpart in TriangleAttention"
-    if _rotates(node) and (len(node.inputs) <= _SIN or node.inputs[_COS] is None):
+    if node.attributes.get_int("local_window_size", _NO_WINDOW) == 0:
+        return (
+            "its attribute local_window_size=0 is a window without keys: ONNX Runtime lets a row "
+            "see itself alone up to 1.23, and nothing since; -1 stands for no window"
+        )
+    return None
+
+
+def _table_trouble(node: ir.Node) -> str | None:
+    if _rotates(node) and any(optional_input(node, index) is None for index in (_COS, _SIN)):
         return "it rotates without cos_cache and sin_cache"
     return None
 
@@ -158,7 +182,8 @@ def _normed(
     weight = optional_input(node, index)
     if weight is None:
         return rows
-    epsilon = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
+    both = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
+    epsilon = node.attributes.get_float(_EPSILONS[index], both)
     return head_norm(build, rows, weight, shape.head_size, epsilon)
 
 

@@ -8,20 +8,31 @@ import onnx_ir as ir
 from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._node_measure import measured
 from trianglemix.exporter.patterns._node_walk import head_shape, keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
-    input_trouble,
-    scores_trouble,
 )
 from trianglemix.exporter.sites import AttentionSite, Example, Layout, MatchContext, Operand
 from trianglemix.exporter.walk import needed_input, optional_input
 
 _DOMAIN: Final = "com.microsoft"
 _QUERY, _KEY, _VALUE, _PAST = 0, 1, 2, (6, 7)
-_NOT_CARRIED: Final = {3: "bias", 8: "past_sequence_length", 9: "cache_indirection"}
+_HIDES: Final = -1e4
+_CARRIED: Final = Carried(
+    inputs=("query", "key", "value", "bias", "key_padding_mask", "attention_bias", "past_key",
+            "past_value", "past_sequence_length", "cache_indirection"),
+    outputs=("output", "present_key", "present_value", "qk"),
+    refused={"bias": "", "past_sequence_length": "", "cache_indirection": "", "qk": ""},
+    attributes={
+        "num_heads": at_least(1),
+        "scale": anything,
+        "unidirectional": only(0, 1),
+        "mask_filter_value": lambda value: value <= _HIDES,
+    },
+)  # fmt: skip
 
 
 class MultiHeadAttentionPattern(SitePattern):
@@ -33,11 +44,7 @@ class MultiHeadAttentionPattern(SitePattern):
     def trouble(self, node: ir.Node) -> str | None:
         if optional_input(node, _KEY) is None or optional_input(node, _VALUE) is None:
             return "its queries, keys and values come packed in one input"
-        return (
-            input_trouble(node, _NOT_CARRIED)
-            or scores_trouble(node, "qk")
-            or cache_trouble(node, _PAST)
-        )
+        return _CARRIED.trouble(node) or cache_trouble(node, _PAST)
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         """Without a cache before it, the node has as many key/value heads as query heads."""

@@ -159,6 +159,9 @@ _REFUSED: Final[list[tuple[str, Change, str]]] = [
     (_GQA, _with_input("GroupQueryAttention", 10), "attention_bias"),
     (_GQA, _with_input("GroupQueryAttention", 11), "head_sink"),
     (_GQA, _with_input("GroupQueryAttention", 12), "k_scale"),
+    (_GQA, _with_input("GroupQueryAttention", 16), "query_seqlens"),
+    (_GQA, _with_input("GroupQueryAttention", 17), "its input 17 .extra. is not one"),
+    (_GQA, _with_attribute("GroupQueryAttention", "local_window_size", 0), "local_window_size=0"),
     (_GQA, _with_attribute("GroupQueryAttention", "smooth_softmax", 1), "smooth_softmax"),
     (_GQA, _with_attribute("GroupQueryAttention", "kv_cache_bit_width", 8), "kv_cache_bit_width"),
     (_GQA, _with_attribute("GroupQueryAttention", "sliding_window_cache", 1), "windowed_kv_cache"),
@@ -203,7 +206,18 @@ def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert outcome is Outcome.SAME, detail
 
 
-def test_norms_inside_equal_norms_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attributes", "epsilons"),
+    [
+        ({}, (1e-6, 1e-6)),
+        ({"qk_norm_epsilon": 0.5}, (0.5, 0.5)),
+        ({"qk_norm_epsilon": 0.5, "q_norm_epsilon": 0.1}, (0.1, 0.5)),
+        ({"q_norm_epsilon": 0.1, "k_norm_epsilon": 0.7}, (0.1, 0.7)),
+    ],
+)
+def test_norms_inside_equal_norms_outside(
+    attributes: dict[str, float], epsilons: tuple[float, float], tmp_path: Path
+) -> None:
     """q_norm_weight and k_norm_weight, which ONNX Runtime has on CUDA only."""
     model = _PATTERNS[_GQA].example().model
     weight = _constant(model, "norm", np.full(16, 0.5, np.float32))
@@ -211,17 +225,19 @@ def test_norms_inside_equal_norms_outside(tmp_path: Path) -> None:
         node.resize_inputs(16)
         node.replace_input_with(14, weight)
         node.replace_input_with(15, weight)
+        for name, epsilon in attributes.items():
+            node.attributes[name] = ir.AttrFloat32(name, epsilon)
     inside = _export(model, tmp_path)[1]
     other = _PATTERNS[_GQA].example().model
     for node in _nodes(other, "GroupQueryAttention"):
-        _norm_outside(other, node)
+        _norm_outside(other, node, epsilons)
     (tmp_path / "other").mkdir()
     outside = _export(other, tmp_path / "other")[0]
     outcome, detail = compare_models(outside, inside, Feeding.of(model))
     assert outcome is Outcome.SAME, detail
 
 
-def _norm_outside(model: ir.Model, node: ir.Node) -> None:
+def _norm_outside(model: ir.Model, node: ir.Node, epsilons: tuple[float, float]) -> None:
     """The packed projection split, queries and keys normed by ONNX Runtime's own operator."""
     packed = node.inputs[0]
     assert packed is not None
@@ -236,7 +252,7 @@ def _norm_outside(model: ir.Model, node: ir.Node) -> None:
         heads = ir.node("Reshape", [rows[index], apart])
         normed = ir.node(
             "SimplifiedLayerNormalization", [heads.outputs[0], scale],
-            attributes={"axis": -1, "epsilon": 1e-6, "stash_type": 1},
+            attributes={"axis": -1, "epsilon": epsilons[index], "stash_type": 1},
         )  # fmt: skip
         merged = ir.node("Reshape", [normed.outputs[0], flat])
         new += [heads, normed, merged]
