@@ -20,6 +20,7 @@ from trianglemix.exporter.ascend import static_plan
 from trianglemix.exporter.ascend.custom_form import CustomForm
 from trianglemix.exporter.ascend.custom_operator import INPUTS
 from trianglemix.exporter.ascend.position_ranges import find_position_ranges
+from trianglemix.exporter.ascend.row_cut import before_row_cut
 from trianglemix.exporter.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import FLOATS, GraphRoles, find_roles
@@ -236,7 +237,7 @@ def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:
         graph.insert_after(producer, tape.nodes)
         logits.name, logits = "logits/all", picked
     else:
-        picked = tape.op("Gather", [head.hidden, row], {"axis": 1})
+        picked = tape.op("Gather", [before_row_cut(head.hidden), row], {"axis": 1})
         graph.insert_before(head.node, tape.nodes)
         head.node.replace_input_with(0, picked)
     for constant in tape.initializers:

@@ -64,3 +64,25 @@ def test_caches_of_another_type_than_the_attention(types: str, tmp_path: Path) -
     path = save_example(spelled(Spelling(types=types)).model, tmp_path / "source")
     report = verified(path, tmp_path / "out")
     assert all(check.passed for check in report.verification)
+
+
+@pytest.mark.parametrize("kind", ["Slice", "Gather"])
+def test_a_source_that_keeps_its_last_row_itself(kind: str, tmp_path: Path) -> None:
+    """The last row of a tail may be padding: the row is picked by the prompt's length instead."""
+    model = build_example(decomposed_attention, opset=18).model
+    graph = model.graph
+    head = graph.outputs[0].producer()
+    assert head is not None
+    build = NodeBuilder(graph, "test")
+    ends = build.ints(2**31 - 1)
+    hidden = head.inputs[0]
+    last = (
+        build.op("Slice", hidden, build.ints(-1), ends, build.ints(1))
+        if kind == "Slice"
+        else build.op("Gather", hidden, build.ints(-1), axis=1)
+    )
+    graph.insert_before(head, build.nodes)
+    head.replace_input_with(0, last)
+    graph.outputs[0].shape = ir.Shape(["batch", 1, 61])
+    path = save_example(model, tmp_path / "source")
+    assert all(check.passed for check in verified(path, tmp_path / "out").verification)
