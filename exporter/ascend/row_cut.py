@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph_roles import rank
+from trianglemix.exporter.graph_roles import find_roles, rank
+from trianglemix.exporter.last_token import find_head
 from trianglemix.exporter.walk import is_op, needed_input, optional_input, small_constant
 
 _FAR: Final = 2**31 - 1  # an end beyond every length
 _ROWS: Final = 1  # axis of hidden states `[B, S, hidden]`
+
+
+def cuts_its_last_row(graph: ir.Graph) -> bool:
+    """Whether the head of a graph sees what `before_row_cut` can undo."""
+    head = find_head(find_roles(graph))
+    return head is not None and before_row_cut(head.hidden) is not head.hidden
 
 
 def before_row_cut(hidden: ir.Value) -> ir.Value:

@@ -12,6 +12,7 @@ from trianglemix.exporter.ascend.finding import Finding
 from trianglemix.exporter.ascend.folder import Progress, plan_folder, write_folder
 from trianglemix.exporter.ascend.lint import lint_file
 from trianglemix.exporter.ascend.prediction import Prediction, predict
+from trianglemix.exporter.ascend.row_cut import cuts_its_last_row
 from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.ascend.verify import check_can_run, verify_folder
 from trianglemix.exporter.errors import ExportError
@@ -31,7 +32,7 @@ def _package(
 
 def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Prediction | None:
     """None with the custom operator: the cost model is of the block form."""
-    if manifest.last_token_logits:
+    if manifest.last_token_logits and not cuts_its_last_row(model.graph):
         raise ExportError(
             "the source's graph keeps the last token's logits only, by the attention mask, which "
             "a static graph has not; export the model that it was made from: these graphs give "
