@@ -10,9 +10,24 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.exporter.cutout import Array, CutError, CutOut, OpenCut, cut_out
+from trianglemix.exporter.cutout import (
+    Array,
+    CutError,
+    CutOut,
+    OpenCut,
+    cut_out,
+    import_onnxruntime,
+)
 from trianglemix.exporter.mask_probe import Expected
-from trianglemix.exporter.patterns._node_mask import operand_mask
+from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.patterns._full_lengths import full_lengths
+from trianglemix.exporter.patterns._node_mask import (
+    LEFT_WINDOW,
+    RIGHT_WINDOW,
+    Bounds,
+    has_mask_operand,
+    node_mask,
+)
 from trianglemix.exporter.probe import (
     TOLERANCE,
     CallSizes,
@@ -26,6 +41,7 @@ from trianglemix.exporter.triangle_node import NEVER_LAST
 from trianglemix.exporter.walk import layout_chain
 
 _MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond
+_WINDOWS_SINCE: Final = (1, 32)
 _UNIFORM: Final = 1e-3
 """How far, relatively, equal scores may give unequal weights."""
 
@@ -39,13 +55,42 @@ def measured(site: AttentionSite, context: MatchContext) -> AttentionSite:
     outputs = layout_chain(site.anchor.outputs[0])
     given = [site.query.value, site.key.value, site.value.value, *(site.past or ())]
     inside = [x for x in site.present or () if x.producer() is site.anchor]
-    probe = _Probe(site, context, len(outputs), cut_out(context.graph, given, [*outputs, *inside]))
-    mask = probe.mask()
-    found = {probe.compare(mask, sizes) for sizes in calls_for(site.past is not None)}
+    cut = cut_out(context.graph, given, [*outputs, *inside])
+    stated = Bounds.of(site.anchor)
+    runs = stated if _takes_windows() else _without_windows(cut, stated)
+    probe = _Probe(site, context, len(outputs), cut)
+    mask = probe.mask(stated)
+    ran = mask if runs == stated else probe.mask(runs)
+    probe.check_weights(ran)
+    found = {probe.compare(ran, sizes) for sizes in probe.calls()}
     if len(found) > 1:
         raise CutError("the layout of its output changes from call to call")
     index, layout = found.pop()
-    return replace(site, mask=mask, output=Operand(outputs[index], layout))
+    site = replace(site, mask=mask, output=Operand(outputs[index], layout))
+    if has_mask_operand(site.anchor):
+        return site
+    build = NodeBuilder(context.graph, f"source/{site.anchor.name or site.output.value.name}")
+    lengths = full_lengths(context, build)
+    return replace(site, lengths=lengths, prologue=(*site.prologue, *build.nodes))
+
+
+def _takes_windows() -> bool:
+    """Whether the installed ONNX Runtime knows the window attributes of `Attention`, opset 25."""
+    version = import_onnxruntime().__version__.split(".")[:2]
+    return tuple(int(part) for part in version) >= _WINDOWS_SINCE
+
+
+def _without_windows(cut: CutOut, stated: Bounds) -> Bounds:
+    """Takes the window attributes off the piece's nodes, and returns the bounds that are left.
+
+    What they mean is specified, so that the rest of the node can be run by an older version.
+    """
+    for node in cut.model.graph:
+        if node.op_type == "Attention" and {LEFT_WINDOW, RIGHT_WINDOW} & set(node.attributes):
+            node.attributes.pop(LEFT_WINDOW, None)
+            node.attributes.pop(RIGHT_WINDOW, None)
+            node.attributes["is_causal"] = ir.AttrInt64("is_causal", int(stated.right == 0))
+    return Bounds(right=stated.right)
 
 
 @dataclass(frozen=True)
@@ -68,30 +113,38 @@ class _Probe:
         self._count = count
         self._inputs = ProbeInputs(context)
         self._open = OpenCut(cut)
+        self._padded = has_mask_operand(site.anchor)
 
-    def mask(self) -> MaskClass:
-        """What its mask operand says at every length, and the whole node at short ones.
+    def mask(self, bounds: Bounds) -> MaskClass:
+        """What its mask operands and these bounds say at every length."""
+        return node_mask(self._site, self._context, self._shapes, bounds)
+
+    def check_weights(self, mask: MaskClass) -> None:
+        """The whole node at short lengths must have this mask and nothing besides.
 
         At equal scores a weight is 0 or the same for every key that a row sees. Values that are
         one-hot in the token (a block of `Dv` tokens at a time) make the output those weights,
         whatever the node's mask is made of.
         """
-        mask = operand_mask(self._site, self._context, self._shapes)
-        for sizes in self._calls(mask):
+        for sizes in self._far_calls(mask):
             block = self._site.shape.value_head_size
             parts = [self._weights(sizes, start) for start in range(0, sizes.total, block)]
             weights = np.concatenate(parts, axis=-1)[..., : sizes.total]
             visible = weights > 0
             self._check_uniform(weights, visible)
             Expected(mask.window).check(visible, sizes)
-        return mask
 
-    def _calls(self, mask: MaskClass) -> list[CallSizes]:
+    def calls(self) -> list[CallSizes]:
+        """The calls every site is measured with, without padding where nothing could hide it."""
+        calls = calls_for(self._site.past is not None)
+        return [call if self._padded else replace(call, pads=0) for call in calls]
+
+    def _far_calls(self, mask: MaskClass) -> list[CallSizes]:
         near = [29] if mask.window is None or mask.window > _MAX_WHOLE else [mask.window + 5]
-        limit = mask.seen_to or _MAX_WHOLE
+        limit, pads = mask.seen_to or _MAX_WHOLE, 2 if self._padded else 0
         if self._site.past is not None:
-            return [CallSizes(2, 3, min(total, limit - 3), pads=2) for total in near]
-        return [CallSizes(2, min(total, limit), 0, pads=2) for total in near]
+            return [CallSizes(2, 3, min(total, limit - 3), pads=pads) for total in near]
+        return [CallSizes(2, min(total, limit), 0, pads=pads) for total in near]
 
     def compare(self, mask: MaskClass, sizes: CallSizes) -> tuple[int, Layout]:
         """The node's numbers against the reference's, on random heads; its presents too.

@@ -10,6 +10,7 @@ from trianglemix.exporter.graph_roles import rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
+from trianglemix.exporter.patterns._node_mask import LEFT_WINDOW, RIGHT_WINDOW
 from trianglemix.exporter.patterns._node_measure import measured
 from trianglemix.exporter.patterns._node_walk import head_shape, keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
@@ -35,6 +36,8 @@ _CARRIED: Final = Carried(
         "scale": anything,
         "softcap": at_least(0.0),
         "softmax_precision": only(1, 10, 11, 16),  # types; the operator's softmax is float32
+        LEFT_WINDOW: at_least(-1),
+        RIGHT_WINDOW: at_least(-1),
         "qk_matmul_output_mode": anything,  # of an output that nothing reads
     },
 )

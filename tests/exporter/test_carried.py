@@ -165,3 +165,39 @@ def test_scores_that_are_read_are_named(operator: str) -> None:
     scores.name, scores.type = "scores", ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.append(scores)
     assert "which TriangleAttention never makes" in _reason(operator, model)
+
+
+@pytest.mark.parametrize("window", [None, 5, 300])
+def test_a_key_padding_mask_by_row_is_seen_far_away(window: int | None) -> None:
+    """`[B, S, T]` instead of the additive mask: it is looked at as far as any other operand."""
+    model, node = _example("MultiHeadAttention")
+    graph = model.graph
+    added = node.inputs[5]
+    where = added.producer() if added is not None else None
+    assert where is not None
+    shown = where.inputs[0]
+    if window is not None:
+        shown = _near(graph, where, window)
+    flat = ir.Value(name="head", const_value=ir.tensor(np.array([1]), name="head"))
+    graph.register_initializer(flat)
+    cast = ir.node("Cast", [shown], attributes={"to": int(ir.DataType.INT32)})
+    rows = ir.node("Squeeze", [cast.outputs[0], flat])
+    graph.insert_before(node, [cast, rows])
+    node.replace_input_with(4, rows.outputs[0])
+    node.replace_input_with(5, None)
+    site = _matched("MultiHeadAttention", model)
+    assert isinstance(site, AttentionSite), site
+    assert site.mask.window == window
+
+
+def _near(graph: ir.Graph, where: ir.Node, window: int) -> ir.Value:
+    """The example's bool mask `[B, 1, S, T]`, and keys that are nearer than `window`."""
+    compare = next(node for node in graph if node.op_type == "LessOrEqual")
+    key, row = compare.inputs
+    width = ir.Value(name="width", const_value=ir.tensor(np.array(window), name="width"))
+    graph.register_initializer(width)
+    reach = ir.node("Sub", [row, width])
+    near = ir.node("Greater", [key, reach.outputs[0]])
+    both = ir.node("And", [where.inputs[0], near.outputs[0]])
+    graph.insert_before(where, [reach, near, both])
+    return both.outputs[0]
