@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.exporter.foreign_attention import keeps_state
 from trianglemix.exporter.walk import is_op, optional_input, producer_of
 
 _QUANTISED: Final = frozenset(
@@ -90,11 +91,18 @@ def _is_product(value: ir.Value | None, content: Collection[ir.Value]) -> bool:
     return False
 
 
+def _state(node: ir.Node, content: Collection[ir.Value]) -> str | None:
+    """A layer without keys and values."""
+    return "keeps a state, not keys and values: there are none to leave out" if (
+        keeps_state(node)
+    ) else None  # fmt: skip
+
+
 def _source(value: ir.Value) -> ir.Node | None:
     """One node makes a quantised tensor, its scale and its zero point."""
     return value.producer()
 
 
 _READERS: Final[tuple[Callable[[ir.Node, Collection[ir.Value]], str | None], ...]] = (
-    _quantised_product, _rounded_product, _other_denominator, _other_weights,
+    _quantised_product, _rounded_product, _other_denominator, _other_weights, _state,
 )  # fmt: skip

@@ -13,8 +13,9 @@ from trianglemix.exporter.cache_ports import find_ports
 from trianglemix.exporter.config_check import check_config
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.find_source import find_source
+from trianglemix.exporter.foreign_attention import roles_of
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
-from trianglemix.exporter.graph_roles import GraphRoles, find_roles
+from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.model_config import read_context_length
 from trianglemix.exporter.model_io import external_tensors, load_model
 from trianglemix.exporter.normalize import normalize
@@ -25,6 +26,7 @@ from trianglemix.exporter.sites import (
     AttentionSite,
     MatchContext,
     Sites,
+    anchors_of,
     check_understood,
     find_sites,
 )
@@ -66,7 +68,7 @@ def inspect_model(source: Path) -> Inspection:
     model = load_model(found.path)
     external = sum(tensor.nbytes for tensor in external_tensors(model))
     normalize(model)
-    roles = find_roles(model.graph)
+    roles = roles_of(model.graph, anchors_of(all_patterns()))
     context = MatchContext(model.graph, roles, read_context_length(found.companions))
     sites = find_sites(context, all_patterns())
     obstacle = _obstacle(sites, context)

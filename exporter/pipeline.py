@@ -22,8 +22,9 @@ from trianglemix.exporter.describe import (
 )
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.find_source import Source, find_source
+from trianglemix.exporter.foreign_attention import roles_of, state_layers
 from trianglemix.exporter.genai_folder import write_genai_config, write_stop_tokens
-from trianglemix.exporter.graph_roles import GraphRoles, find_roles
+from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.insert import (
     InsertTriangleAttentionPass,
 )
@@ -43,7 +44,13 @@ from trianglemix.exporter.plan import Fingerprint
 from trianglemix.exporter.registry import all_patterns, all_targets
 from trianglemix.exporter.report import ExportReport
 from trianglemix.exporter.shared_cache import FreeCacheLengthPass, can_share_cache
-from trianglemix.exporter.sites import MatchContext, Sites, check_understood, find_sites
+from trianglemix.exporter.sites import (
+    MatchContext,
+    Sites,
+    anchors_of,
+    check_understood,
+    find_sites,
+)
 from trianglemix.exporter.source import WORK_FOLDER, prepare_source
 from trianglemix.exporter.summary import as_offline, build_report
 from trianglemix.exporter.target import OfflineCheck, Target
@@ -119,8 +126,9 @@ def _find(job: _Job) -> _Found:
     source = prepare_source(given, job.options, job.folder, observer.stage)
     model = load_model(source.path)
     observer.stage("normalize")
-    notes = normalize(model)
-    roles, interface = find_roles(model.graph), interface_of(model.graph)
+    notes = [*normalize(model), *state_layers(model.graph)]
+    roles = roles_of(model.graph, anchors_of(all_patterns()))
+    interface = interface_of(model.graph)
     observer.stage("find attention")
     context = MatchContext(model.graph, roles, read_context_length(source.companions))
     sites = find_sites(context, all_patterns(), observer.progress)

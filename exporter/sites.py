@@ -13,6 +13,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.clues import clue
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.foreign_attention import foreign_attention
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.head_trace import root_of
 from trianglemix.exporter.walk import content_values, dtype_of
@@ -189,7 +190,14 @@ def find_sites(
         else:
             found.append(match)
     progress(len(anchors), len(anchors))
+    foreign = foreign_attention(context.graph, anchors_of(patterns))
+    refusals += [Refusal(name, reason) for name, reason in foreign]
     return Sites(tuple(found), tuple(refusals))
+
+
+def anchors_of(patterns: Sequence[Pattern]) -> frozenset[tuple[str, str]]:
+    """`(domain, op_type)` of all nodes at which a match may start."""
+    return frozenset().union(*(pattern.anchors for pattern in patterns))
 
 
 def _completed(site: AttentionSite, earlier: Sequence[AttentionSite]) -> AttentionSite | Refusal:
