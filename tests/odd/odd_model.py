@@ -129,6 +129,7 @@ def draw_model(seed: int) -> OddModel:
     layers = int(random.integers(2, 4))
     dtype = str(pick("float32", "float16", chance=0.15 * crowded))
     dtype = "float32" if spelling == "group_query" else dtype
+    other_cache = () if spelling == "group_query" else ("float16",)
     fancy = spelling in ("attention", "group_query")
     kv_heads = int(pick(2, 4, 1, chance=0.4))
     attribute = pick("none", *NODE_ATTRIBUTES.get(str(spelling), ()), chance=0.4)
@@ -146,7 +147,7 @@ def draw_model(seed: int) -> OddModel:
         dtype=dtype,
         mask_form=str(pick("where", "add", "where_after", "arithmetic", chance=0.5)),
         cache=str("BHTD" if spelling == "group_query" else cache),
-        cache_dtype=str(pick(dtype, "float16", chance=0.15 * crowded)),
+        cache_dtype=str(pick(dtype, *other_cache, chance=0.15 * crowded)),
         ids_dtype=str(pick("int64", "int32", chance=0.3 * crowded)),
         mask_dtype=str(pick("int64", "int32", "float32", "bool", chance=0.4 * crowded)),
         positions=str(pick("rank2", "slots", "none", "rank1", "rank3", chance=0.5 * crowded)),

@@ -37,6 +37,7 @@ class Outcome(Enum):
     """What came of an odd model."""
 
     RIGHT = "exported and right"
+    NOT_RUN = "exported and right, and said to be none for our runtime"
     REFUSED = "refused"
     CAUGHT = "wrong without a word, caught by --verify alone"
     WRONG = "SILENTLY WRONG"
@@ -259,7 +260,7 @@ class _Bench:
         except ExecutionError as error:  # ONNX Runtime refused what the runtime fed
             return self._ended(Outcome.CRASHED, f"runtime: {error}")
         except TriangleMixError as error:  # said before anything ran
-            return self._ended(Outcome.RIGHT, f"not for our runtime: {error}")
+            return self._ended(Outcome.NOT_RUN, str(error))
         except Exception as error:
             return self._ended(Outcome.CRASHED, f"runtime: {type(error).__name__}: {error}")
         tokens = list(result.ids)

@@ -1,0 +1,91 @@
+"""Faults to plant in the product, one a kind, and the odd models that must show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from trianglemix.custom_ops import feeds
+from trianglemix.exporter import graph_roles, mask_probe, normalize
+from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
+from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
+from trianglemix.exporter.sites import MaskClass
+from trianglemix.exporter.triangle_node import TriangleNode
+
+from tests.odd.odd_model import CARRIED_ATTRIBUTES, OddModel
+from tests.odd.scales import SCALES
+from tests.odd.trial import Depth
+
+
+@dataclass(frozen=True)
+class Plant:
+    """Each `name` of an `owner` becomes its fault; models that `shows` names must end otherwise."""
+
+    faults: tuple[tuple[Any, str, Any], ...]
+    shows: Callable[[OddModel], bool]
+    depth: Depth = field(default_factory=Depth)
+
+
+def _near(model: OddModel) -> bool:
+    """A small cached model without other oddities, quick to run."""
+    quiet = model.extra == "nothing" and model.storage == "inside" and not model.branches
+    return model.cache == "BHTD" and quiet and model.size < 120 and model.dtype == "float32"
+
+
+def _of_mask(*kinds: str) -> Callable[[OddModel], bool]:
+    return lambda model: _near(model) and model.mask in kinds and SCALES[model.scale].carried
+
+
+def _causal(*arguments: Any) -> MaskClass:
+    return MaskClass()
+
+
+def _nothing(*arguments: Any) -> None:
+    return None
+
+
+class _Unsorted(normalize.SortNodesPass):  # type: ignore[misc]
+    def call(self, model: Any) -> Any:
+        return normalize.ir.passes.PassResult(model, False)
+
+
+PLANTS: Final[dict[str, Plant]] = {
+    "every mask is taken for causal": Plant(
+        ((_softmax_rows, "measure_class", _causal),),
+        _of_mask("floats", "bool_buffer", "chunk", "less"),
+    ),
+    "rows are not compared with the window found": Plant(
+        ((mask_probe.Expected, "check", _nothing),), _of_mask("float_chunk", "early_rows")
+    ),
+    "a scale that changes with the length is taken as it stands": Plant(
+        (
+            (mask_probe._Check, "_same_ratios", _nothing),
+            (_softmax_measure, "_check_factors", _nothing),
+        ),
+        lambda model: model.scale == "log_of_total" and model.size > 700,
+    ),
+    "inputs and attributes of a node are not looked at": Plant(
+        ((GroupQueryAttentionPattern, "trouble", _nothing),),
+        lambda model: model.attribute not in (*CARRIED_ATTRIBUTES, "attention_bias"),
+    ),
+    "a layer's own window is not known again": Plant(
+        ((TriangleNode, "never_last", property(lambda node: False)),),
+        lambda model: _of_mask("less", "product")(model) and model.spelling == "softmax",
+        Depth(again=True),
+    ),
+    "the first output is taken for the logits": Plant(
+        ((graph_roles, "_logits", lambda graph: graph.outputs[0]),),
+        lambda model: model.extra == "router_first" and model.can_be_exported,
+        Depth(run=True),
+    ),
+    "token ids are fed as positions": Plant(
+        ((feeds, "_MAKERS", {**feeds._MAKERS, "position_ids": lambda value, call: call.ids}),),
+        lambda model: _near(model) and model.positions == "rank2" and model.can_be_exported,
+        Depth(run=True),
+    ),
+    "nodes are not sorted": Plant(
+        ((normalize, "SortNodesPass", _Unsorted),),
+        lambda model: _near(model) and model.shuffled and model.can_be_exported,
+    ),
+}
