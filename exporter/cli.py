@@ -100,6 +100,12 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
 @click.option("--explain", is_flag=True, help="List what looked like attention and was not taken.")
 @click.option("--verify", is_flag=True, help="Run source and export and compare their logits.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Largest error that --verify allows.")
+@click.option(
+    "--verify-tokens",
+    type=click.IntRange(min=2),
+    show_default="2048",
+    help="How far --verify compares, where the context allows.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors, of --inspect the verdict.")
 @click.option(
@@ -154,6 +160,10 @@ def _options(given: dict[str, Any]) -> ExportOptions:
     dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
     if dry_run and given["verify"]:
         raise click.UsageError("--verify runs what was written: leave --dry-run out, add -o FOLDER")
+    for name in ("atol", "verify_tokens"):
+        if given[name] is not None and not given["verify"]:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} says how --verify compares: add --verify")
     if given["output"] is None and not dry_run:
         raise click.UsageError("no output folder: add -o FOLDER (or --dry-run)")
     return ExportOptions(
@@ -171,6 +181,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         dry_run=dry_run,
         verify=given["verify"],
         atol=given["atol"],
+        verify_tokens=given["verify_tokens"] or 2048,
         force=given["force"],
         ascend=ascend_request(given),
     )

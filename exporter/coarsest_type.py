@@ -7,11 +7,16 @@ from pathlib import Path
 import onnx_ir as ir
 from trianglemix.exporter.walk import is_op
 
+_ROUNDED_TO_INT8 = frozenset(
+    {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+     "QAttention", "QuantizeLinear", "QLinearMatMul"}
+)  # fmt: skip
+_INT8_ACTIVATIONS = 4  # of MatMulNBits
 _NAMES = {ir.DataType.BFLOAT16: "bfloat16", ir.DataType.FLOAT16: "float16"}
 
 
 def coarsest_type(path: Path, cache_dtype: str) -> str:
-    """ "bfloat16", "float16" or "float32", of weights, casts and caches.
+    """ "bfloat16", "int8", "float16" or "float32", of weights, casts, caches and activations.
 
     A float16 graph may have float32 caches and logits (`keep_io_types`); its numbers are no
     better for it.
@@ -22,4 +27,13 @@ def coarsest_type(path: Path, cache_dtype: str) -> str:
         ir.DataType(node.attributes.get_int("to", 0)) for node in graph if is_op(node, "Cast")
     }
     names = {name for dtype, name in _NAMES.items() if dtype in found} | {cache_dtype}
+    if "bfloat16" not in names and any(_rounds_to_int8(node) for node in graph.all_nodes()):
+        return "int8"
     return next((name for name in _NAMES.values() if name in names), "float32")
+
+
+def _rounds_to_int8(node: ir.Node) -> bool:
+    """Whether it rounds activations to 8 bits, so that the last bit of a sum may become a step."""
+    if node.op_type == "MatMulNBits":
+        return node.attributes.get_int("accuracy_level", 0) == _INT8_ACTIVATIONS
+    return node.op_type in _ROUNDED_TO_INT8

@@ -78,6 +78,7 @@ class ExportOptions:
     dry_run: bool = False
     verify: bool = False
     atol: float | None = None
+    verify_tokens: int = 2048
     force: bool = False
     ascend: AscendRequest | None = None
 

@@ -52,10 +52,11 @@ from trianglemix.exporter.sites import (
     find_sites,
 )
 from trianglemix.exporter.source import WORK_FOLDER, prepare_source
+from trianglemix.exporter.special_ids import special_ids
 from trianglemix.exporter.summary import as_offline, build_report
 from trianglemix.exporter.target import OfflineCheck, Target
 from trianglemix.exporter.triangle_node import TriangleNode
-from trianglemix.exporter.verify import verify_export
+from trianglemix.exporter.verify import Verification, verify_export
 
 
 class Observer(Protocol):
@@ -181,7 +182,7 @@ def _write(
     report = replace(report, notes=(*found.source.notes, *report.notes, *notes, *copied))
     if options.verify:
         observer.stage("verify")
-        report = _verified(job, found.source.path, (graph, named, manifest), report)
+        report = _verified(job, found, (graph, named, manifest), report)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     report.save(folder)
     manifest.save(folder)
@@ -225,16 +226,29 @@ def _fingerprint(sites: Sites, roles: GraphRoles) -> Fingerprint:
 
 def _verified(
     job: _Job,
-    source: Path,
+    found: _Found,
     exported: tuple[ExportedGraph, Manifest, Manifest],
     report: ExportReport,
 ) -> ExportReport:
     """Raises ExportError where a comparison fails: the export is then not kept."""
-    graph, named, manifest = exported
+    (graph, named, manifest), source = exported, found.source.path
     head, atol = find_head(graph.roles), job.options.atol
     vocabulary = (head.vocabulary_size if head else None) or 2
     if job.target.offline is None:
-        checks, notes = verify_export(source, job.folder, manifest, vocabulary, atol)
+        sites = found.sites.found
+        checks, notes = verify_export(
+            Verification(
+                source,
+                job.folder,
+                manifest,
+                vocabulary,
+                num_heads=max(site.shape.num_heads for site in sites),
+                tokens=job.options.verify_tokens,
+                atol=atol,
+                windows=tuple(x.mask.window for x in sites if x.mask.window is not None),
+                special_ids=special_ids(found.source.companions),
+            )
+        )
     else:
         scratch = job.folder / WORK_FOLDER / "verify"
         scratch.mkdir(parents=True)

@@ -17,7 +17,8 @@ from trianglemix.exporter.model_io import MODEL_FILE, save_model
 from trianglemix.exporter.report import VerifyReport
 from trianglemix.exporter.source_limit import source_limit
 from trianglemix.exporter.target import OfflineCheck
-from trianglemix.exporter.verify import Checks, OpenModel, find_library, open_model
+from trianglemix.exporter.verify_checks import Checks
+from trianglemix.exporter.verify_session import OpenModel, find_library, open_model
 
 Array = NDArray[Any]
 _BEYOND: Final = 64  # tokens of the long prompt after the first one that drops something

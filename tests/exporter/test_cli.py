@@ -359,15 +359,25 @@ def test_verify_reports_its_comparisons(
     model = tiny_model("llama", "dynamo-sdpa-20")
     arguments = ["--layers", "1,2", "--sink", "2", "--window", "6", "--last", "3", "--verify"]
     assert _main(monkeypatch, model.path, "-o", tmp_path / "out", *arguments) == 0
-    assert capsys.readouterr().out.count(": ok") == 3
+    assert capsys.readouterr().out.count(": ok") == 5
     report = json.loads((tmp_path / "out" / "export_report.json").read_text())
     names = [check["name"] for check in report["verification"]]
     assert names == [
         "short prompt, one row padded",
-        "decode step",
+        "decode steps after the short prompt, one row padded",
+        "long prompt in chunks",
+        "decode steps after the long prompt in chunks",
         "long prompt, kernel against function body",
     ]
     assert all(check["passed"] for check in report["verification"])
+
+
+@pytest.mark.parametrize("option", ["--atol", "--verify-tokens"])
+def test_options_of_verify_need_it(
+    option: str, source: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
+    assert _main(monkeypatch, source, "-o", tmp_path / "out", option, "3") == 2
+    assert f"{option} says how --verify compares: add --verify" in capsys.readouterr().err
 
 
 def test_verify_sees_a_wrong_model(

@@ -87,7 +87,12 @@ def test_verification_without_the_library_runs_on_the_function_body(
     monkeypatch.setattr("trianglemix.exporter.verify.find_library", lambda: (None, ["no library"]))
     source = tiny_model("llama", GQA_ROUTE).path
     report = export_to(source, tmp_path / "out", layers=(1, 2), target="cuda", verify=True)
-    assert [check.name for check in report.verification] == ["short prompt", "decode step"]
+    assert [check.name for check in report.verification] == [
+        "short prompt",
+        "decode steps after the short prompt",
+        "long prompt",
+        "decode steps after the long prompt",
+    ]
     assert "no library" in report.notes
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
 
@@ -117,7 +122,7 @@ def test_caches_may_name_their_head_size(tmp_path: Path) -> None:
     source = tmp_path / "model.onnx"
     ir.save(ir.external_data.load_to_model(model), source)
     report = export_to(source, tmp_path / "out", layers=(1,), target="cuda", verify=True)
-    assert len(report.verification) == 3
+    assert len(report.verification) == 5
     export_to(tmp_path / "out" / "model.onnx", tmp_path / "again", layers=(1,), verify=True)
 
 

@@ -43,10 +43,10 @@ def test_a_dense_twin_is_verified_where_its_source_drops_nothing(
     export_to(source, tmp_path / "first", layers=(0, 1))  # drops from the 12th token on
     options = {"dense": True, "verify": True, "target": target}
     report = export_to(tmp_path / "first", tmp_path / "dense", **options)
-    assert [check.tokens for check in report.verification] == [10, 11]
+    assert [check.tokens for check in report.verification] == [8, 11]
     assert [note for note in report.notes if "where it drops nothing, up to 11 tokens" in note]
     report = export_to(source, tmp_path / "plain", **options)
-    assert [check.tokens for check in report.verification] == [40, 41]
+    assert max(check.tokens for check in report.verification) > 1000
     assert not [note for note in report.notes if "drops" in note]
 
 

@@ -1,0 +1,142 @@
+"""`--verify` sees what a probe that sees nothing would let through, and alarms nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from trianglemix.exporter.companions import Companions
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.options import ExportOptions, LayerRequest
+from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.report import ExportReport
+from trianglemix.exporter.sites import MaskClass
+from trianglemix.exporter.special_ids import special_ids
+from trianglemix.exporter.verify_session import Array, OpenModel
+
+from tests.exporter.exports import SMALL, Silent
+from tests.odd.decoder import write_model
+from tests.odd.odd_model import OddModel
+from tests.odd.trial import store
+
+PLAIN = OddModel(
+    seed=7, mask="causal", size=90, scale="times", window_layers=(0, 1), num_layers=2,
+    spelling="softmax", repeat="expand", kv_heads=2, opset=18, dtype="float32",
+    mask_form="where", cache="BHTD", cache_dtype="float32", ids_dtype="int64",
+    mask_dtype="int64", positions="rank2", batch="batch", present="joined", extra="nothing",
+    attribute="none", storage="inside", branches=False, shares=False, shapes=True, shuffled=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that takes every mask for causal, every scale for a number, and any result."""
+    where = "trianglemix.exporter.patterns"
+    monkeypatch.setattr(f"{where}._softmax_rows.measure_class", lambda *_: MaskClass(None))
+    monkeypatch.setattr(f"{where}._softmax_measure._check_factors", lambda *_: None)
+    for name in ("TOLERANCE", "_LOUD_TOLERANCE"):
+        monkeypatch.setattr(f"{where}._softmax_measure.{name}", 1e9)
+
+
+def verified(model: OddModel, folder: Path, **options: object) -> ExportReport:
+    path = folder / "source" / "model.onnx"
+    path.parent.mkdir()
+    store(write_model(model), path, "inside")
+    settings = {"layers": LayerRequest(layers=(1,)), "pattern": SMALL, "verify": True, **options}
+    return export(ExportOptions(path, folder / "out", **settings), Silent())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mask", "scale", "cache", "size"),
+    [
+        ("bool_buffer", "times", "BHTD", 500),
+        ("float_buffer", "times", "BHTD", 300),
+        ("floats", "times", "BHTD", 1900),
+        ("power", "times", "BHTD", 1024),
+        ("chunk", "times", "BTHD", 700),
+        ("beyond_length", "times", "BHTD", 1200),
+        ("document", "times", "none", 17),
+        ("hidden_token", "times", "none", 80),
+        ("causal", "log_of_total", "BHTD", 1000),
+        ("causal", "clipped", "BHTD", 900),
+        ("causal", "far_bias", "BHTD", 1500),
+    ],
+)
+def test_what_a_blind_probe_lets_through_fails(
+    blind: None, mask: str, scale: str, cache: str, size: int, tmp_path: Path
+) -> None:
+    model = replace(PLAIN, mask=mask, scale=scale, cache=cache, size=size)
+    with pytest.raises(ExportError, match="verification failed"):
+        verified(model, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_far_is_compared_is_what_was_asked(blind: None, tmp_path: Path) -> None:
+    """A window of 300 shows beyond 300 tokens, and not before."""
+    model = replace(PLAIN, mask="less", size=300)
+    report = verified(model, tmp_path, verify_tokens=280)
+    assert max(check.tokens for check in report.verification) == 280
+    with pytest.raises(ExportError, match=r"verification failed: long prompt in chunks \(307 tok"):
+        export(
+            ExportOptions(
+                tmp_path / "source" / "model.onnx",
+                tmp_path / "far",
+                verify=True,
+                pattern=SMALL,
+                layers=LayerRequest(layers=(1,)),
+                verify_tokens=310,
+            ),
+            Silent(),
+        )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PLAIN,
+        replace(PLAIN, mask="less", size=300, window_layers=(0,)),
+        replace(PLAIN, batch=1),
+        replace(PLAIN, cache="none"),
+        replace(PLAIN, dtype="float16", cache_dtype="float16"),
+        replace(PLAIN, extra="last_row"),
+        replace(PLAIN, spelling="group_query", repeat="inside"),
+        replace(PLAIN, mask="float_buffer", size=300, window_layers=(0,)),
+    ],
+    ids=["plain", "window", "batch_1", "no_cache", "half", "last_row", "group_query", "table"],
+)
+def test_right_exports_pass_as_far_as_the_source_runs(model: OddModel, tmp_path: Path) -> None:
+    report = verified(model, tmp_path)
+    assert all(check.passed for check in report.verification)
+    far = max(check.tokens for check in report.verification)
+    buffered = model.mask == "float_buffer"
+    assert far == (1024 if buffered else 2048)
+    notes = " ".join(report.notes)
+    assert ("the source itself runs up to 1024 tokens" in notes) == buffered
+    assert f"of up to {far} tokens" in notes
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]
+
+
+def test_a_window_that_was_not_passed_is_told(tmp_path: Path) -> None:
+    model = replace(PLAIN, mask="less", size=3000, window_layers=(0,))
+    report = verified(model, tmp_path)
+    assert [x for x in report.notes if "source's window of 3000; --verify-tokens 3064" in x]
+
+
+def test_a_source_that_does_not_run_is_said_to_be_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: OpenModel, feeds: dict[str, Array]) -> dict[str, Array]:
+        raise ExportError("verification: the model does not run: out of data bounds")
+
+    monkeypatch.setattr(OpenModel, "run", failing)
+    with pytest.raises(ExportError, match="the source itself does not run: out of data bounds"):
+        verified(PLAIN, tmp_path)
+
+
+def test_special_ids_of_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"eos_token_id": [5, 6], "pad_token_id": null, "text_config": {"bos_token_id": 2}}'
+    )
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert special_ids(Companions((tmp_path,))) == (2, 5, 6, 9)
