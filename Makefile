@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness families gemma3 clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness families gemma3 versions version-environments clean
 
 setup: $(VENV)/.installed
 
@@ -73,6 +73,14 @@ families: setup
 gemma3: setup
 	$(BIN)/python -m benchmarks.gemma3
 	$(BIN)/python -m pytest -q tests/end_to_end/test_gemma3.py
+
+# Exports run by older and newer versions of ONNX Runtime: docs/versions.md (80 MB and 8 s each).
+VERSIONS ?=
+version-environments: setup
+	sh tools/make_versions.sh $(VERSIONS)
+
+versions: version-environments
+	$(BIN)/python -m pytest -q tests/versions
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -16,18 +16,16 @@ from trianglemix.exporter.cutout import (
     CutOut,
     OpenCut,
     cut_out,
-    import_onnxruntime,
 )
 from trianglemix.exporter.mask_probe import Expected
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns._full_lengths import full_lengths
 from trianglemix.exporter.patterns._node_mask import (
-    LEFT_WINDOW,
-    RIGHT_WINDOW,
     Bounds,
     has_mask_operand,
     node_mask,
 )
+from trianglemix.exporter.patterns._node_versions import leave_unspecified_out
 from trianglemix.exporter.probe import (
     TOLERANCE,
     CallSizes,
@@ -41,7 +39,6 @@ from trianglemix.exporter.triangle_node import NEVER_LAST
 from trianglemix.exporter.walk import layout_chain
 
 _MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond
-_WINDOWS_SINCE: Final = (1, 32)
 _UNIFORM: Final = 1e-3
 """How far, relatively, equal scores may give unequal weights."""
 
@@ -57,8 +54,8 @@ def measured(site: AttentionSite, context: MatchContext) -> AttentionSite:
     inside = [x for x in site.present or () if x.producer() is site.anchor]
     cut = cut_out(context.graph, given, [*outputs, *inside])
     stated = Bounds.of(site.anchor)
-    runs = stated if _takes_windows() else _without_windows(cut, stated)
-    probe = _Probe(site, context, len(outputs), cut)
+    runs, softcap = leave_unspecified_out(cut, stated, site.softcap)
+    probe = _Probe(replace(site, softcap=softcap), context, len(outputs), cut)
     mask = probe.mask(stated)
     ran = mask if runs == stated else probe.mask(runs)
     probe.check_weights(ran)
@@ -72,25 +69,6 @@ def measured(site: AttentionSite, context: MatchContext) -> AttentionSite:
     build = NodeBuilder(context.graph, f"source/{site.anchor.name or site.output.value.name}")
     lengths = full_lengths(context, build)
     return replace(site, lengths=lengths, prologue=(*site.prologue, *build.nodes))
-
-
-def _takes_windows() -> bool:
-    """Whether the installed ONNX Runtime knows the window attributes of `Attention`, opset 25."""
-    version = import_onnxruntime().__version__.split(".")[:2]
-    return tuple(int(part) for part in version) >= _WINDOWS_SINCE
-
-
-def _without_windows(cut: CutOut, stated: Bounds) -> Bounds:
-    """Takes the window attributes off the piece's nodes, and returns the bounds that are left.
-
-    What they mean is specified, so that the rest of the node can be run by an older version.
-    """
-    for node in cut.model.graph:
-        if node.op_type == "Attention" and {LEFT_WINDOW, RIGHT_WINDOW} & set(node.attributes):
-            node.attributes.pop(LEFT_WINDOW, None)
-            node.attributes.pop(RIGHT_WINDOW, None)
-            node.attributes["is_causal"] = ir.AttrInt64("is_causal", int(stated.right == 0))
-    return Bounds(right=stated.right)
 
 
 @dataclass(frozen=True)
