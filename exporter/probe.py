@@ -22,6 +22,7 @@ from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
 
 TOLERANCE: Final = 1e-4
 _SMALL_VOCABULARY: Final = 1000
+_MAX_ELEMENTS: Final = 1 << 24  # of a value of which only the shape is asked
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -102,10 +103,9 @@ class ProbeInputs:
             positions = np.arange(sizes.past, sizes.total).astype(_numpy_dtype(value))
             return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
         if value in roles.caches:
-            return np.zeros(self._shape_of(value, sizes, sizes.past), np.float32)
+            return _zeros(self._shape_of(value, sizes, sizes.past), np.dtype(np.float32))
         if value in cut.shape_only:
-            shape = self._shape_of(value, sizes, sizes.length)
-            return np.zeros(shape, _numpy_dtype(value))
+            return _zeros(self._shape_of(value, sizes, sizes.length), _numpy_dtype(value))
         raise CutError(f"its mask depends on {value.name}, whose meaning is not known")
 
     def _ids(self, cut: CutOut, sizes: CallSizes) -> Array:
@@ -134,6 +134,13 @@ class ProbeInputs:
 def _vocabulary(roles: GraphRoles) -> int:
     size = roles.logits.shape[-1] if roles.logits.shape else None
     return size if isinstance(size, int) and size > 1 else _SMALL_VOCABULARY
+
+
+def _zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Zeros of which a mask asks the shape alone; a file that names no axis makes it too large."""
+    if math.prod(shape) > _MAX_ELEMENTS:
+        shape = [*shape[:-1], 0]
+    return np.zeros(shape, dtype)
 
 
 def _static(dimension: Any) -> int | None:
