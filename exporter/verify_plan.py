@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,13 +33,14 @@ class GraphFacts:
     """What decides how graphs may be fed.
 
     `ids` are whole numbers that stand in the source; `dynamic_scales`: it scales whole tensors by
-    what they hold, so that pads change every row; `one_token_after_past`: a node that takes one
-    token at a time there.
+    what they hold, so that pads change every row; `one_token_after_past`: a node whose kernel may
+    take one token at a time there; `source_has_it`: the source has such a node as well.
     """
 
     ids: tuple[int, ...]
     dynamic_scales: bool
     one_token_after_past: bool
+    source_has_it: bool = False
 
 
 def graph_facts(source: Path, exported: Path) -> GraphFacts:
@@ -48,7 +49,10 @@ def graph_facts(source: Path, exported: Path) -> GraphFacts:
     kinds = {node.op_type for node in graph.all_nodes()}
     ours = {node.op_type for node in ir.load(exported).graph}
     return GraphFacts(
-        _whole_numbers(graph), bool(kinds & _DYNAMIC), "GroupQueryAttention" in kinds | ours
+        ids=_whole_numbers(graph),
+        dynamic_scales=bool(kinds & _DYNAMIC),
+        one_token_after_past="GroupQueryAttention" in kinds | ours,
+        source_has_it="GroupQueryAttention" in kinds,
     )
 
 
@@ -107,6 +111,24 @@ class Planner:
                 "the context allows"
             )
         return notes
+
+    def same_twice(self) -> tuple[Text, Text] | None:
+        """A text at once and in chunks, which a kernel that takes chunks gives the same logits.
+
+        None where that is not to be asked: no chunks at all, or none that are in doubt.
+        """
+        manifest = self.checks.manifest
+        asked = self.facts.source_has_it and manifest.has_cache and manifest.chunked_prefill
+        if not asked or self.checks.is_fixed:
+            return None
+        length, rows = min(self._short, self.limit, self._whole), manifest.batch or 1
+        ends = chunk_ends(length, length)
+        whole = self._text("whole", rows, (length,), length)
+        return whole, self._text("chunks", rows, ends, length)
+
+    def with_chunks(self) -> Planner:
+        """The same for kernels that take chunks."""
+        return replace(self, facts=replace(self.facts, one_token_after_past=False))
 
     def dropping(self, longest: int | None) -> tuple[Text | None, list[str]]:
         """A prompt of which keys are dropped; or None, and why there is none."""

@@ -90,8 +90,8 @@ def test_verification_without_the_library_runs_on_the_function_body(
     assert [check.name for check in report.verification] == [
         "short prompt",
         "decode steps after the short prompt",
-        "long prompt",
-        "decode steps after the long prompt",
+        "long prompt in chunks",
+        "decode steps after the long prompt in chunks",
     ]
     assert "no library" in report.notes
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == ["model.onnx"]

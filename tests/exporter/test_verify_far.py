@@ -134,6 +134,29 @@ def test_a_source_that_does_not_run_is_said_to_be_it(
         verified(PLAIN, tmp_path)
 
 
+def test_a_kernel_that_reads_chunks_otherwise_is_given_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GroupQueryAttention's of some versions: only what it reads alike is compared."""
+    model = replace(PLAIN, spelling="group_query", repeat="inside")
+    run = OpenModel.run
+
+    def otherwise(self: OpenModel, feeds: dict[str, Array]) -> dict[str, Array]:
+        outputs = run(self, feeds)
+        length, total = feeds["input_ids"].shape[1], feeds["attention_mask"].shape[1]
+        if 1 < length < total:
+            outputs["logits"] = outputs["logits"] * 1.5
+        return outputs
+
+    names = [check.name for check in verified(model, tmp_path).verification]
+    assert "long prompt in chunks" in names
+    monkeypatch.setattr(OpenModel, "run", otherwise)
+    (tmp_path / "other").mkdir()
+    names = [check.name for check in verified(model, tmp_path / "other").verification]
+    assert "long prompt in chunks" not in names
+    assert "long prompt" in names
+
+
 def test_special_ids_of_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"eos_token_id": [5, 6], "pad_token_id": null, "text_config": {"bos_token_id": 2}}'
