@@ -75,6 +75,10 @@ _CARRIED: Final = Carried(
         "v_quant_type": only("NONE"),
     },
 )  # fmt: skip
+_UNROTATED: Final = replace(
+    _CARRIED, refused={x: why for x, why in _CARRIED.refused.items() if x != "position_ids"}
+)
+"""Only the rotation reads positions."""
 
 
 class GroupQueryAttentionPattern(SitePattern):
@@ -86,7 +90,7 @@ class GroupQueryAttentionPattern(SitePattern):
     def trouble(self, node: ir.Node) -> str | None:
         return (
             _window_trouble(node)
-            or _CARRIED.trouble(node)
+            or (_CARRIED if _rotates(node) else _UNROTATED).trouble(node)
             or packing_trouble(node)
             or _past_trouble(node)
             or cache_trouble(node, _PAST)

@@ -108,6 +108,13 @@ def test_an_input_without_a_counterpart_is_named(operator: str, index: int, word
     assert f"its input {word} " in _reason(operator, model)
 
 
+def test_positions_that_no_rotation_reads_may_stand_there() -> None:
+    model, node = _example("GroupQueryAttention")
+    node.attributes.pop("do_rotary")
+    _give(model, node, 9)
+    assert isinstance(_matched("GroupQueryAttention", model), AttentionSite)
+
+
 @pytest.mark.parametrize(("operator", "name"), list(_attributes()))
 def test_an_attribute_without_a_counterpart_is_named(operator: str, name: str) -> None:
     model, node = _example(operator)
