@@ -15,6 +15,12 @@ _REFUSING: Final = frozenset(
      "FallbackError", "ExecutionError", "MissingPackageError", "ManifestError",
      "LibraryNotFoundError", "FeedError", "ConfigurationError"}
 )  # fmt: skip
+_REASONS: Final = (
+    "foreign_attention.py", "clues.py", "patterns/_carried.py", "patterns/_softmax_walk.py",
+    "patterns/_softmax_reasons.py",
+)  # fmt: skip
+"""Files of the exporter whose functions return clauses that messages end with."""
+_WORDS: Final = 3
 _FROM_ELSEWHERE: Final = re.compile(r"[{}: (),]*(and |besides, )?[{}: (),]*")
 """Messages that only hand on another one."""
 
@@ -46,6 +52,19 @@ def _messages() -> Iterator[tuple[str, str]]:
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", text
 
 
+def _reasons() -> Iterator[tuple[str, str]]:
+    """Where, and a clause that a function returns or a table of reasons holds."""
+    for name in _REASONS:
+        tree = ast.parse((ROOT / "exporter" / name).read_text(encoding="utf-8"))
+        given = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+        given += [one for node in tree.body if isinstance(node, ast.AnnAssign)
+                  if isinstance(node.value, ast.Dict) for one in node.value.values]  # fmt: skip
+        for value in given:
+            text = "" if value is None else _text(value)
+            if len(text.replace("{}", "").split()) > _WORDS:
+                yield f"exporter/{name}:{value and value.lineno}", text
+
+
 def _phrases() -> list[str]:
     """What stands in the first column of the page's tables."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -57,7 +76,7 @@ def test_every_refusal_has_an_entry() -> None:
     phrases = _phrases()
     missing = [
         f"{where}: {text}"
-        for where, text in _messages()
+        for where, text in (*_messages(), *_reasons())
         if not _FROM_ELSEWHERE.fullmatch(text) and not any(phrase in text for phrase in phrases)
     ]
     assert not missing, "\n".join(missing)
@@ -65,5 +84,8 @@ def test_every_refusal_has_an_entry() -> None:
 
 def test_every_entry_is_about_a_message() -> None:
     texts = [text for _, text in _messages()]
+    for name in _REASONS:
+        tree = ast.parse((ROOT / "exporter" / name).read_text(encoding="utf-8"))
+        texts += [_text(node) for node in ast.walk(tree) if isinstance(node, ast.expr)]
     stale = [phrase for phrase in _phrases() if not any(phrase in text for text in texts)]
     assert not stale
