@@ -196,10 +196,9 @@ def _group_query(
 
     pasts, presents = [], []
     for name in ("key", "value"):
-        shape = (model.batch, model.kv_heads, "past", HEAD_SIZE)
-        pasts.append(g.graph_input(PAST.format(layer, name), "float32", *shape))
-        shape = (model.batch, model.kv_heads, "total", HEAD_SIZE)
-        presents.append(g.graph_output(PRESENT.format(layer, name), "float32", *shape))
+        past, present = model.cache_shape("past"), model.cache_shape("total")
+        pasts.append(g.graph_input(PAST.format(layer, name), "float32", *past))
+        presents.append(g.graph_output(PRESENT.format(layer, name), "float32", *present))
     query, key, value = rows
     inputs = [flat(query), flat(key), value, *pasts, *frame.lengths]
     return group_query(g, model, layer, frame.slots, inputs, [g.name("attended"), *presents])
@@ -212,7 +211,7 @@ def _joined(g: GraphWriter, model: OddModel, past: str, present: str, new: str) 
     swap, axis = [0, 2, 1, 3], 1 if model.cache == "BTHD" else 2
 
     def shape(tokens: str) -> tuple[int | str, ...]:
-        sizes = (model.batch, model.kv_heads, tokens, HEAD_SIZE)
+        sizes = model.cache_shape(tokens)
         return tuple(sizes[x] for x in swap) if model.cache == "BTHD" else sizes
 
     g.graph_input(past, model.cache_dtype, *shape("past"))

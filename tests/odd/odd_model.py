@@ -66,6 +66,7 @@ class OddModel:
     storage: str  # inside, one_file, each_file
     branches: bool  # the tables of the rotation lie in an If that asks for the length
     shares: bool  # the last layer reads the keys and values of the first
+    stated: bool  # whether the caches say their heads and head size
     shapes: bool  # whether the file says the shapes of values inside
     shuffled: bool
 
@@ -95,6 +96,11 @@ class OddModel:
         if self.cache == "none":
             return range(0)
         return range(self.num_layers - 1 if self.shares else self.num_layers)
+
+    def cache_shape(self, tokens: str) -> tuple[int | str, ...]:
+        """`[B, G, tokens, D]` as the file has it; names where it states no number."""
+        heads, size = (self.kv_heads, HEAD_SIZE) if self.stated else ("kv_heads", "head_size")
+        return (self.batch, heads, tokens, size)
 
     @property
     def tolerance(self) -> float:
@@ -158,6 +164,7 @@ def draw_model(seed: int) -> OddModel:
         storage=str(pick("inside", "one_file", "each_file", chance=0.3 * crowded)),
         branches=bool(random.random() < 0.15 * crowded),
         shares=bool(spelling != "group_query" and random.random() < 0.1 * crowded),
+        stated=bool(random.random() > 0.12 * crowded),
         shapes=bool(random.random() < 0.5),
         shuffled=bool(random.random() < 0.25 * crowded),
     )
