@@ -6,6 +6,7 @@ answers must be one class: causal, or causal with one sliding window.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from trianglemix.exporter import far_calls
 from trianglemix.exporter.cutout import Array, CutError
 from trianglemix.exporter.probe import CallSizes
-from trianglemix.exporter.sites import MaskClass
+from trianglemix.exporter.sites import AttentionSite, MaskClass
 
 Bools = NDArray[np.bool_]
 _SPIKES: Final = (2.0, -3.0, 9.0)
@@ -48,6 +49,16 @@ class MaskRows(Protocol):
 
     def weights(self, sizes: CallSizes, scores: Array) -> Array | None:
         """Weights for scores `[S, T]` of every head, like `visible`; None where it makes none."""
+
+
+def bounded_context(context_length: int | None, sites: Iterable[AttentionSite]) -> int | None:
+    """The context (tokens), or less where a mask was not seen so far: it runs no further, or its
+    rows cost too much to look beyond."""
+    seen = [site.mask.seen_to for site in sites if site.mask.seen_to is not None]
+    least = min(seen, default=far_calls.FARTHEST)
+    if least >= min(context_length or far_calls.FARTHEST, far_calls.FARTHEST):
+        return context_length
+    return least
 
 
 def measure_class(rows: MaskRows, context_length: int | None) -> MaskClass:

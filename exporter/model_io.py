@@ -52,10 +52,29 @@ def load_model(path: Path) -> ir.Model:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Weights that lie outside the proto."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield value.const_value
+    """Weights that lie outside the proto: of the graph, of branches and bodies, of functions."""
+    graphs = [*model.graphs(), *(g for x in model.functions.values() for g in x.subgraphs())]
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for nodes in [*graphs, *model.functions.values()]:
+        for node in nodes:
+            yield from _external_attributes(node)
+
+
+def _external_attributes(node: ir.Node) -> Iterator[ir.ExternalTensor]:
+    """Tensors that a node holds itself, as a Constant does."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.TENSOR:
+            tensors = [attribute.as_tensor()]
+        elif attribute.type == ir.AttributeType.TENSORS:
+            tensors = list(attribute.as_tensors())
+        else:
+            continue
+        yield from (tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
 
 
 def _check_external(tensor: ir.ExternalTensor, model: Path) -> None:

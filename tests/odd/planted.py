@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import onnx_ir as ir
 from trianglemix.custom_ops import feeds
-from trianglemix.exporter import graph_roles, mask_probe, normalize
+from trianglemix.exporter import graph_roles, mask_probe, model_io, normalize, pipeline
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
 from trianglemix.exporter.sites import MaskClass
@@ -45,9 +46,14 @@ def _nothing(*arguments: Any) -> None:
     return None
 
 
+def _of_the_graph_alone(model: Any) -> list[Any]:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+
+
 class _Unsorted(normalize.SortNodesPass):  # type: ignore[misc]
     def call(self, model: Any) -> Any:
-        return normalize.ir.passes.PassResult(model, False)
+        return ir.passes.PassResult(model, False)
 
 
 PLANTS: Final[dict[str, Plant]] = {
@@ -83,6 +89,15 @@ PLANTS: Final[dict[str, Plant]] = {
         ((feeds, "_MAKERS", {**feeds._MAKERS, "position_ids": lambda value, call: call.ids}),),
         lambda model: _near(model) and model.positions == "rank2" and model.can_be_exported,
         Depth(run=True),
+    ),
+    "weights of branches stay behind": Plant(
+        ((model_io, "external_tensors", _of_the_graph_alone),),
+        lambda model: model.branches and model.storage != "inside" and model.can_be_exported,
+    ),
+    "the last row is picked where one is left": Plant(
+        ((pipeline, "why_kept_already", _nothing),),
+        lambda model: model.extra == "last_row" and model.can_be_exported,
+        Depth(last=True),
     ),
     "nodes are not sorted": Plant(
         ((normalize, "SortNodesPass", _Unsorted),),

@@ -248,7 +248,7 @@ class _Bench:
         """The last row alone."""
         exported = Running(self._export("last", _KEEP_ALL, last_token_logits=True), self._model)
         call, seed = Call(self._model.size + 3 if self._model.size < 200 else 60), self._model.seed
-        return difference(exported.logits(call, seed), running.logits(call, seed)[-1:])
+        return difference(exported.logits(call, seed)[-1:], running.logits(call, seed)[-1:])
 
     def _run(self, running: Running) -> Trial | None:
         """The runtime's greedy tokens beside the source's; a refusal at once is no fault."""
