@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import itertools
 import statistics
-import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.machine import commit_name
 
 Run = Callable[[], object]
 
@@ -77,16 +77,14 @@ class PeakMemory:
 
 
 def describe_device() -> dict[str, Any]:
-    """Name and memory of the GPU, versions, commit (empty outside a repository) and date."""
+    """Name and memory of the GPU, versions, commit (see `commit_name`) and date."""
     properties = torch.cuda.get_device_properties(0)
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": properties.name,
         "device_memory": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": commit,
+        "commit": commit_name(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

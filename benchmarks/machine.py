@@ -25,15 +25,19 @@ def processor_name() -> str:
     return f"{name} (family {family}, model {fields.get('model')})" if family else name
 
 
-def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
-    """Machine, commit (with `+` where files are changed), versions and date."""
-    root = str(RESULTS.parent.parent)
+def commit_name() -> str:
+    """The commit, with `+` where files are changed; empty outside a repository."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", root, *arguments]
+        command = ["git", "-C", str(RESULTS.parent.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "custom_ops")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
+    """Machine, commit (with `+` where files are changed), versions and date."""
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -42,7 +46,7 @@ def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "commit": commit_name(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -129,6 +129,7 @@ def command(context: click.Context, /, **_: object) -> None:
         _lint(given, console)
         return
     if given["inspect"]:
+        _check_alone(context)
         print_inspection(inspect_model(given["source"]), _console(False), quiet=quiet)
         return
     options = _options(given)
@@ -141,6 +142,19 @@ def command(context: click.Context, /, **_: object) -> None:
         print_prediction(report.prediction, console)
     if not options.dry_run:
         console.print(f"written: {options.output}", highlight=False, markup=False)
+
+
+_WITH_INSPECT: Final = ("source", "inspect", "explain", "quiet", "log_level")
+
+
+def _check_alone(context: click.Context) -> None:
+    """Raises click.UsageError for an option that --inspect has no use for."""
+    for parameter in context.command.params:
+        told = context.get_parameter_source(parameter.name or "")
+        if told is click.core.ParameterSource.COMMANDLINE and parameter.name not in _WITH_INSPECT:
+            raise click.UsageError(
+                f"--inspect changes nothing, so {parameter.opts[0]} has no effect: leave one out"
+            )
 
 
 def _lint(given: dict[str, Any], console: Console) -> None:
