@@ -14,6 +14,7 @@ from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attenti
 from trianglemix.exporter.walk import is_op, needed_input, small_constant
 
 TAIL_SIZES: Final = "tail_sizes"
+_LOGITS_RANK: Final = 3
 _HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
 _SUMS: Final = ("Add", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 _MAX_BEHIND: Final = 64  # nodes from the logits back
@@ -95,6 +96,11 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         logits = self._roles.logits
+        if logits.shape is not None and len(logits.shape) != _LOGITS_RANK:
+            raise RefusedError(
+                f"the logits {logits.shape} are not [batch, length, vocabulary], so that no row of "
+                "them can be chosen; leave --last-token-logits out"
+            )
         if logits.shape is not None and logits.shape[1] == 1:
             return ir.passes.PassResult(model, False)
         head = find_head(self._roles)
@@ -105,7 +111,9 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
             )
         tail = find_tail(head.hidden)
         build = NodeBuilder(model.graph, "last_token")
-        index = build.op("Unsqueeze", self._row_index(model, build), build.ints(1, 2))
+        index = build.op(
+            "Unsqueeze", self._row_index(model, build, tail.entries[0]), build.ints(1, 2)
+        )
         readers = tail.nodes or {head.node}
         for value in tail.entries:
             last = build.op("GatherND", value, index, batch_dims=1)  # [B, 1, width]
@@ -125,16 +133,22 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
             logits.shape = ir.Shape([batch, 1, vocabulary])
         return ir.passes.PassResult(model, True)
 
-    def _row_index(self, model: ir.Model, build: NodeBuilder) -> ir.Value:
-        """`row_end - 1 - start`, from 0 to `S - 1`; `start = max(0, seqlens_k + 1 - S)`."""
+    def _row_index(self, model: ir.Model, build: NodeBuilder, rows: ir.Value) -> ir.Value:
+        """`row_end - 1 - start - (S - R)`, from 0 to `R - 1`; `start = max(0, seqlens_k + 1 - S)`.
+
+        `R` is the number of rows that the head is given: `S`, or fewer where the source keeps
+        the last ones alone, by itself or as its input num_logits_to_keep says.
+        """
         node = TriangleNode.all_of(model.graph)[0]
         length = build.dimension(self._roles.input_ids, 1)
+        given = build.dimension(rows, 1)
         seqlens = build.cast(node.seqlens_k, ir.DataType.INT64)
         end = build.op("Add", seqlens, build.ints(1))
         start = build.op("Max", build.op("Sub", end, length), build.ints(0))
         past_last = build.op("Sub", build.cast(self._row_end, ir.DataType.INT64), start)
-        index = build.op("Sub", past_last, build.ints(1))
-        most = build.op("Sub", length, build.ints(1))
+        before = build.op("Sub", length, given)
+        most = build.op("Sub", given, build.ints(1))
+        index = build.op("Sub", build.op("Sub", past_last, before), build.ints(1))
         return build.op("Max", build.op("Min", index, most), build.ints(0))
 
 
