@@ -42,6 +42,12 @@ OutputRole = Literal[
     "logits", "present_key", "present_value", "present", "state", "hidden_states", "other"
 ]
 CARRIED: Final[tuple[InputRole, ...]] = ("past_key", "past_value", "past", "state")
+_OF_TOKENS: Final[tuple[InputRole, ...]] = (
+    "input_ids",
+    "position_ids",
+    "cache_position",
+    "token_type_ids",
+)
 UNFED: Final[tuple[InputRole, ...]] = ("inputs_embeds", "unknown")
 
 
@@ -126,7 +132,7 @@ def fixed_batch(inputs: Iterable[GraphInput]) -> int | None:
 
 def fixed_length(inputs: Iterable[GraphInput]) -> int | None:
     """The number of new tokens that every call must have; None where any will do."""
-    for value in with_role(inputs, "input_ids", "position_ids", "cache_position"):
+    for value in with_role(inputs, *_OF_TOKENS):
         size = None if value.token_axis is None else _size(value, value.token_axis)
         if isinstance(size, int):
             return size

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import GraphInput, GraphOutput, InputRole, Shape
+from trianglemix.custom_ops.interface import GraphInput, GraphOutput, InputRole, Shape, fixed_length
 from trianglemix.exporter.cache_ports import CachePort
 from trianglemix.exporter.graph_roles import FLOATS, GraphRoles, rank
 from trianglemix.exporter.lengths import PROMPT_LENGTH
@@ -93,8 +93,10 @@ def _input(
     for kind in _BY_NAME:
         fits = value.dtype in kind.types and rank(value) in (None, *kind.ranks)
         if name in kind.names and fits:
-            return _by_name(basis, kind.role)
-    if name in graph.initializers:
+            known = _by_name(basis, kind.role)
+            if name not in graph.initializers or fixed_length((known,)) is None:
+                return known
+    if name in graph.initializers:  # also where its default fits, but not the tokens of a call
         return replace(basis, role="optional", batch_axis=None)
     return basis
 

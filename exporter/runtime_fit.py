@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -15,6 +15,8 @@ from trianglemix.custom_ops.feeds import (
 )
 from trianglemix.custom_ops.interface import (
     GraphInput,
+    GraphOutput,
+    Shape,
     carried_inputs,
     changed_on_the_way,
     fixed_batch,
@@ -29,6 +31,8 @@ from trianglemix.exporter.walk import is_op
 
 RECOMPUTE_LIMIT: Final = 4096
 """Tokens that a graph without a cache, which reads the whole text at every step, is given."""
+_NUMBERS: Final = ("float16", "bfloat16", "float32", "float64", "unknown")
+_MATRIX: Final = 2
 _STATEFUL: Final = frozenset(
     {("com.microsoft", "CausalConvWithState"), ("com.microsoft", "LinearAttention")}
 )
@@ -60,6 +64,7 @@ def _obstacles(interface: GraphInterface) -> Iterator[str]:
             carried_shape(value, 1)
         except FeedError as error:
             yield str(error)
+    yield from strange_logits(inputs, interface.outputs)
     for value in inputs:
         if value.dtype == "unknown":
             yield f"the file does not say of which type its input {value.name} is"
@@ -67,6 +72,31 @@ def _obstacles(interface: GraphInterface) -> Iterator[str]:
     for value in carried_inputs(inputs):
         if changed[value.name] and value.dtype == "bfloat16":  # which NumPy does not have
             yield f"its output {value.carried_from} is not {value.name} of bfloat16 as it is"
+
+
+def strange_logits(inputs: Sequence[GraphInput], outputs: Sequence[GraphOutput]) -> Iterator[str]:
+    """Why no row of the vocabulary can be read from the logits for the last token, as clauses.
+
+    Of two dimensions only a vocabulary per row of the batch will do; of three the vocabulary must
+    be the last, and the first not that of the tokens.
+    """
+    logits = next(value for value in outputs if value.role == "logits")
+    if logits.dtype not in _NUMBERS:
+        yield f"its output {logits.name} holds {logits.dtype}, not a number for every next token"
+    shape, ids = logits.shape, with_role(inputs, "input_ids")[0].shape
+    if shape is not None and not _has_rows(shape, ids or (None, None)):
+        sizes = ",".join("?" if size is None else str(size) for size in shape)
+        yield f"its output {logits.name} [{sizes}] is not [batch, length, vocabulary]"
+
+
+def _has_rows(logits: Shape, ids: Shape) -> bool:
+    if len(logits) == _MATRIX:
+        return logits[0] is not None and logits[0] == ids[0]
+    if len(logits) != _MATRIX + 1:
+        return False
+    first, rows, last = logits
+    transposed = isinstance(rows, int) and rows > 1 and not isinstance(last, int)
+    return not transposed and (first in (None, ids[0]) or first != ids[1])
 
 
 def takes_chunks(graph: ir.Graph, inputs: tuple[GraphInput, ...]) -> bool:

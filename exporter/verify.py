@@ -15,6 +15,7 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.coarsest_type import coarsest_type
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report import VerifyReport
+from trianglemix.exporter.runtime_fit import strange_logits
 from trianglemix.exporter.source_limit import source_limit
 from trianglemix.exporter.verify_checks import Checks
 from trianglemix.exporter.verify_forms import form_of
@@ -59,10 +60,14 @@ def verify_export(given: Verification) -> tuple[list[VerifyReport], list[str]]:
     Raises:
         ExportError: a model does not open or run.
     """
-    strange = unfed(given.manifest.inputs)
+    manifest = given.manifest
+    strange = [
+        *(why_unfed(value) for value in unfed(manifest.inputs)),
+        *strange_logits(manifest.inputs, manifest.outputs),
+    ]
     if strange:
         raise ExportError(
-            f"verification: {why_unfed(strange[0])}; leave --verify out, and compare source and "
+            f"verification: {strange[0]}; leave --verify out, and compare source and "
             "export with inputs of your own"
         )
     library, notes = find_library()

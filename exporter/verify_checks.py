@@ -13,6 +13,7 @@ from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.report import VerifyReport
 
 Array = NDArray[Any]
+_MATRIX: Final = 2
 _RELATIVE: Final = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2, "bfloat16": 1e-1}
 """Of the largest logit, by the coarsest type that numbers are rounded to on the way."""
 _SPECIAL_SHARE: Final = 0.12
@@ -62,11 +63,16 @@ class Checks:
         """The caches and states of the next call, from one call's feeds and outputs."""
         return carry(self.manifest.inputs, feeds, outputs)
 
+    def logits(self, outputs: dict[str, Array]) -> Array:
+        """`[B, S, vocabulary]`, `[B, 1, vocabulary]` where the graph gives a row of each text."""
+        logits = outputs[self.manifest.logits]
+        return logits[:, None] if logits.ndim == _MATRIX else logits
+
     def compare(
         self, name: str, tokens: int, ours: dict[str, Array], theirs: dict[str, Array]
     ) -> VerifyReport:
         """Logits of the last position (real in every row) of both."""
-        a, b = (x[self.manifest.logits][:, -1] for x in (ours, theirs))
+        a, b = (self.logits(x)[:, -1] for x in (ours, theirs))
         return self.judge(name, tokens, [(a, b)])
 
     def judge(self, name: str, tokens: int, pairs: list[tuple[Array, Array]]) -> VerifyReport:

@@ -18,6 +18,7 @@ _LONGEST_SHORT: Final = 700
 _STEPS: Final = 3
 _PADS: Final = 3
 _BEYOND: Final = 64  # tokens of the prompt after the first one that drops something
+_FURTHEST_DROP: Final = 1 << 14  # tokens read, unless more were asked for, to see keys dropped
 _MOST_BYTES: Final = 1 << 29  # of one layer's scores, or of the logits, in one call
 _BODY_TENSORS: Final = 4  # of the size of the scores, that the function body holds at once
 _FEW: Final = 16
@@ -136,6 +137,7 @@ class Planner:
         exact = manifest.pattern.exact_length
         assert exact is not None
         bounds = [bound for bound in (longest, manifest.context_length) if bound is not None]
+        bounds.append(max(self.limit, _FURTHEST_DROP))
         most = self._call_size(exact + _BEYOND, tensors=_BODY_TENSORS)
         if not self._takes_chunks:
             bounds.append(self._largest_whole(_BODY_TENSORS))

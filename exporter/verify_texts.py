@@ -179,7 +179,7 @@ class _Reader:
         ids, mask = text.ids[:, self.end : end], text.mask[:, :end]
         feeds = {**checks.feeds(ids, mask, min(text.prompt, text.total)), **self._carried}
         outputs = self._model.run(feeds)
-        logits = outputs[checks.manifest.logits][..., :: self._stride].astype(np.float32)
+        logits = checks.logits(outputs)[..., :: self._stride].astype(np.float32)
         real = mask[:, -logits.shape[1] :] != 0
         logits = np.where(real[..., None], logits, 0)
         if self._is_source and not np.isfinite(logits).all():

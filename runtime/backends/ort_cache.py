@@ -24,6 +24,8 @@ from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 SHAREABLE: Final[tuple[InputRole, ...]] = ("past_key", "past_value", "state")
 """What a `SharedCache` can hold: the operator's own caches, and states, which do not grow."""
 
+_MATRIX: Final = 2
+
 
 class _BoundCache:
     """What all kinds of cache share: feeding, running, and reading the logits."""
@@ -224,10 +226,14 @@ class RecomputingCache(_BoundCache):
 
 
 def read_last_row(logits: ort.OrtValue) -> Logits:
-    """`[B, vocabulary]` float32 of the last position of host logits `[B, S, vocabulary]`."""
+    """`[B, vocabulary]` float32 of the last position of host logits `[B, S, vocabulary]`.
+
+    Logits of two dimensions are `[B, vocabulary]` already.
+    """
     shape = tuple(logits.shape())
+    shape = (shape[0], 1, shape[1]) if len(shape) == _MATRIX else shape
     if logits.element_type() != TensorProto.BFLOAT16:
-        rows: NDArray[Any] = logits.numpy()[:, -1]
+        rows: NDArray[Any] = logits.numpy().reshape(shape)[:, -1]
         return rows.astype(np.float32)
     # NumPy has no bfloat16: it is the upper half of a float32.
     count = int(np.prod(shape))

@@ -64,7 +64,7 @@ class Interface:
         feeds |= self.feeds(len(text))
         used = {name: array for name, array in feeds.items() if name in names}
         (logits,) = session.run(["logits"], used)
-        return np.asarray(logits)[0, -1]
+        return np.asarray(logits).reshape(-1, VOCABULARY)[-1]
 
 
 @cache
@@ -193,6 +193,43 @@ def lengths_as_inputs(proto: onnx.ModelProto) -> None:
     at = list(proto.graph.node).index(first)
     for number, node in enumerate(factor):
         proto.graph.node.insert(at + 1 + number, node)
+
+
+def transposed_logits(proto: onnx.ModelProto) -> None:
+    """`[B, vocabulary, S]`."""
+    _behind_logits(proto, ["batch", VOCABULARY, "length"], "Transpose", perm=[0, 2, 1])
+
+
+def logits_by_length(proto: onnx.ModelProto) -> None:
+    """`[S, B, vocabulary]`."""
+    _behind_logits(proto, ["length", "batch", VOCABULARY], "Transpose", perm=[1, 0, 2])
+
+
+def chosen_tokens(proto: onnx.ModelProto) -> None:
+    """`[B, S]` token ids for logits."""
+    _behind_logits(proto, ["batch", "length"], "ArgMax", axis=-1, keepdims=0)
+
+
+def logits_of_one_row(proto: onnx.ModelProto) -> None:
+    """`[B, vocabulary]`."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(-1), "last"))
+    _behind_logits(proto, ["batch", VOCABULARY], "Gather", "last", axis=1)
+
+
+def _behind_logits(
+    proto: onnx.ModelProto, shape: list[Any], kind: str, *more: str, **attributes: Any
+) -> None:
+    """One more node behind the logits, whose output has their name."""
+    _producer_node(proto, "logits").output[0] = "rows"
+    proto.graph.node.append(helper.make_node(kind, ["rows", *more], ["logits"], **attributes))
+    dtype = TensorProto.INT64 if kind == "ArgMax" else TensorProto.FLOAT
+    for value in proto.graph.output:
+        if value.name == "logits":
+            value.CopyFrom(helper.make_tensor_value_info("logits", dtype, shape))
+
+
+def _producer_node(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in proto.graph.node if name in node.output)
 
 
 def _scale_embeddings(proto: onnx.ModelProto, name: str) -> None:

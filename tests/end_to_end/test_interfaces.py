@@ -64,6 +64,7 @@ INTERFACES: Final[dict[str, Interface]] = {
     "token types": Interface({"extra": "token_types"}),
     "cache position": Interface({"extra": "cache_position"}),
     "router first": Interface({"extra": "router_first"}),
+    "logits [B, V]": Interface({}, odd.logits_of_one_row),
     "last row": Interface({"extra": "last_row"}),
     "one token a call": Interface({}, odd.one_token_a_call),
     "a default": Interface({}, odd.an_input_with_a_default),
@@ -233,6 +234,9 @@ def test_a_cache_of_limited_length_is_a_limit(tmp_path: Path) -> None:
         (Interface({}, odd.an_input_that_nobody_knows), r"input gain \[\] float32"),
         (Interface({"batch": 2}), "its batch is fixed at 2"),
         (Interface({}, odd.all_sizes_fixed), "its number of new tokens is fixed at 16"),
+        (Interface({}, odd.transposed_logits), r"logits \[batch,83,length\] is not \[batch, leng"),
+        (Interface({}, odd.logits_by_length), r"logits \[length,batch,83\] is not"),
+        (Interface({}, odd.chosen_tokens), "logits holds int64, not a number"),
     ],
 )
 def test_what_cannot_be_fed_is_said_at_the_export(
@@ -254,6 +258,24 @@ def test_fixed_sizes_are_verified_in_one_call(pattern: PatternRequest, tmp_path:
     assert check.passed
     assert check.tokens == 16
     assert [note for note in report.notes if "compared in one call of these sizes" in note]
+
+
+def test_logits_of_one_row_are_verified(tmp_path: Path) -> None:
+    small = PatternRequest(sink=2, window=5, last=3)
+    interface = Interface({}, odd.logits_of_one_row)
+    report = exported(interface, tmp_path, pattern=small, verify=True)
+    assert all(check.passed for check in report.verification)
+
+
+def test_a_pattern_that_drops_nothing_that_can_be_read_is_no_error(tmp_path: Path) -> None:
+    report = exported(Interface({}), tmp_path, pattern=KEEP_ALL, verify=True)
+    assert all(check.passed for check in report.verification)
+    assert [note for note in report.notes if "kernel and function body were not compared" in note]
+
+
+def test_logits_without_rows_are_not_verified(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"verification: .*vocabulary.*leave --verify out"):
+        exported(Interface({}, odd.transposed_logits), tmp_path, verify=True)
 
 
 def test_an_unknown_input_is_not_verified(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.patterns.softmax import PATTERN
 
+from tests.end_to_end.odd_interfaces import Interface, transposed_logits
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.tiny_models import tiny_model
 
@@ -99,3 +101,26 @@ def test_a_tail_that_is_not_plain_is_left_alone(tmp_path: Path) -> None:
     ids = random_ids(2, 30)
     full, last = (Session.of(tmp_path / name).logits(ids) for name in ("all", "last"))
     assert_close(last, full[:, -1:])
+
+
+@pytest.mark.parametrize(("extra", "kept"), [("last_row", None), ("keep_logits", 0),
+                                             ("keep_logits", 1), ("keep_logits", 3)])  # fmt: skip
+def test_a_source_that_keeps_its_last_rows_itself(
+    extra: str, kept: int | None, tmp_path: Path
+) -> None:
+    path = Interface({"extra": extra}).write(tmp_path / "source" / "model.onnx")
+    export_to(path, tmp_path / "all", layers=(1,))
+    export_to(path, tmp_path / "last", layers=(1,), last_token_logits=True)
+    for length in (1, 5, 20):
+        ids, mask = random_ids(2, length, 83), np.ones((2, length), np.int64)
+        results = []
+        for session in (Session.of(tmp_path / name) for name in ("all", "last")):
+            more = {} if kept is None else {"num_logits_to_keep": np.array(kept)}
+            results.append(session.run(ids, mask, session.empty_cache(2) | more)["logits"])
+        assert_close(results[1], results[0][:, -1:])
+
+
+def test_logits_without_rows_are_refused(tmp_path: Path) -> None:
+    path = Interface({}, transposed_logits).write(tmp_path / "source" / "model.onnx")
+    with pytest.raises(RefusedError, match="leave --last-token-logits out"):
+        export_to(path, tmp_path / "last", layers=(1,), last_token_logits=True)
