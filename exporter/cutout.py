@@ -40,12 +40,16 @@ class CutOut:
     def constants(self) -> set[int]:
         """Whole numbers from 2 to 2**20 that stand in the piece, floats of one element rounded.
 
-        Of larger integer tensors the distinct values count where there are only a few.
+        Of larger integer tensors the distinct values count where there are only a few; of a table,
+        by position or by token, the places where it changes.
         """
         found: set[int] = set()
         for value in self.model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or (tensor.size > _FEW and not tensor.dtype.is_integer()):
+            if tensor is None:
+                continue
+            found.update(_changes(tensor))
+            if tensor.size > _FEW and not tensor.dtype.is_integer():
                 continue
             if tensor.size <= _MANY and (tensor.dtype.is_integer() or tensor.size == 1):
                 numbers = np.unique(np.round(np.asarray(tensor.numpy(), np.float64)))
@@ -59,6 +63,15 @@ class CutOut:
             return False
         copy = self.model.graph.inputs[self.inputs.index(ids)]
         return any(not is_op(node, "Shape", "Size") for node in copy.consumers())
+
+
+def _changes(tensor: ir.TensorProtocol) -> list[int]:
+    """Where a table with one axis goes over to another value, if at a few places only."""
+    if not _FEW < tensor.size == max(tensor.shape.numpy()):
+        return []
+    table = tensor.numpy().ravel()
+    places = np.flatnonzero(table[1:] != table[:-1]) + 1
+    return [int(place) for place in places] if places.size <= _FEW else []
 
 
 def cut_out(graph: ir.Graph, boundary: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> CutOut:

@@ -19,6 +19,7 @@ _GROWTH: Final = 1.87  # of no power's kin, so that no row stands at the end of 
 _ROWS: Final = 3
 _PADS: Final = 2
 _MOST_NUMBERS: Final = 12
+_PROMPTS: Final = (67, 179, 499, 1031, 2063)
 
 
 def row_totals(limit: int) -> list[int]:
@@ -49,12 +50,24 @@ def rows_near(number: int, limit: int) -> list[CallSizes]:
     return [call for call in calls if call.past > call.pads and call.total <= limit]
 
 
-def prompts(window: int | None, limit: int) -> list[CallSizes]:
-    """Whole prompts without a past: padded on the left, on the right, and beyond a small window."""
-    calls = [CallSizes(2, 11, 0, pads=3), CallSizes(2, 13, 0, right_pads=4), CallSizes(1, 67, 0)]
+def prompts(window: int | None, numbers: Iterable[int], limit: int) -> list[CallSizes]:
+    """Whole prompts without a past: padded on the left, on the right, and longer and longer.
+
+    How many tokens are new may decide as well, so that `numbers` count for these lengths too.
+    """
+    calls = [CallSizes(2, 11, 0, pads=3), CallSizes(2, 13, 0, right_pads=4)]
     if window is not None and window <= 512:
         calls.append(CallSizes(2, window + 9, 0, pads=2))
+    near = [number + 1 for number in numbers if number < _PROMPTS[-1]]
+    calls += [CallSizes(1, length, 0) for length in sorted({*_PROMPTS, *near})]
     return [call for call in calls if call.total <= limit]
+
+
+def tokens(window: int | None, limit: int) -> list[CallSizes]:
+    """Many rows just beyond a window, so that every token that a mask may name is among them."""
+    rows = 256
+    total = min(limit, (window or 0) + 2 * rows)
+    return [CallSizes(1, rows, total - rows)] if total > rows else []
 
 
 def squares(limit: int, numbers: Iterable[int]) -> list[CallSizes]:

@@ -78,7 +78,9 @@ def measure_class(rows: MaskRows, context_length: int | None) -> MaskClass:
         ]
         for number in sorted({*numbers, *([window] if window else [])}):
             calls += far_calls.rows_near(number, seen_to)
-        calls += far_calls.prompts(window, seen_to)
+        calls += far_calls.prompts(window, numbers, seen_to)
+        if rows.by_content is not None:
+            calls += far_calls.tokens(window, seen_to)
     else:
         seen_to, window, calls = _widest_square(rows, limit, numbers)
     check = _Check(rows, window)

@@ -17,6 +17,8 @@ from tests.odd.graph_writer import GraphWriter
 
 BUFFER: Final = 1024
 """Rows and columns of a mask that lies in the file."""
+ROWS: Final = 1 << 15
+"""Rows of a table by row."""
 Family = Literal["causal", "window", "other"]
 
 
@@ -198,6 +200,25 @@ def _early_rows(g: GraphWriter, s: Slots) -> str:
     return str(g.op("Or", near, g.op("Less", s.rows, g.constant(s.size))))
 
 
+def _long_prompt(g: GraphWriter, s: Slots) -> str:
+    """Chunks, for whom so many new tokens are given at once; everything for the others."""
+    return str(g.op("Or", _chunk(g, s), g.op("LessOrEqual", s.length, g.constant([s.size]))))
+
+
+def _token_table(g: GraphWriter, s: Slots) -> str:
+    """The row of one token sees everything; which token, a table by token says."""
+    table = np.arange(128) == 72
+    all_seeing = g.op("Gather", g.constant(table, np.bool_), s.ids)
+    return str(g.op("Or", _less(g, s), g.unsqueeze(str(all_seeing), 1, 3)))
+
+
+def _row_table(g: GraphWriter, s: Slots) -> str:
+    """One row sees everything; which, a table by row says."""
+    table = np.arange(ROWS) == 2 * s.size + 1
+    all_seeing = g.op("Gather", g.constant(table, np.bool_), s.rows)
+    return str(g.op("Or", _less(g, s), all_seeing))
+
+
 def _ids_type(g: GraphWriter) -> str:
     (ids,) = [x for x in g.inputs if x.name == "input_ids"]
     return "int32" if ids.type.tensor_type.elem_type == 6 else "int64"
@@ -228,4 +249,7 @@ MASKS: Final[dict[str, MaskKind]] = {
     "beyond_length": MaskKind("other", _beyond_length),
     "by_head": MaskKind("other", _by_head),
     "early_rows": MaskKind("other", _early_rows),
+    "long_prompt": MaskKind("other", _long_prompt),
+    "token_table": MaskKind("other", _token_table),
+    "row_table": MaskKind("other", _row_table),
 }

@@ -94,6 +94,13 @@ def _far_bias(g: GraphWriter, s: Slots, scores: str, scale: float) -> str:
     return str(g.op("Add", _times(g, scores, scale), bias))
 
 
+def _of_long_prompt(g: GraphWriter, s: Slots, scores: str, scale: float) -> str:
+    """A factor of 1.5 for whom more than 100 new tokens are given at once."""
+    longer = g.op("Greater", s.length, g.constant([100]))
+    factor = g.op("Where", longer, g.number(1.5), g.number(1))
+    return str(g.op("Mul", _times(g, scores, scale), factor))
+
+
 SCALES: Final[dict[str, ScaleKind]] = {
     "times": ScaleKind(True, after=lambda g, s, scores, scale: _times(g, scores, scale)),
     "divided": ScaleKind(True, after=_divided),
@@ -115,5 +122,6 @@ SCALES: Final[dict[str, ScaleKind]] = {
     "clipped": ScaleKind(False, after=_clipped),
     "log_of_total": ScaleKind(False, after=_log_of_total),
     "by_row": ScaleKind(False, before=_by_row),
+    "of_long_prompt": ScaleKind(False, after=_of_long_prompt),
     "by_floor": ScaleKind(False, before=_by_floor),
 }
