@@ -66,9 +66,9 @@ class OddModel:
     storage: str  # inside, one_file, each_file
     branches: bool  # the tables of the rotation lie in an If that asks for the length
     shares: bool  # the last layer reads the keys and values of the first
-    stated: bool  # whether the caches say their heads and head size
     shapes: bool  # whether the file says the shapes of values inside
     shuffled: bool
+    stated: bool = True  # whether the caches say their heads and head size
 
     @property
     def family(self) -> Family:
