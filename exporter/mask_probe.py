@@ -102,16 +102,27 @@ def _widest(rows: MaskRows, limit: int) -> tuple[int, int | None]:
     Raises:
         CutError: not even a short one runs.
     """
-    seen_to, window = 0, None
+    seen_to, window, beyond = 0, None, limit + 1
     for total in far_calls.row_totals(limit):
         try:
-            visible = rows.visible(CallSizes(1, 1, total - 1))
+            window = _window_at(rows, total)
         except CutError:
             if not seen_to:
                 raise
+            beyond = total
             break
-        seen_to, window = total, _seen_keys(visible, total)
+        seen_to = total
+    while beyond - seen_to > 1:  # where its tables end, to the token
+        middle = (seen_to + beyond) // 2
+        try:
+            seen_to, window = middle, _window_at(rows, middle)
+        except CutError:
+            beyond = middle
     return seen_to, window
+
+
+def _window_at(rows: MaskRows, total: int) -> int | None:
+    return _seen_keys(rows.visible(CallSizes(1, 1, total - 1)), total)
 
 
 def _widest_square(
