@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.exporter.walk import constant_array
 
 _FLOATS: Final = (
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
@@ -42,10 +43,10 @@ def find_rotary_constants(graph: ir.Graph, half: int) -> list[RotaryConstant]:
         if tensor.dtype not in _FLOATS:
             continue
         if shape == [half]:
-            values = np.asarray(tensor.numpy()).reshape(-1).astype(np.float64)
+            values = constant_array(tensor).reshape(-1).astype(np.float64)
             found.append(RotaryConstant(name, {1: values}, 1))
         elif len(shape) == 2 and shape[1] in (half, 2 * half) and shape[0] > _ROWS[1]:
-            table = np.asarray(tensor.numpy()).reshape(shape)
+            table = constant_array(tensor).reshape(shape)
             rows = {row: _once(table[row], half) for row in (0, *_ROWS) if row < shape[0]}
             found.append(RotaryConstant(name, rows, shape[0]))
     return found

@@ -17,7 +17,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.rotation import Rotation, head_size
-from trianglemix.exporter.walk import is_op, needed_input, optional_input
+from trianglemix.exporter.walk import constant_array, is_op, needed_input, optional_input
 
 NEVER_LAST: Final = int(np.iinfo(np.int32).max)
 """`prompt_length` of a layer that only slides: no row is ever one of the last ones."""
@@ -236,4 +236,4 @@ def _is_constant(value: ir.Value, number: int) -> bool:
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is None or not 0 < tensor.size <= 1 << 10:
         return False
-    return bool((np.asarray(tensor.numpy()) == number).all())
+    return bool((constant_array(tensor) == number).all())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops.interface import fixed_length, fixed_past, fixed_total
 from trianglemix.exporter.verify_checks import Checks
 from trianglemix.exporter.verify_texts import Text, chunk_ends
+from trianglemix.exporter.walk import constant_array
 
 _SHORT: Final = 157  # tokens of the shorter text, or a little more than the widest window
 _BEYOND_WINDOW: Final = 37
@@ -68,7 +69,7 @@ def _whole_numbers(graph: ir.Graph) -> tuple[int, ...]:
     found: set[int] = set()
     for tensor in tensors:
         if tensor is not None and tensor.dtype.is_integer() and tensor.size <= _FEW:
-            found.update(int(number) for number in np.ravel(tensor.numpy()))
+            found.update(int(number) for number in np.ravel(constant_array(tensor)))
     return tuple(sorted(found)[:_MOST_IDS])
 
 

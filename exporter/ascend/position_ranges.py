@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.walk import is_op
+from trianglemix.exporter.walk import constant_array, is_op
 
 _MOST_NODES: Final = 60
 _ROWS: Final = 5
@@ -105,5 +105,5 @@ def _computed(
 def _constant(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """Its numbers; of an embedding table, which only its width is asked of, two rows of nothing."""
     if tensor.size <= _LARGEST_CONSTANT:
-        return np.asarray(tensor.numpy())
+        return constant_array(tensor)
     return np.zeros((2, *tensor.shape.numpy()[1:]), np.float32)

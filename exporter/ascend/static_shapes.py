@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.walk import constant_array
 
 _LARGEST_FOLDED: Final = 2**16
 _LARGEST_SHAPE_DATA: Final = 2**10
@@ -126,7 +127,7 @@ def _evaluated(node: ir.Node, opsets: list[onnx.OperatorSetIdProto]) -> list[NDA
         tensor = _constant(value)
         if value is not None and tensor is not None:
             assert value.name is not None
-            feeds[value.name] = tensor.numpy()
+            feeds[value.name] = constant_array(tensor)
     graph = onnx.helper.make_graph(
         [ir.to_proto(node)],
         "constant",
@@ -178,7 +179,7 @@ def _infer(node: ir.Node, opsets: list[onnx.OperatorSetIdProto], ir_version: int
         types[value.name] = _type_proto(value)
         tensor = _constant(value)
         if tensor is not None and tensor.size <= _LARGEST_SHAPE_DATA:
-            data[value.name] = onnx.numpy_helper.from_array(tensor.numpy(), value.name)
+            data[value.name] = onnx.numpy_helper.from_array(constant_array(tensor), value.name)
     try:
         found = onnx.shape_inference.infer_node_outputs(
             schema, ir.to_proto(node), types, data, opset_imports=opsets, ir_version=ir_version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ from trianglemix.exporter import file_copy
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.find_source import find_source
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.exporter.verify_plan import graph_facts
 
+from tests.end_to_end.odd_interfaces import Interface
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
 from tests.tiny_models import tiny_model
 
@@ -140,6 +143,24 @@ def test_a_source_with_linked_data_is_read_all_the_same(tmp_path: Path) -> None:
     os.link(path.with_name("weights.bin"), tmp_path / "other.bin")
     report = export_to(path, tmp_path / "out", layers=(1,))
     assert len(report.layers) == 3
+    assert graph_facts(path, tmp_path / "out" / "model.onnx").ids  # --verify reads it as well
+
+
+def test_rotary_tables_in_a_hugging_face_cache_are_read(tmp_path: Path) -> None:
+    path = Interface({}).write(tmp_path / "plain" / "model.onnx")
+    snapshot = tmp_path / "snapshots"
+    snapshot.mkdir()
+    onnx.save(
+        onnx.load(path), str(tmp_path / "blobs.onnx"),
+        save_as_external_data=True, location="blobs.data", size_threshold=1000,
+    )  # fmt: skip
+    (snapshot / "model.onnx").symlink_to("../blobs.onnx")
+    (snapshot / "blobs.data").symlink_to("../blobs.data")
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+    config = {"model_type": "qwen2", "rope_scaling": scaled, "hidden_size": 64, "head_dim": 16}
+    (snapshot / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4}))
+    report = export_to(snapshot, tmp_path / "out", layers=(1,), verify=True)
+    assert all(check.passed for check in report.verification)
 
 
 def test_a_hugging_face_cache_is_a_source(source: Path, tmp_path: Path) -> None:
