@@ -173,6 +173,11 @@ class Expected:
         if not differs.any():
             return
         b, h, row, key = (int(x) for x in np.argwhere(differs)[0])
+        if key < int(sizes.first_valid()[b]) or key >= int(sizes.row_end()[b]):
+            raise CutError(
+                f"its mask shows padding: attention_mask hides key {key} of {sizes.total} tokens, "
+                f"and row {sizes.past + row} sees it (head {h}, batch row {b})"
+            )
         kind = "causal" if self.window is None else f"a sliding window of {self.window}"
         verb = "does not see" if expected[b, row, key] else "sees"
         why = f"; it reads {self.reads}" if self.reads else ""

@@ -79,8 +79,9 @@ def node_mask(
     ]
     if bounds.right:
         raise CutError(f"a row sees {bounds.right} keys after its own ({RIGHT_WINDOW})")
+    _check_start(site, bounds)
     if not operands:
-        return _stated(site, bounds)
+        return _stated(bounds)
     parts = [_OperandRows(context, shapes_of, site, *operand) for operand in operands]
     rows = _NodeRows(site, parts, bounds)
     if rows.key not in context.masks:
@@ -88,17 +89,23 @@ def node_mask(
     return context.masks[rows.key]
 
 
-def _stated(site: AttentionSite, bounds: Bounds) -> MaskClass:
+def _check_start(site: AttentionSite, bounds: Bounds) -> None:
+    """Raises CutError where bounds count from the first new token though there is a past."""
+    if bounds == Bounds() or site.past is None or _is_inside(site):
+        return
+    name = LEFT_WINDOW if bounds.left is not None else _CAUSAL[site.anchor.op_type]
+    raise CutError(
+        f"its {name} counts from the first new token, since its cache is joined before "
+        "the node; export with the cache inside it (past_key and past_value)"
+    )
+
+
+def _stated(bounds: Bounds) -> MaskClass:
     """Class of a mask that the node's attributes alone make."""
     if bounds.left is None:
         return MaskClass()
     if bounds.right is None:
         raise CutError(f"it has a {LEFT_WINDOW}, but is not causal: a row sees every later key")
-    if site.past is not None and not _is_inside(site):
-        raise CutError(
-            f"its {LEFT_WINDOW} counts from the first new token, since its cache is joined before "
-            "the node; export with the cache inside it (past_key and past_value)"
-        )
     return MaskClass(bounds.left + 1)
 
 

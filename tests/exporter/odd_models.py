@@ -45,6 +45,22 @@ def bidirectional() -> Example:
     return build_example(lambda b, x: _attend(b, x, mask=b.constant("none4", none)), opset=18)
 
 
+def unpadded() -> Example:
+    """A causal mask that reads the shape of `attention_mask` only."""
+
+    def attend(build: NodeBuilder, layer: ExampleLayer) -> Result:
+        total = build.op("Squeeze", build.dimension(layer.attention_mask, 1))
+        past = build.op("Sub", total, build.op("Squeeze", build.dimension(layer.query, 1)))
+        row = build.op("Range", past, total, build.int64(1))
+        key = build.op("Range", build.int64(0), total, build.int64(1))
+        later = build.op("Less", build.op("Unsqueeze", row, build.ints(1)), key)
+        least = build.constant("least", np.array(np.finfo(np.float32).min))
+        mask = build.op("Where", later, least, build.constant("none", np.array(0, np.float32)))
+        return _attend(build, layer, mask=mask)
+
+    return build_example(attend, opset=18)
+
+
 def biased() -> Example:
     """A bias by head and key on the scores, as ALiBi has it."""
 

@@ -36,6 +36,11 @@ def test_bidirectional_attention(tmp_path: Path) -> None:
     assert "Softmax" in message, "the node's name is missing"
 
 
+def test_padding_that_is_not_hidden(tmp_path: Path) -> None:
+    """A causal mask that leaves attention_mask's zeros aside."""
+    assert "its mask shows padding" in _refusal(odd_models.unpadded(), tmp_path)
+
+
 def test_values_scaled_inside(tmp_path: Path) -> None:
     def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
         two = build.constant("two", np.array(2, np.float32))

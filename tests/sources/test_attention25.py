@@ -131,9 +131,14 @@ def test_what_is_no_window_is_refused(
         _export(_model(operand=operand, **attributes), tmp_path / "refused")
 
 
-def test_a_window_that_counts_from_the_new_tokens_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("attributes", "named"), [({"left_window_size": 4}, "left_window_size"), ({}, "is_causal")]
+)
+def test_bounds_that_count_from_the_new_tokens_are_refused(
+    attributes: dict[str, int], named: str
+) -> None:
     """With the cache joined before the node a row's position is that among the new tokens."""
-    model = _model(is_causal=1, left_window_size=4, operand=False)
+    model = _model(is_causal=1, operand=False, **attributes)
     graph = model.graph
     for node in _attentions(model):
         for index in (1, 2):
@@ -159,4 +164,4 @@ def test_a_window_that_counts_from_the_new_tokens_is_refused() -> None:
         node.resize_inputs(4)
     refusal = _matched(model)
     assert isinstance(refusal, Refusal)
-    assert "counts from the first new token" in refusal.reason
+    assert f"its {named} counts from the first new token" in refusal.reason
