@@ -143,7 +143,7 @@ def _find(job: _Job) -> _Found:
         check_understood(sites, context)
         source = replace(source, companions=config.companions)
     choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
-    notes += _kept_note(job, roles)
+    notes += _kept_note(job, roles) + _bound_note(config.context_length, sites)
     return _Found(source, model, roles, interface, sites, choice, config, tuple(notes))
 
 
@@ -155,6 +155,16 @@ def _keeps_last(job: _Job) -> bool:
 def _kept_note(job: _Job, roles: GraphRoles) -> list[str]:
     why = why_kept_already(roles) if _keeps_last(job) else None
     return [] if why is None else [f"--last-token-logits changes nothing here: {why}"]
+
+
+def _bound_note(context_length: int | None, sites: Sites) -> list[str]:
+    bound = bounded_context(context_length, sites.found)
+    if bound == context_length:
+        return []
+    return [
+        f"its masks could be looked at up to {bound} tokens only (there they end, or cost too "
+        "much): longer texts are refused"
+    ]
 
 
 def _rewrite(job: _Job, found: _Found) -> ExportedGraph:

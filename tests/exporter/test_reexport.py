@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnxscript.optimizer import fold_constants
 from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.patterns.softmax import PATTERN
 
@@ -81,4 +87,59 @@ def test_the_dense_twin_of_an_exported_model(tmp_path: Path) -> None:
     export_to(tmp_path / "first", tmp_path / "dense", dense=True)
     ids = random_ids(1, 33)
     expected = example_logits(example, ids, {})
+    assert_close(Session.of(tmp_path / "dense").logits(ids), expected)
+
+
+def _renamed(path: Path, output: Path) -> None:
+    """Every node and inner value under another name."""
+    model = ir.load(path)
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
+        for value in node.outputs:
+            if value not in interface:
+                value.name = f"v{number}_{value.index()}"
+    ir.save(model, output)
+
+
+def _optimized(level: str, path: Path, output: Path) -> None:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library_path()))
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(output)
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _folded(path: Path, output: Path) -> None:
+    model = ir.load(path)
+    fold_constants(model)
+    ir.save(model, output)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_renamed, partial(_optimized, "ORT_ENABLE_BASIC"), partial(_optimized, "ORT_ENABLE_EXTENDED"),
+     _folded],
+    ids=["renamed", "basic", "extended", "folded"],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_windows_stay_whatever_an_optimizer_did(
+    target: str, change: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    """Another choice of layers and the dense twin both keep the source's own windows."""
+    example = odd_models.every_second_windowed()
+    path = save_example(example.model, tmp_path / "source")
+    export_to(path, tmp_path / "first", layers=(1,), target=target)
+    (tmp_path / "changed").mkdir()
+    changed = tmp_path / "changed" / "model.onnx"
+    change(tmp_path / "first" / "model.onnx", changed)
+    windows = {0: odd_models.WINDOW, 2: odd_models.WINDOW}
+    ids = random_ids(1, 33)
+    report = export_to(changed, tmp_path / "again", layers=(1,))
+    assert [row.action for row in report.layers] == ["windowed", "triangle", "windowed"]
+    expected = example_logits(example, ids, {1: SMALL}, windows=windows)
+    assert_close(Session.of(tmp_path / "again").logits(ids), expected)
+    export_to(changed, tmp_path / "dense", dense=True)
+    expected = example_logits(example, ids, {}, windows=windows)
     assert_close(Session.of(tmp_path / "dense").logits(ids), expected)
