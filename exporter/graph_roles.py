@@ -12,6 +12,10 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.walk import needed_input
 
 _OTHER_LOGITS: Final = re.compile(r"router|gate|mtp|medusa|draft|aux|hidden|present|past")
+_INTEGERS: Final = (ir.DataType.INT64, ir.DataType.INT32)
+_MATRIX: Final = 2
+_POSITIONS: Final = ("positions", "position", "pos_ids", "pos")
+"""Other names of position_ids."""
 FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -39,10 +43,12 @@ def find_roles(graph: ir.Graph) -> GraphRoles:
         RefusedError: a role that every LLM graph must have is missing; the message lists what is
             there.
     """
+    ids = _input_like(graph, "input_ids", 2) or _embedded(graph)
+    mask = _input_like(graph, "attention_mask", 2) or _only_mask(graph)
     return GraphRoles(
-        input_ids=_required(graph, "input_ids", _input_like(graph, "input_ids", 2)),
-        attention_mask=_required(graph, "attention_mask", _input_like(graph, "attention_mask", 2)),
-        position_ids=_input_like(graph, "position_ids", 2),
+        input_ids=_required(graph, "input_ids", ids),
+        attention_mask=_required(graph, "attention_mask", mask),
+        position_ids=_input_like(graph, "position_ids", 2) or _positions(graph),
         logits=_logits(graph),
         caches=tuple(value for value in graph.inputs if is_cache(value)),
     )
@@ -63,6 +69,46 @@ def _input_like(graph: ir.Graph, part: str, axes: int) -> ir.Value | None:
     close = [value for value in graph.inputs if part in (value.name or "")]
     fitting = [value for value in exact or close if rank(value) in (axes, None)]
     return fitting[0] if fitting else None
+
+
+def _embedded(graph: ir.Graph) -> ir.Value | None:
+    """The only input that chooses rows of a table with as many rows as the logits have numbers."""
+    logits = [value for value in graph.outputs if value.name == "logits" and value.shape]
+    vocabulary = logits[0].shape[-1] if logits and logits[0].shape else None
+    found = [
+        value
+        for value in graph.inputs
+        if value.dtype in _INTEGERS and rank(value) == _MATRIX and vocabulary in _table_rows(value)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _table_rows(ids: ir.Value) -> set[int]:
+    """Numbers of rows of the constant tables that it, or a cast of it, chooses from."""
+    values = [ids]
+    for node in ids.consumers():
+        values += node.outputs if node.op_type == "Cast" else ()
+    tables = [
+        ir.convenience.get_const_tensor(needed_input(node, 0))
+        for value in values
+        for node in value.consumers()
+        if node.op_type == "Gather" and node.inputs[1] is value
+    ]
+    return {int(x.shape[0]) for x in tables if x is not None and isinstance(x.shape[0], int)}
+
+
+def _only_mask(graph: ir.Graph) -> ir.Value | None:
+    found = [
+        value for value in graph.inputs if "mask" in (value.name or "") and rank(value) == _MATRIX
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _positions(graph: ir.Graph) -> ir.Value | None:
+    for value in graph.inputs:
+        if value.name in _POSITIONS and value.dtype in _INTEGERS and rank(value) == _MATRIX:
+            return value
+    return None
 
 
 def _required(graph: ir.Graph, role: str, value: ir.Value | None) -> ir.Value:

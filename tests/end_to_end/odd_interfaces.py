@@ -22,6 +22,9 @@ Array = NDArray[Any]
 Change = Callable[[onnx.ModelProto], None]
 
 KEPT: Final = 32
+OTHER_NAMES: Final = {
+    "input_ids": "tokens", "attention_mask": "mask", "position_ids": "positions",
+}  # fmt: skip
 PLAIN: Final = OddModel(
     seed=4, mask="causal", size=40, scale="times", window_layers=(), num_layers=2,
     spelling="softmax", repeat="expand", kv_heads=2, opset=18, dtype="float32", mask_form="where",
@@ -62,6 +65,7 @@ class Interface:
         feeds = make_feeds(self.model, Call(len(text)), 0)
         feeds["input_ids"] = np.array([text]).astype(self.model.ids_dtype)
         feeds |= self.feeds(len(text))
+        feeds |= {new: feeds[old] for old, new in OTHER_NAMES.items() if old in feeds}
         used = {name: array for name, array in feeds.items() if name in names}
         (logits,) = session.run(["logits"], used)
         return np.asarray(logits).reshape(-1, VOCABULARY)[-1]
@@ -193,6 +197,13 @@ def lengths_as_inputs(proto: onnx.ModelProto) -> None:
     at = list(proto.graph.node).index(first)
     for number, node in enumerate(factor):
         proto.graph.node.insert(at + 1 + number, node)
+
+
+def other_names(proto: onnx.ModelProto) -> None:
+    """Of tokens, mask and positions."""
+    for old, new in OTHER_NAMES.items():
+        _rename(proto, old, new)
+        next(value for value in proto.graph.input if value.name == old).name = new
 
 
 def transposed_logits(proto: onnx.ModelProto) -> None:

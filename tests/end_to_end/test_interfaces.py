@@ -64,6 +64,7 @@ INTERFACES: Final[dict[str, Interface]] = {
     "token types": Interface({"extra": "token_types"}),
     "cache position": Interface({"extra": "cache_position"}),
     "router first": Interface({"extra": "router_first"}),
+    "other names": Interface({}, odd.other_names),
     "logits [B, V]": Interface({}, odd.logits_of_one_row),
     "last row": Interface({"extra": "last_row"}),
     "one token a call": Interface({}, odd.one_token_a_call),
