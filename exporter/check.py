@@ -32,7 +32,7 @@ def check_exported(
                 f"(layer {site.layer}), so it cannot be replaced"
             )
     inputs, outputs = interface
-    names = [value.name for value in graph.inputs if value.name != PROMPT_LENGTH]
+    names = [name for name in interface_of(graph)[0] if name != PROMPT_LENGTH]
     wanted = [name for name in inputs if name != PROMPT_LENGTH]
     assert names == wanted, f"inputs became {names}, were {wanted}"
     assert [value.name for value in graph.outputs] == outputs, "outputs changed"
@@ -57,5 +57,6 @@ def _check_order(graph: ir.Graph) -> None:
 
 
 def interface_of(graph: ir.Graph) -> tuple[list[str], list[str]]:
-    """Names of the graph's inputs and outputs, in order."""
-    return [str(value.name) for value in graph.inputs], [str(value.name) for value in graph.outputs]
+    """Names of the graph's inputs that must be given, and of its outputs, in order."""
+    given = [str(value.name) for value in graph.inputs if value.name not in graph.initializers]
+    return given, [str(value.name) for value in graph.outputs]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.lengths import PROMPT_LENGTH
 from trianglemix.exporter.triangle_node import TriangleNode
 
 
 class DropUnusedPass(ir.passes.InPlacePass):
-    """Dead nodes, the optional input and the operator's function where nothing uses them.
+    """Dead nodes, inputs with a default and the operator's function where nothing uses them.
 
+    An input with a default that a mask read (its window, say) is in the operator's attributes now:
+    whoever would give another value must hear that there is no such input any more.
     A folded node cannot use the function: the model then needs the library, and carries none.
     """
 
@@ -19,9 +20,8 @@ class DropUnusedPass(ir.passes.InPlacePass):
         graph = model.graph
         common.RemoveUnusedNodesPass()(model)
         for value in list(graph.inputs):
-            if value.name == PROMPT_LENGTH and not value.uses():
+            if value.name in graph.initializers and not value.uses():
                 graph.inputs.remove(value)
-                graph.initializers.pop(PROMPT_LENGTH, None)
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
                 graph.initializers.pop(name)

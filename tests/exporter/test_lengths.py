@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
+from tests.exporter.odd_models import WINDOW, every_second_windowed
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,22 @@ def test_prompt_length_moves_the_dense_rows(session: Session) -> None:
     np.testing.assert_array_equal(one_value, later)
     mixed = session.logits(ids, prompt_length=[90, 0])
     assert_close(mixed, np.stack([later[0], end[1]]))
+
+
+def test_a_default_that_went_into_the_operator_is_no_input_any_more(tmp_path: Path) -> None:
+    """Left in place, another window could be given and would be heard by nobody."""
+    model = every_second_windowed().model
+    windows = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.size == 1
+        and value.const_value.numpy() == WINDOW
+        and any(node.op_type == "GreaterOrEqual" for node in value.consumers())
+    ]
+    assert windows
+    model.graph.inputs.extend(windows)
+    path = save_example(model, tmp_path / "source")
+    export_to(path, tmp_path / "out", layers=(1,))
+    inputs = ir.load(tmp_path / "out" / "model.onnx").graph.inputs
+    assert not {value.name for value in windows} & {value.name for value in inputs}
