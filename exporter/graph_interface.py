@@ -88,7 +88,9 @@ def _input(
         return replace(basis, role="attention_mask", token_axis=1)
     if name == PROMPT_LENGTH:
         return replace(basis, role="prompt_length")
-    if value is roles.position_ids or ("position_ids" in name and value.dtype in _INTEGERS):
+    exact = any(x.name == "position_ids" for x in graph.inputs)  # others are an encoder's
+    named = name == "position_ids" if exact else "position_ids" in name
+    if value is roles.position_ids or (named and value.dtype in _INTEGERS):
         return _positions(basis)
     for kind in _BY_NAME:
         fits = value.dtype in kind.types and rank(value) in (None, *kind.ranks)

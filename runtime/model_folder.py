@@ -68,7 +68,8 @@ def _stop_ids(path: Path) -> frozenset[int]:
     )
     for section in sections:
         found = section.get("eos_token_id") if isinstance(section, dict) else None
-        ids = found if isinstance(found, list) else [found]
-        if ids and all(isinstance(token, int) for token in ids):
+        entries = found if isinstance(found, list) else [found]
+        ids = [x for x in entries if isinstance(x, int) and not isinstance(x, bool)]
+        if ids:
             return frozenset(ids)
     return frozenset()

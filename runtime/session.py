@@ -168,7 +168,9 @@ class TriangleSession:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise FolderError("the folder has no tokenizer.json; give token ids, not text")
-            prompt = self.tokenizer.encode(prompt)
+            text, prompt = prompt, self.tokenizer.encode(prompt)
+            if text and not len(prompt):
+                raise PromptError("the tokenizer has no tokens for this text; give other text")
         ids = np.asarray(prompt)
         if ids.shape == (0,):
             raise PromptError("the prompt is empty; give text, or at least one token id")

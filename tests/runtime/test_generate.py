@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.runtime import GREEDY, Sampling, TriangleSession
+from trianglemix.runtime.errors import PromptError
 
 from tests.runtime.conftest import FolderMaker, prompt
 from tests.runtime.oracle import Oracle
@@ -178,6 +179,13 @@ def test_text_and_its_ids_are_one_prompt(session: TriangleSession) -> None:
     ids = session.tokenizer.encode(text)
     assert session.generate(text, 5).ids == session.generate(ids, 5).ids
     assert session.generate(np.array(ids), 5).ids == session.generate(ids, 5).ids
+
+
+def test_a_text_without_tokens(session: TriangleSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session.tokenizer is not None
+    monkeypatch.setattr(session.tokenizer, "encode", lambda text: [])
+    with pytest.raises(PromptError, match="has no tokens for this text"):
+        session.generate("\u20ac", 2)
 
 
 @pytest.mark.parametrize(

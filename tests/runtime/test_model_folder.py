@@ -29,6 +29,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
         ({GENERATION: {"eos_token_id": 3}, CONFIG: {"eos_token_id": 4}}, {3}),
         ({GENERATION: {"eos_token_id": [3, 5]}, CONFIG: {"eos_token_id": 4}}, {3, 5}),
         ({GENERATION: {}, CONFIG: {"eos_token_id": 4}}, {4}),
+        ({GENERATION: {"eos_token_id": [5, None]}, CONFIG: {"eos_token_id": 4}}, {5}),
+        ({GENERATION: {"eos_token_id": True}, CONFIG: {"eos_token_id": 4}}, {4}),
         ({GENERATION: {"eos_token_id": None}, CONFIG: {"eos_token_id": [4]}}, {4}),
         ({CONFIG: {"text_config": {"eos_token_id": 6}}}, {6}),
         ({CONFIG: {"eos_token_id": []}, GENAI: {"model": {"eos_token_id": [7, 8]}}}, {7, 8}),
