@@ -10,14 +10,12 @@ from trianglemix.exporter.decoder_tail import find_tail
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
-from trianglemix.exporter.walk import is_op, needed_input, small_constant
+from trianglemix.exporter.triangle_node import TriangleNode
+from trianglemix.exporter.walk import is_op, needed_input
 
 TAIL_SIZES: Final = "tail_sizes"
 _LOGITS_RANK: Final = 3
 _HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
-_SUMS: Final = ("Add", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
-_MAX_BEHIND: Final = 64  # nodes from the logits back
 _AFTER_HEAD: Final = ("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Reshape")
 
 
@@ -47,38 +45,6 @@ def find_head(roles: GraphRoles) -> LanguageModelHead | None:
             return None
         value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
     return None
-
-
-def why_kept_already(roles: GraphRoles) -> str | None:
-    """What the graph does itself to make fewer rows of logits than it reads tokens, if it does.
-
-    Behind the last sum of two streams nothing mixes tokens, so a Slice or Gather on their axis
-    there picks rows.
-    """
-    pending, seen = [roles.logits], set[ir.Node]()
-    while pending:
-        node = pending.pop().producer()
-        if node is None or node in seen or is_triangle_attention(node):
-            continue
-        seen.add(node)
-        if _picks_rows(node):
-            return f"node {node.name} ({node.op_type}) of the source picks the rows of its logits"
-        computed = [x for x in node.inputs if x is not None and not _is_constant(x)]
-        if len(seen) > _MAX_BEHIND or (len(computed) > 1 and node.op_type in _SUMS):
-            continue
-        pending += computed
-    return None
-
-
-def _picks_rows(node: ir.Node) -> bool:
-    """Whether the node takes some of the tokens of `[B, S, width]`."""
-    if is_op(node, "Gather"):
-        data = needed_input(node, 0)
-        return node.attributes.get_int("axis", 0) in (1, -2) and not _is_constant(data)
-    if is_op(node, "Slice"):
-        axes = small_constant(node.inputs[3]) if len(node.inputs) > 3 else None
-        return axes is not None and any(int(axis) in (1, -2) for axis in axes.reshape(-1))
-    return is_op(node, "GatherND", "GatherElements")
 
 
 class KeepLastLogitsPass(ir.passes.InPlacePass):

@@ -28,7 +28,7 @@ from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.insert import (
     InsertTriangleAttentionPass,
 )
-from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head, why_kept_already
+from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.layers import LayerChoice, choose_layers
 from trianglemix.exporter.leftovers import check_no_square_left
 from trianglemix.exporter.mask_probe import bounded_context
@@ -143,18 +143,8 @@ def _find(job: _Job) -> _Found:
         check_understood(sites, context)
         source = replace(source, companions=config.companions)
     choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
-    notes += _kept_note(job, roles) + _bound_note(config.context_length, sites)
+    notes += _bound_note(config.context_length, sites)
     return _Found(source, model, roles, interface, sites, choice, config, tuple(notes))
-
-
-def _keeps_last(job: _Job) -> bool:
-    """Whether the last logits are to be kept here; offline graphs do so anyway."""
-    return job.options.last_token_logits and job.target.offline is None
-
-
-def _kept_note(job: _Job, roles: GraphRoles) -> list[str]:
-    why = why_kept_already(roles) if _keeps_last(job) else None
-    return [] if why is None else [f"--last-token-logits changes nothing here: {why}"]
 
 
 def _bound_note(context_length: int | None, sites: Sites) -> list[str]:
@@ -175,7 +165,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
     insert = InsertTriangleAttentionPass(sites, roles, patterns)
     insert(model)
-    if _keeps_last(job) and why_kept_already(roles) is None:
+    if job.options.last_token_logits and job.target.offline is None:  # those graphs do so anyway
         KeepLastLogitsPass(roles, insert.row_end)(model)
     FreeCacheLengthPass(roles)(model)
     for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:

@@ -57,6 +57,16 @@ def export_to(
     return export(ExportOptions(source=source, output=output, **settings), Silent())
 
 
+def rename_all(model: ir.Model) -> None:
+    """Every node and inner value gets another name, as any optimizer may give it."""
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    for number, node in enumerate(model.graph):
+        node.name = f"n{number}"
+        for value in node.outputs:
+            if value not in interface:
+                value.name = f"v{number}_{value.index()}"
+
+
 class Session:
     """A model behind the names of a manifest; `kernel` registers the native library."""
 

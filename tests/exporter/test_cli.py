@@ -403,13 +403,3 @@ def test_verify_sees_a_wrong_model(
 def test_help_is_zero(monkeypatch: Patch, capsys: Captured) -> None:
     assert _main(monkeypatch, "--help") == 0
     assert "--num-triangle-layers" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "option", [("--layers", "x"), ("--layers", 1), ("--verify",), ("--dense",)]
-)
-def test_inspect_refuses_what_it_has_no_use_for(
-    option: tuple[object, ...], source: Path, monkeypatch: Patch, capsys: Captured
-) -> None:
-    assert _main(monkeypatch, source, "--inspect", *option) == 2
-    assert f"{option[0]} has no effect" in capsys.readouterr().err

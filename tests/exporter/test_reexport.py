@@ -18,7 +18,14 @@ from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits
-from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
+from tests.exporter.exports import (
+    Session,
+    assert_close,
+    export_to,
+    random_ids,
+    rename_all,
+    save_example,
+)
 from tests.tiny_models import tiny_model
 
 SMALL = TrianglePattern(2, 6, 3)
@@ -93,12 +100,7 @@ def test_the_dense_twin_of_an_exported_model(tmp_path: Path) -> None:
 def _renamed(path: Path, output: Path) -> None:
     """Every node and inner value under another name."""
     model = ir.load(path)
-    interface = {*model.graph.inputs, *model.graph.outputs}
-    for number, node in enumerate(model.graph):
-        node.name = f"n{number}"
-        for value in node.outputs:
-            if value not in interface:
-                value.name = f"v{number}_{value.index()}"
+    rename_all(model)
     ir.save(model, output)
 
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import feeds
-from trianglemix.exporter import graph_roles, mask_probe, model_io, normalize, pipeline
+from trianglemix.exporter import graph_roles, mask_probe, model_io, normalize
+from trianglemix.exporter.last_token import KeepLastLogitsPass
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
 from trianglemix.exporter.sites import MaskClass
@@ -49,6 +50,13 @@ def _nothing(*arguments: Any) -> None:
 def _of_the_graph_alone(model: Any) -> list[Any]:
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+
+
+_row_index = KeepLastLogitsPass._row_index
+
+
+def _row_of_all(self: Any, model: Any, build: Any, rows: Any) -> Any:
+    return _row_index(self, model, build, self._roles.input_ids)
 
 
 class _Unsorted(normalize.SortNodesPass):  # type: ignore[misc]
@@ -95,7 +103,7 @@ PLANTS: Final[dict[str, Plant]] = {
         lambda model: model.branches and model.storage != "inside" and model.can_be_exported,
     ),
     "the last row is picked where one is left": Plant(
-        ((pipeline, "why_kept_already", _nothing),),
+        ((KeepLastLogitsPass, "_row_index", _row_of_all),),
         lambda model: model.extra == "last_row" and model.can_be_exported,
         Depth(last=True),
     ),

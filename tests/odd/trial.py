@@ -21,6 +21,7 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.errors import ExecutionError
 
+from tests.exporter.exports import rename_all
 from tests.odd.calls import Call, Running, calls_of, difference, make_feeds
 from tests.odd.decoder import Triangle, write_model
 from tests.odd.odd_model import VOCABULARY, OddModel, draw_model
@@ -227,12 +228,7 @@ class _Bench:
         """An export of the export, all names in which are others."""
         path = self._folder / "plain" / "model.onnx"
         model = ir.load(path)
-        interface = {*model.graph.inputs, *model.graph.outputs}
-        for number, node in enumerate(model.graph):
-            node.name = f"n{number}"
-            for value in node.outputs:
-                if value not in interface:
-                    value.name = f"v{number}_{value.index()}"
+        rename_all(model)
         renamed = self._folder / "renamed" / "model.onnx"
         renamed.parent.mkdir()
         for file in path.parent.iterdir():

@@ -60,3 +60,15 @@ def test_an_export_shows_its_triangle_layers(tmp_path: Path) -> None:
     rows = [line for line in result.output.splitlines() if "triangle_attention" in line]
     assert ["triangle 2/6/3" in row for row in rows] == [False, True, False]
     assert ["causal" in row for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "option", [("--layers", "x"), ("--layers", "1"), ("--verify",), ("--dense",)]
+)
+def test_options_that_it_has_no_use_for_are_refused(
+    option: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = _saved(_PATTERNS["softmax"], tmp_path)
+    result = CliRunner().invoke(command, [str(path), "--inspect", *option])
+    assert result.exit_code == 2
+    assert f"{option[0]} has no effect" in result.output
