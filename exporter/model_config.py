@@ -19,6 +19,8 @@ _OPTIONAL: Final = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "qwen
 """Families that slide no window unless `use_sliding_window` says so."""
 _EVERY_LAYER: Final = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2", "ministral")
 _EVERY_OTHER: Final = ("gemma2", "gpt_oss", "vaultgemma")
+_OTHER_WINDOWS: Final = ("attention_window_size", "local_attention", "local_attention_window_len")
+"""Windows by names, and of layers, whose rules are not known here."""
 _PATTERNS: Final = {"gemma3": 6, "gemma3_text": 6, "gemma3n": 5, "gemma3n_text": 5, "cohere2": 4,
                     "exaone4": 4, "olmo3": 4}  # fmt: skip
 
@@ -132,8 +134,12 @@ def layer_attention(
     if isinstance(types, list) and all(isinstance(kind, str) for kind in types):
         kinds = [kind for kind in types if kind in _ATTENTION]
         return tuple(_layer(kind, window, chunk) for kind in kinds)
-    if count is None:
+    if count is None or any(_number(config, key) for key in _OTHER_WINDOWS):
         return None
+    local = config.get("attention_layers")
+    if isinstance(local, list):  # GPT-Neo
+        own = LayerAttention(_number(config, "window_size"))
+        return _where([kind == "local" for kind in local], own)
     if chunk:
         rope = config.get("no_rope_layers")
         chunked = [bool(one) for one in rope] if isinstance(rope, list) else []

@@ -76,6 +76,9 @@ def test_what_is_not_known_is_not_claimed() -> None:
     assert layer_attention({"model_type": "llama"}, None) is None
     letters = {"model_type": "exaone4", "sliding_window": 40, "sliding_window_pattern": "LLLG"}
     assert layer_attention(letters, 4) == (*(LayerAttention(40),) * 3, LayerAttention())
+    neo = {"attention_layers": ["global", "local"], "window_size": 256}
+    assert layer_attention(neo, 2) == (LayerAttention(), LayerAttention(256))
+    assert layer_attention({"model_type": "recurrent_gemma", "attention_window_size": 8}, 3) is None
     mixed = {"layer_types": ["conv", "full_attention", "sliding_attention"], "sliding_window": 8}
     assert layer_attention(mixed, 3) == (LayerAttention(), LayerAttention(8))
 
