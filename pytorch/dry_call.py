@@ -79,8 +79,17 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model; of a model with other parts, only its own."""
-    config: Any = model.config
+    """The configuration of the language model; of a model with other parts, only its own.
+
+    Raises:
+        UnsupportedModelError: the module is no model of transformers.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no configuration of transformers; give the transformers "
+            "model inside it"
+        )
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

@@ -7,7 +7,7 @@ RoPE and norms, and `row_mask` in place of its mask builder, so that no 4-D mask
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, update_wrapper
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
     if previous != IMPLEMENTATION:
         settings["previous_implementation"] = previous
         use_attention(model, IMPLEMENTATION)
-        model.generate = _with_prompt_length(model.generate)  # type: ignore[assignment, arg-type]
+        if hasattr(model, "generate"):  # a model without a head has none
+            model.generate = _Generate(model.generate)  # type: ignore[assignment, arg-type]
     else:
         settings["previous_implementation"] = _settings(text).get("previous_implementation")
     setattr(text, _CONFIG_KEY, settings)
@@ -104,21 +105,26 @@ def _check_layers(name: str, text: Any, layers: tuple[int, ...]) -> None:
         )
 
 
-def _with_prompt_length(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """`generate` knows where the prompt ends, which a chunk of it cannot know."""
+class _Generate:
+    """`generate` that knows where the prompt ends, which a chunk of it cannot know.
 
-    @wraps(generate)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    An object, no closure: in a copy of the model it holds the copy's own `generate`.
+    """
+
+    def __init__(self, generate: Callable[..., Any]) -> None:
+        self._generate = generate
+        update_wrapper(self, generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` itself, with the prompt's length."""
         ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         mask = kwargs.get("attention_mask")  # longer than the ids when a cache is continued
         lengths = [x.shape[1] for x in (ids, mask) if isinstance(x, Tensor)]
         if not lengths:
-            return generate(*args, **kwargs)
+            return self._generate(*args, **kwargs)
         with prompt_length(max(lengths)):
-            return generate(*args, **kwargs)
-
-    return wrapper
+            return self._generate(*args, **kwargs)
 
 
 def _attention(

@@ -189,6 +189,29 @@ def test_unpatch_gives_the_model_back() -> None:
     assert "generate" not in model.__dict__
 
 
+def test_a_copy_generates_with_its_own_weights() -> None:
+    model = patch(_model("llama"), CONFIG)
+    other: Any = copy.deepcopy(model)
+    ids, given = _ids(1, 40), dict(max_new_tokens=1, eos_token_id=None, do_sample=False)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.normal_(generator=torch.Generator().manual_seed(3))
+        new, old = other(ids).logits[0, -1].argmax(), model(ids).logits[0, -1].argmax()
+    assert new != old
+    assert other.generate(ids, **given)[0, -1] == new
+    assert model.generate(ids, **given)[0, -1] == old  # type: ignore[operator]
+
+
+def test_a_model_without_a_head_is_patched_and_other_modules_are_refused() -> None:
+    whole, ids = patch(_model("llama"), CONFIG), _ids(1, 120)
+    inner = patch(_model("llama").model, CONFIG)
+    with torch.no_grad():
+        expected = whole.model(ids)  # type: ignore[operator]
+        torch.testing.assert_close(inner(ids).last_hidden_state, expected.last_hidden_state)
+        unpatch(inner)(ids)
+    with pytest.raises(UnsupportedModelError, match="give the transformers model inside it"):
+        patch(nn.Sequential(whole), CONFIG)
+
+
 def test_what_the_pattern_cannot_say_is_refused() -> None:
     model, ids = patch(_model("llama"), CONFIG), _ids(1, 6)
     with pytest.raises(ConfigurationError, match="between real tokens"):
