@@ -29,6 +29,10 @@ class CutError(ExportError):
     """The piece cannot be cut out or run on its own; the message says why."""
 
 
+class CutRunError(CutError):
+    """The piece does not run at the sizes that it was given; at others it may."""
+
+
 @dataclass(frozen=True)
 class CutOut:
     """A piece of a graph as a model. `inputs` are the original values, in the model's order."""
@@ -282,9 +286,9 @@ def value_sizes(cut: CutOut, feeds: dict[ir.Value, Array]) -> list[int]:
     return [int(array.size) for array in OpenCut(cut, model.SerializeToString()).run(feeds)]
 
 
-def _does_not_run(error: Exception) -> CutError:
+def _does_not_run(error: Exception) -> CutRunError:
     first_line = (str(error).splitlines() or [""])[0][:300]
-    return CutError(f"it does not run on its own: {first_line}")
+    return CutRunError(f"it does not run on its own: {first_line}")
 
 
 def import_onnxruntime() -> Any:

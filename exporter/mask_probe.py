@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter import far_calls
-from trianglemix.exporter.cutout import Array, CutError
+from trianglemix.exporter.cutout import Array, CutError, CutRunError
 from trianglemix.exporter.probe import CallSizes
 from trianglemix.exporter.sites import AttentionSite, MaskClass
 
@@ -106,7 +106,7 @@ def _widest(rows: MaskRows, limit: int) -> tuple[int, int | None]:
     for total in far_calls.row_totals(limit):
         try:
             window = _window_at(rows, total)
-        except CutError:
+        except CutRunError:
             if not seen_to:
                 raise
             beyond = total
@@ -116,7 +116,7 @@ def _widest(rows: MaskRows, limit: int) -> tuple[int, int | None]:
         middle = (seen_to + beyond) // 2
         try:
             seen_to, window = middle, _window_at(rows, middle)
-        except CutError:
+        except CutRunError:
             beyond = middle
     return seen_to, window
 
@@ -133,7 +133,7 @@ def _widest_square(
     for call in far_calls.squares(limit, numbers):
         try:
             visible = rows.visible(call)
-        except CutError:
+        except CutRunError:
             if not seen_to:
                 raise
             continue

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.cutout import Array, CutError
+from trianglemix.exporter.cutout import Array, CutError, CutRunError
 from trianglemix.exporter.mask_probe import Bools, measure_class, real_rows
 from trianglemix.exporter.mask_rows import CutRows
 from trianglemix.exporter.probe import CallSizes, ShapesOf
@@ -184,7 +184,7 @@ def _shown(mask: Array, sizes: CallSizes) -> Bools:
     """Which keys a mask shows that is added to the scores, or bool."""
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     if mask.shape[-2] not in (1, sizes.length) or mask.shape[-1] != sizes.total:
-        raise CutError(f"its mask has the shape {mask.shape}, not [B, H, S, T]")
+        raise CutRunError(f"its mask has the shape {mask.shape}, not [B, H, S, T]")
     shown: Bools = mask if mask.dtype == np.bool_ else mask > _HIDDEN
     if mask.dtype != np.bool_:
         biased = shown & (np.abs(mask) > 0) & real_rows(sizes)
@@ -202,7 +202,9 @@ def _shown_by_key(mask: Array, sizes: CallSizes) -> Bools:
         real: Bools = np.arange(sizes.total) < mask[:, None]
         return real[:, None, None]
     if mask.ndim not in (2, 3) or mask.shape[-1] != sizes.total:
-        raise CutError(f"its key_padding_mask has the shape {mask.shape}, not [B, T] or [B, S, T]")
+        raise CutRunError(
+            f"its key_padding_mask has the shape {mask.shape}, not [B, T] or [B, S, T]"
+        )
     shown: Bools = mask > 0
     return shown[:, None, None] if mask.ndim == 2 else shown[:, None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.cutout import Array, CutError
+from trianglemix.exporter.cutout import Array, CutError, CutRunError
 from trianglemix.exporter.mask_probe import Bools, measure_class
 from trianglemix.exporter.mask_rows import CutRows
 from trianglemix.exporter.patterns._softmax_reasons import why_uneven
@@ -50,5 +50,5 @@ class _SoftmaxRows(CutRows):
         weights = self._run(sizes, given)
         apart = heads_apart(weights, sizes.batch)
         if apart.ndim != 4 or apart.shape[-2:] != (sizes.length, sizes.total):
-            raise CutError(f"its weights have the shape {weights.shape}, not [B, H, S, T]")
+            raise CutRunError(f"its weights have the shape {weights.shape}, not [B, H, S, T]")
         return apart

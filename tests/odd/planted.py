@@ -9,6 +9,7 @@ from typing import Any, Final
 import onnx_ir as ir
 from trianglemix.custom_ops import feeds
 from trianglemix.exporter import graph_roles, mask_probe, model_io, normalize
+from trianglemix.exporter.cutout import CutError
 from trianglemix.exporter.last_token import KeepLastLogitsPass
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
@@ -78,6 +79,10 @@ PLANTS: Final[dict[str, Plant]] = {
             (_softmax_measure, "_check_factors", _nothing),
         ),
         lambda model: model.scale == "log_of_total" and model.size > 700,
+    ),
+    "a bias beyond a length is taken for where the mask ends": Plant(
+        ((mask_probe, "CutRunError", CutError),),
+        lambda model: _near(model) and model.scale == "far_bias" and model.size > 60,
     ),
     "inputs and attributes of a node are not looked at": Plant(
         ((GroupQueryAttentionPattern, "trouble", _nothing),),
