@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,7 +80,6 @@ def main() -> int:
     done = _read(arguments.results, commit)
     seeds = [seed for seed in range(first, last + 1) if seed not in done]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    onnxruntime.set_default_logger_severity(4)  # inherited: what a source cannot do is no news
     with arguments.results.open("a", encoding="utf-8") as file:
         for trial in run_all(seeds, arguments.jobs):
             record = as_record(trial, commit)
@@ -93,10 +93,18 @@ def main() -> int:
     return int(any(Outcome[record["outcome"]] in BAD for record in chosen))
 
 
+def _quiet() -> None:
+    """In each process: what a source cannot do is no news."""
+    onnxruntime.set_default_logger_severity(4)
+
+
 def run_all(seeds: list[int], jobs: int) -> Iterator[Trial]:
-    """As they end. Processes are replaced now and then, since ONNX Runtime keeps some memory."""
+    """As they end, in fresh processes: a fork of one that ran a session may hang in its threads.
+
+    They are replaced now and then, since ONNX Runtime keeps some memory.
+    """
     for start in range(0, len(seeds), _BATCH):
-        with ProcessPoolExecutor(jobs) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _quiet) as pool:
             futures = {pool.submit(run_trial, seed): seed for seed in seeds[start : start + _BATCH]}
             for future in as_completed(futures):
                 try:

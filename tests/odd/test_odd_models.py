@@ -11,7 +11,7 @@ import pytest
 
 from tests.odd.run import BAD, as_record, run_all, share_exported
 
-_SEEDS = 300
+_SEEDS = 200
 _LEAST_SHARE = 0.85  # of the models whose mask is causal or a sliding window
 
 
