@@ -10,10 +10,10 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _REFUSING: Final = frozenset(
-    {"RefusedError", "CutError", "Refusal", "NotAttentionError", "FrozenDecisionError",
-     "_MaskUsedError", "ExportError", "PlanError", "FolderError", "ProviderError", "PromptError",
-     "FallbackError", "ExecutionError", "MissingPackageError", "ManifestError",
-     "LibraryNotFoundError", "FeedError", "ConfigurationError"}
+    {"RefusedError", "CutError", "CutRunError", "Refusal", "NotAttentionError",
+     "FrozenDecisionError", "_MaskUsedError", "ExportError", "PlanError", "FolderError",
+     "ProviderError", "PromptError", "FallbackError", "ExecutionError", "MissingPackageError",
+     "ManifestError", "LibraryNotFoundError", "FeedError", "ConfigurationError"}
 )  # fmt: skip
 _REASONS: Final = (
     "foreign_attention.py", "clues.py", "patterns/_carried.py", "patterns/_softmax_walk.py",

@@ -126,8 +126,16 @@ def _axes(model: ir.Model) -> ir.Value:
     return found if found is not None else _constant(model, "axes", np.array([1, 2], np.int64))
 
 
-def _renamed_ids(model: ir.Model) -> None:
-    model.graph.inputs[0].name = "inputs_embeds"
+def _embedded(model: ir.Model) -> None:
+    """Rows of an embedding in place of token ids."""
+    (lookup,) = (node for node in model.graph.inputs[0].consumers() if node.op_type == "Gather")
+    rows = ir.Value(
+        name="inputs_embeds",
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(["batch", "length", 8]),
+    )
+    lookup.outputs[0].replace_all_uses_with(rows)
+    model.graph.inputs[0] = rows
 
 
 def _merged(model: ir.Model) -> None:
@@ -175,7 +183,7 @@ _REFUSED: Final[list[tuple[str, Change, str]]] = [
     (_GQA, _too_wide, "77 wide"),
     (_OWN, _without_value, "only one of key and value"),
     (_OWN, _rewired("TriangleAttention", 3, _first_input), "does not say the head size"),
-    ("softmax", _renamed_ids, "inputs_embeds"),
+    ("softmax", _embedded, "inputs_embeds"),
     ("softmax", _merged, "merged decoder"),
 ]
 
