@@ -230,9 +230,13 @@ def _is_zero(value: ir.Value) -> bool:
 
 
 def _is_constant(value: ir.Value, number: int) -> bool:
-    """Whether the value is a constant of this number alone; inputs with a default are none."""
+    """Whether the value is this number alone, however often; inputs with a default are not."""
     if value.is_graph_input():
         return False
+    node = value.producer()
+    if node is not None and is_op(node, "ConstantOfShape"):
+        filled = node.attributes.get_tensor("value", None)
+        return (0 if filled is None else int(filled.numpy().reshape(()))) == number
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is None or not 0 < tensor.size <= 1 << 10:
         return False

@@ -15,6 +15,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.exporter.triangle_node import NEVER_LAST, LayerKind, TriangleNode
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits
@@ -145,3 +146,15 @@ def test_windows_stay_whatever_an_optimizer_did(
     export_to(changed, tmp_path / "dense", dense=True)
     expected = example_logits(example, ids, {}, windows=windows)
     assert_close(Session.of(tmp_path / "dense").logits(ids), expected)
+
+
+def test_the_hugging_face_route_writes_windows_that_are_known() -> None:
+    """Its windowed layers get their `prompt_length` from a ConstantOfShape."""
+    filled = ir.tensor(np.array([NEVER_LAST], np.int32))
+    shape = ir.Value(name="shape")
+    length = ir.Node("", "ConstantOfShape", [shape], [ir.AttrTensor("value", filled)])
+    inputs = [*(ir.Value(name=f"x{n}") for n in range(7)), length.outputs[0], ir.Value(name="v")]
+    pattern = [ir.AttrInt64(name, number) for name, number in
+               TrianglePattern(0, 24, 1).as_attributes().items()]  # fmt: skip
+    node = TriangleNode(ir.Node("trianglemix", "TriangleAttention", inputs, pattern))
+    assert node.kind is LayerKind.WINDOWED
