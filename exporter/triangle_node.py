@@ -188,11 +188,6 @@ def is_triangle_attention(node: ir.Node) -> bool:
     return node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
 
 
-def is_triangle(node: ir.Node) -> bool:
-    """Whether a node of the operator drops keys that its source keeps."""
-    return TriangleNode(node).kind is LayerKind.TRIANGLE
-
-
 def _provable(value: ir.Value, holds: Callable[[ir.Value], bool]) -> bool:
     """Whether the value holds so, as it is or before it was cast, reshaped or expanded."""
     for _ in range(_MAX_STEPS):
