@@ -99,6 +99,60 @@ def test_a_default_is_left_to_the_graph(tmp_path: Path) -> None:
     assert gain.role == "optional"
 
 
+@pytest.mark.parametrize("other", ["encoder_position_ids", "position_ids_of_images"])
+def test_positions_beside_position_ids_are_not_the_texts(other: str, tmp_path: Path) -> None:
+    """Fed with the text's positions they would be wrong without a word."""
+
+    def beside(proto: onnx.ModelProto) -> None:
+        _another_input(proto, other, ["batch", "patches"])
+
+    assert inputs_of(Interface({}, beside), tmp_path)[other].role == "unknown"
+
+
+def test_positions_by_a_longer_name_alone_are_the_texts(tmp_path: Path) -> None:
+    def renamed(proto: onnx.ModelProto) -> None:
+        for node in proto.graph.node:
+            for index, name in enumerate(node.input):
+                node.input[index] = "decoder_position_ids" if name == "position_ids" else name
+        next(x for x in proto.graph.input if x.name == "position_ids").name = "decoder_position_ids"
+
+    found = inputs_of(Interface({}, renamed), tmp_path)["decoder_position_ids"]
+    assert found.role == "position_ids"
+
+
+@pytest.mark.parametrize(("length", "role"), [(7, "optional"), ("length", "token_type_ids")])
+def test_a_default_of_fixed_shape_is_no_token_input(
+    length: int | str, role: str, tmp_path: Path
+) -> None:
+    """Token types of seven tokens would fix every call at seven; their default fits all."""
+
+    def default(proto: onnx.ModelProto) -> None:
+        _another_input(proto, "token_type_ids", ["batch" if length == "length" else 1, length])
+        size = (1, 7) if length == 7 else (1, 1)
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.zeros(size, np.int64), "token_type_ids")
+        )
+
+    assert inputs_of(Interface({}, default), tmp_path)["token_type_ids"].role == role
+
+
+def _another_input(proto: onnx.ModelProto, name: str, shape: list[int | str]) -> None:
+    """An integer input whose largest number is added, times 0, to the embeddings."""
+    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+    embedding = next(node for node in proto.graph.node if node.op_type == "Gather")
+    out, inner = embedding.output[0], "embedded/plain"
+    embedding.output[0] = inner
+    nodes = [
+        helper.make_node("ReduceMax", [name], [f"{name}/max"], keepdims=0),
+        helper.make_node("Cast", [f"{name}/max"], [f"{name}/float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", [f"{name}/float", f"{name}/float"], [f"{name}/zero"]),
+        helper.make_node("Add", [inner, f"{name}/zero"], [out]),
+    ]
+    at = list(proto.graph.node).index(embedding) + 1
+    for node in reversed(nodes):
+        proto.graph.node.insert(at, node)
+
+
 def _with_output(name: str, width: int, *, first: bool = True, rename: str | None = None) -> Any:
     """A second output `[B, S, width]` from the head's input, and the logits under another name."""
 
