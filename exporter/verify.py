@@ -82,7 +82,9 @@ def verify_export(given: Verification) -> tuple[list[VerifyReport], list[str]]:
         coarsest_type(given.source, given.manifest.cache_dtype),
         tuple(sorted(x for x in special if 0 <= x < given.vocabulary)),
     )
-    planner = Planner(checks, facts, given.num_heads, given.windows, _limit(given, limit))
+    planner = Planner(
+        checks, facts, given.num_heads, given.windows, _limit(given, limit, facts.positions)
+    )
     job = _Job(given, checks, planner, library)
     reports, more, longest = job.dense_beside_source()
     notes += more
@@ -92,9 +94,9 @@ def verify_export(given: Verification) -> tuple[list[VerifyReport], list[str]]:
     return reports, [*notes, *limit_notes]
 
 
-def _limit(given: Verification, source_limit: int | None) -> int:
-    """Tokens, decode steps with them, that are fed at most."""
-    limits = (given.tokens, given.manifest.context_length, source_limit)
+def _limit(given: Verification, *ends: int | None) -> int:
+    """Tokens, decode steps with them, that are fed at most; the source runs to `ends`."""
+    limits = (given.tokens, given.manifest.context_length, *ends)
     return max(2, min(limit for limit in limits if limit is not None))
 
 
@@ -157,7 +159,19 @@ class _Job:
         far = max(reading.text.total for reading in readings)
         return (
             f"verify: {what} was compared with the source at {rows} of up to {far} tokens, random "
-            "ids with special ones among them"
+            f"ids with special ones among them{self._columns(readings)}"
+        )
+
+    def _columns(self, readings: list[Reading]) -> str:
+        """Which part of the vocabulary was compared, as the end of a sentence."""
+        strides = {reading.text.total: reading.stride for reading in readings}
+        parts = [
+            f"every {_ordinal(stride)} logit at {total} tokens"
+            for total, stride in strides.items()
+            if stride > 1
+        ]
+        return (
+            f"; of the vocabulary's {self.checks.vocabulary}, {', '.join(parts)}" if parts else ""
         )
 
     def _first_that_runs(self, model: OpenModel, choices: list[Text]) -> tuple[Reading, list[str]]:
@@ -196,7 +210,15 @@ class _Job:
                 library = None if canonical else self.library
                 model = open_model(path, self.given.manifest, library)
                 readings.append(read(model, self.checks, text))
+                del model  # before the next one opens
+        part = self._columns(readings)
+        notes += [f"verify: kernel and function body were compared{part}"] if part else []
         return compare_readings(self.checks, *readings), notes
+
+
+def _ordinal(number: int) -> str:
+    teens = number % 100 in (11, 12, 13)
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
 def _cause(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.interface import fixed_length, fixed_past, fixed_total
+from trianglemix.exporter.position_tables import table_length
 from trianglemix.exporter.verify_checks import Checks
 from trianglemix.exporter.verify_texts import Text, chunk_ends
 from trianglemix.exporter.walk import constant_array
@@ -36,13 +37,15 @@ class GraphFacts:
 
     `ids` are whole numbers that stand in the source; `dynamic_scales`: it scales whole tensors by
     what they hold, so that pads change every row; `one_token_after_past`: a node whose kernel may
-    take one token at a time there; `source_has_it`: the source has such a node as well.
+    take one token at a time there; `source_has_it`: the source has such a node as well;
+    `positions`: where the source's tables of positions end.
     """
 
     ids: tuple[int, ...]
     dynamic_scales: bool
     one_token_after_past: bool
     source_has_it: bool = False
+    positions: int | None = None
 
 
 def graph_facts(source: Path, exported: Path) -> GraphFacts:
@@ -55,6 +58,7 @@ def graph_facts(source: Path, exported: Path) -> GraphFacts:
         dynamic_scales=bool(kinds & _DYNAMIC),
         one_token_after_past="GroupQueryAttention" in kinds | ours,
         source_has_it="GroupQueryAttention" in kinds,
+        positions=table_length(graph),
     )
 
 
@@ -96,7 +100,7 @@ class Planner:
 
     def notes(self) -> list[str]:
         """What is not compared, and why."""
-        notes = []
+        notes, end = [], self.facts.positions
         if self.checks.is_fixed:
             return ["verify: the sizes of a call are fixed: compared in one call of these sizes"]
         far = self.limit if self._takes_chunks else min(self.limit, self._whole)
@@ -104,6 +108,11 @@ class Planner:
             notes.append(
                 f"verify: compared up to {far} tokens: a longer prompt, read at once, takes too "
                 "much memory"
+            )
+        if end is not None and end <= max(self.limit, self._dropping_length):
+            notes.append(
+                f"verify: the source's tables of positions end at {end} tokens: nothing is "
+                "compared beyond"
             )
         beyond = [window for window in self.windows if window >= far]
         if beyond:
@@ -135,14 +144,15 @@ class Planner:
     def dropping(self, longest: int | None) -> tuple[Text | None, list[str]]:
         """A prompt of which keys are dropped; or None, and why there is none."""
         manifest = self.checks.manifest
-        exact = manifest.pattern.exact_length
+        exact, wanted = manifest.pattern.exact_length, self._dropping_length
         assert exact is not None
-        bounds = [bound for bound in (longest, manifest.context_length) if bound is not None]
+        ends_at = (longest, manifest.context_length, self.facts.positions)
+        bounds = [bound for bound in ends_at if bound is not None]
         bounds.append(max(self.limit, _FURTHEST_DROP))
-        most = self._call_size(exact + _BEYOND, tensors=_BODY_TENSORS)
+        most = self._call_size(wanted, tensors=_BODY_TENSORS)
         if not self._takes_chunks:
             bounds.append(self._largest_whole(_BODY_TENSORS))
-        length = min([exact + _BEYOND, *bounds])
+        length = min([wanted, *bounds])
         if length <= exact:
             return None, [
                 f"verify: nothing is dropped up to {exact} tokens, and no more than {length} can "
@@ -151,6 +161,13 @@ class Planner:
         ends = chunk_ends(length, most) if length > most else (length,)
         name = "long prompt, kernel against function body"
         return self._text(name, manifest.batch or 1, ends, length), []
+
+    @property
+    def _dropping_length(self) -> int:
+        """Tokens of a prompt of which keys are dropped; 0 where none ever are."""
+        manifest = self.checks.manifest
+        exact = manifest.pattern.exact_length if manifest.triangle_layers else None
+        return 0 if exact is None else exact + _BEYOND
 
     @property
     def _short(self) -> int:

@@ -42,11 +42,13 @@ class Text:
 class Reading:
     """Logits of each call, `[rows, some of the vocabulary]`, and which rows those are.
 
-    `text` is as far as it was read; `trouble` is why it was not read further.
+    `text` is as far as it was read; `trouble` is why it was not read further; of the vocabulary
+    every `stride`-th number is kept.
     """
 
     text: Text
     logits: tuple[Array, ...]
+    stride: int
     trouble: str | None = None
 
 
@@ -172,7 +174,7 @@ class _Reader:
     def reading(self, trouble: str | None) -> Reading:
         """What was read."""
         text = replace(self._text, ends=tuple(self._ends))
-        return Reading(text, tuple(self._logits), trouble)
+        return Reading(text, tuple(self._logits), self._stride, trouble)
 
     def _call(self, end: int) -> tuple[dict[str, Array], dict[str, Array], Array]:
         text, checks = self._text, self._checks

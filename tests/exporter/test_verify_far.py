@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from onnx import numpy_helper
+from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.companions import Companions
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import ExportOptions, LayerRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report import ExportReport
 from trianglemix.exporter.sites import MaskClass
 from trianglemix.exporter.special_ids import special_ids
-from trianglemix.exporter.verify_session import Array, OpenModel
+from trianglemix.exporter.verify_session import Array, OpenModel, open_model
 
 from tests.exporter.exports import SMALL, Silent
 from tests.odd.decoder import write_model
 from tests.odd.odd_model import OddModel
+from tests.odd.scales import TABLE
 from tests.odd.trial import store
 
 PLAIN = OddModel(
@@ -157,9 +163,80 @@ def test_a_kernel_that_reads_chunks_otherwise_is_given_none(
     assert "long prompt" in names
 
 
+def test_one_model_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of gigabytes are in memory once."""
+    opened: list[weakref.ref[OpenModel]] = []
+
+    def counted(path: Path, manifest: Manifest, library: Path | None) -> OpenModel:
+        assert not [model for model in opened if model() is not None]
+        model = open_model(path, manifest, library)
+        opened.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("trianglemix.exporter.verify.open_model", counted)
+    verified(PLAIN, tmp_path, verify_tokens=200)
+    assert len(opened) == 4  # source, dense form, kernel, function body
+
+
 def test_special_ids_of_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"eos_token_id": [5, 6], "pad_token_id": null, "text_config": {"bos_token_id": 2}}'
     )
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
     assert special_ids(Companions((tmp_path,))) == (2, 5, 6, 9)
+
+
+def _with_short_tables(path: Path, rows: int) -> None:
+    """Tables of positions that end there."""
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        if tensor.dims and tensor.dims[0] == TABLE:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor)[:rows], tensor.name)
+            )
+    onnx.save(proto, path)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"positions": "slots"}, {"positions": "rank1"}, {"positions": "rank3"},
+     {"positions": "none", "extra": "cache_position"}],
+    ids=["rank2", "slots", "rank1", "rank3", "learned"],
+)  # fmt: skip
+def test_nothing_is_read_beyond_tables_of_positions(
+    choices: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither beside the source nor to see keys dropped, which here begins beyond the tables."""
+    path = tmp_path / "source" / "model.onnx"
+    path.parent.mkdir()
+    store(write_model(replace(PLAIN, **choices)), path, "inside")
+    _with_short_tables(path, 300)
+    for name, pattern, tokens in (
+        ("far", PatternRequest(8, 300, 90), 280),
+        ("near", PatternRequest(8, 200, 90), 2048),
+    ):
+        options = ExportOptions(
+            path, tmp_path / name, layers=LayerRequest(layers=(1,)), pattern=pattern,
+            verify=True, verify_tokens=tokens,
+        )  # fmt: skip
+        report = export(options, Silent())
+        notes = " ".join(report.notes)
+        assert max(check.tokens for check in report.verification) == min(tokens, 300)
+        assert "the source's tables of positions end at 300 tokens" in notes
+        assert ("kernel and function body were not compared" in notes) == (name == "far")
+
+
+def test_which_part_of_the_vocabulary_was_compared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trianglemix.exporter.verify_texts._KEPT", 1 << 14)
+    notes = verified(PLAIN, tmp_path, verify_tokens=470).notes
+    assert [
+        x
+        for x in notes
+        if "of the vocabulary's 83, every 2nd logit at 157 tokens, every 3rd logit at 470" in x
+    ]
+    (tmp_path / "whole").mkdir()
+    monkeypatch.undo()
+    notes = verified(PLAIN, tmp_path / "whole", verify_tokens=470).notes
+    assert not [x for x in notes if "of the vocabulary's" in x]
