@@ -19,6 +19,7 @@ _GROWTH: Final = 1.87  # of no power's kin, so that no row stands at the end of 
 _ROWS: Final = 3
 _PADS: Final = 2
 _MOST_NUMBERS: Final = 12
+_PACKED: Final = (16, 700)
 _PROMPTS: Final = (67, 179, 499, 1031, 2063)
 
 
@@ -77,6 +78,19 @@ def squares(limit: int, numbers: Iterable[int]) -> list[CallSizes]:
     calls = [CallSizes(2 if total < SQUARE // 2 else 1, total, 0) for total in totals]
     padded = [CallSizes(2, 31, 0, pads=5), CallSizes(2, 37, 0, right_pads=6)]
     return [call for call in [*padded, *calls] if call.total <= limit]
+
+
+def packed(window: int | None, limit: int, *, has_past: bool) -> list[CallSizes]:
+    """Calls whose tokens may belong to two documents; from the last row a window reaches all.
+
+    Sums over attention_mask may count a token twice there, so that half a window is kept to.
+    """
+    most = limit if window is None else min(window, max(2, (window - 1) // 2))
+    totals = sorted({min(most, total) for total in _PACKED})
+    calls = [CallSizes(1, total, 0) for total in totals]
+    if has_past:
+        calls += [CallSizes(1, 2, total - 2) for total in totals if total > 2]
+    return [call for call in calls if call.half]
 
 
 def chosen_numbers(numbers: Iterable[int], limit: int) -> list[int]:

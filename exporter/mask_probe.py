@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter import far_calls
 from trianglemix.exporter.cutout import Array, CutError, CutRunError
+from trianglemix.exporter.documents import check_documents
 from trianglemix.exporter.probe import CallSizes
 from trianglemix.exporter.sites import AttentionSite, MaskClass
 
@@ -86,6 +87,7 @@ def measure_class(rows: MaskRows, context_length: int | None) -> MaskClass:
     check = _Check(rows, window)
     for call in sorted(calls, key=lambda call: call.total):
         check.agrees(call)
+    check_documents(rows.visible, far_calls.packed(window, seen_to, has_past=rows.has_past))
     return MaskClass(window, seen_to)
 
 

@@ -28,17 +28,34 @@ _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 @dataclass(frozen=True)
 class CallSizes:
-    """One call of a decoder: batch, new tokens, past tokens, pads on both sides of the last row."""
+    """One call of a decoder: batch, new tokens, past tokens, pads on both sides of the last row.
+
+    `segments`: what attention_mask holds in the first half of the tokens and in the second, as
+    documents packed into one row may be numbered; `restarts`: the second half counts its
+    positions from 0 again.
+    """
 
     batch: int
     length: int
     past: int
     pads: int = 0
     right_pads: int = 0
+    segments: tuple[int, int] = (1, 1)
+    restarts: bool = False
 
     @property
     def total(self) -> int:
         return self.past + self.length
+
+    @property
+    def half(self) -> int:
+        """Where the second half of the tokens begins."""
+        return self.total // 2
+
+    def positions(self) -> NDArray[np.int64]:
+        """`[S]`: of the new tokens."""
+        slots = np.arange(self.past, self.total)
+        return np.where(slots >= self.half, slots - self.half, slots) if self.restarts else slots
 
     def first_valid(self) -> NDArray[np.int32]:
         first = np.zeros(self.batch, np.int32)
@@ -93,14 +110,15 @@ class ProbeInputs:
     def _value_of(self, value: ir.Value, cut: CutOut, sizes: CallSizes) -> Array:
         roles = self._roles
         if value is roles.attention_mask:
-            mask = np.ones((sizes.batch, sizes.total))
+            mask = np.full((sizes.batch, sizes.total), sizes.segments[1])
+            mask[:, : sizes.half] = sizes.segments[0]
             mask[-1, : sizes.pads] = 0
             mask[-1, sizes.total - sizes.right_pads :] = 0
             return mask.astype(_numpy_dtype(value))
         if value is roles.input_ids:
             return self._ids(cut, sizes).astype(_numpy_dtype(value))
         if "position" in (value.name or "") and value.is_graph_input():
-            positions = np.arange(sizes.past, sizes.total).astype(_numpy_dtype(value))
+            positions = sizes.positions().astype(_numpy_dtype(value))
             return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
         if value in roles.caches:
             return _zeros(self._shape_of(value, sizes, sizes.past), np.dtype(np.float32))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trianglemix.custom_ops.library import library_path
 
 from tests.odd.decoder import PAST
-from tests.odd.masks import MASKS
+from tests.odd.masks import MASKS, SEGMENTS
 from tests.odd.odd_model import HEAD_SIZE, HIDDEN, VOCABULARY, OddModel
 
 Array = NDArray[Any]
@@ -62,6 +62,8 @@ def make_feeds(model: OddModel, call: Call, seed: int) -> dict[str, Array]:
     mask = np.ones((batch, total))
     mask[-1, : call.pads] = 0
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int64)[:, call.past :]
+    if model.mask in SEGMENTS:
+        mask[:, : total // 2] *= 2
     feeds = {
         "input_ids": ids.astype(model.ids_dtype),
         "attention_mask": mask.astype(model.mask_dtype),

@@ -219,6 +219,21 @@ def _row_table(g: GraphWriter, s: Slots) -> str:
     return str(g.op("Or", _less(g, s), all_seeing))
 
 
+def _segments(g: GraphWriter, s: Slots) -> str:
+    """Numbers of documents come in attention_mask."""
+    keys = g.unsqueeze(g.cast("attention_mask", "int64"), 1, 2)
+    rows = g.tail(keys, s.past, 3)
+    return str(g.op("Equal", g.op("Transpose", rows, perm=[0, 1, 3, 2]), keys))
+
+
+def _later_segments(g: GraphWriter, s: Slots) -> str:
+    """A document sees those before it, in the order of their numbers."""
+    keys = g.unsqueeze(g.cast("attention_mask", "float32"), 1, 2)
+    rows = g.tail(keys, s.past, 3)
+    apart = g.op("Sub", g.op("Transpose", rows, perm=[0, 1, 3, 2]), keys)
+    return str(g.op("Not", g.op("Greater", _real(g, -0.5), apart)))
+
+
 def _ids_type(g: GraphWriter) -> str:
     (ids,) = [x for x in g.inputs if x.name == "input_ids"]
     return "int32" if ids.type.tensor_type.elem_type == 6 else "int64"
@@ -252,4 +267,8 @@ MASKS: Final[dict[str, MaskKind]] = {
     "long_prompt": MaskKind("other", _long_prompt),
     "token_table": MaskKind("other", _token_table),
     "row_table": MaskKind("other", _row_table),
+    "segments": MaskKind("other", _segments),
+    "later_segments": MaskKind("other", _later_segments),
 }
+SEGMENTS: Final = ("segments", "later_segments")
+"""Kinds for which attention_mask numbers documents."""

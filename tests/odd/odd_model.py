@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from tests.odd.masks import BUFFER, MASKS, Family
+from tests.odd.masks import BUFFER, MASKS, SEGMENTS, Family
 from tests.odd.scales import SCALES
 
 HEADS: Final = 4
@@ -139,7 +139,7 @@ def draw_model(seed: int) -> OddModel:
     fancy = spelling in ("attention", "group_query")
     kv_heads = int(pick(2, 4, 1, chance=0.4))
     attribute = pick("none", *NODE_ATTRIBUTES.get(str(spelling), ()), chance=0.4)
-    return OddModel(
+    model = OddModel(
         seed=seed,
         mask=mask,
         size=size,
@@ -168,10 +168,23 @@ def draw_model(seed: int) -> OddModel:
         shapes=bool(random.random() < 0.5),
         shuffled=bool(random.random() < 0.25 * crowded),
     )
+    return _with_segments(random, model) if random.random() < 0.04 else model
+
+
+def _with_segments(random: np.random.Generator, model: OddModel) -> OddModel:
+    """A mask by numbers of documents: drawn last, so that no other seed's model changes."""
+    if model.spelling == "group_query":
+        return model
+    dtype = "int64" if model.mask_dtype == "bool" else model.mask_dtype
+    return replace(model, mask=SEGMENTS[random.integers(len(SEGMENTS))], mask_dtype=dtype)
 
 
 def _draw_mask(random: np.random.Generator, *, cached: bool) -> str:
-    kinds: Sequence[str] = [name for name, kind in MASKS.items() if cached <= (not kind.uncached)]
+    kinds: Sequence[str] = [
+        name
+        for name, kind in MASKS.items()
+        if cached <= (not kind.uncached) and name not in SEGMENTS
+    ]
     if random.random() < 0.2:
         return "causal"
     return str(kinds[random.integers(len(kinds))])
