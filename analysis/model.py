@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.evaluation.huggingface import fingerprint_of, require_torch, to_device
+from trianglemix.evaluation.huggingface import (
+    fingerprint_of,
+    load_causal_model,
+    require_torch,
+    to_device,
+)
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.tokenizer import Tokenizer
 
@@ -30,16 +35,16 @@ def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel
     Raises:
         AnalysisError: no causal language model there, or no tokenizer.json.
         MissingPackageError: torch or transformers is not installed.
+        WeightsError: the weights are not whole, or not those of the configuration.
     """
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is None:
         raise AnalysisError(f"{folder} has no tokenizer.json; give a Hugging Face model folder")
     require_torch()
     import torch
-    from transformers import AutoModelForCausalLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision))
+        model = load_causal_model(folder, getattr(torch, precision))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else repr(error)
         raise AnalysisError(f"{folder} holds no causal language model: {first}") from error

@@ -7,3 +7,7 @@ class TriangleMixError(Exception):
 
 class ConfigurationError(TriangleMixError, ValueError):
     """A parameter is out of its range."""
+
+
+class WeightsError(TriangleMixError):
+    """A Hugging Face folder whose weights are not whole, or not those of its configuration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.weight_files import check_loaded, check_weight_files
 from trianglemix.evaluation.model import Answer, reset_peak_memory
 from trianglemix.exporter.plan import Fingerprint
 from trianglemix.runtime.errors import MissingPackageError
@@ -18,6 +20,8 @@ from trianglemix.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,16 @@ class HuggingFaceModel:
         Raises:
             ConfigurationError: there is no tokenizer, or the layers do not fit.
             MissingPackageError: torch or transformers is not installed.
+            WeightsError: the weights are not whole, or not those of the configuration.
         """
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer is None:
             raise ConfigurationError(f"{folder} has no tokenizer.json, which the tasks need")
         require_torch()
-        from transformers import AutoModelForCausalLM
-
         self._counted = reset_peak_memory()
         self._tokenizer = tokenizer
         self._options = options
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype)
+        self.model = load_causal_model(folder, options.dtype)
         to_device(self.model, options.device)
         if options.device.startswith("cuda"):
             import torch
@@ -124,6 +127,23 @@ class HuggingFaceModel:
 
             return torch.cuda.max_memory_allocated() / 2**20
         return peak_resident_bytes() / 2**20 if self._counted else None
+
+
+def load_causal_model(folder: Path, dtype: Any) -> Any:
+    """The folder's model in transformers, every weight of it from the folder.
+
+    Raises:
+        WeightsError: the weights are not whole, or not those of the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_weight_files(folder)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    for warning in check_loaded(folder, model, found):
+        logger.warning("%s", warning)
+    return model
 
 
 def require_torch() -> None:

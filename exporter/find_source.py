@@ -18,12 +18,14 @@ _MOST_NAMES: Final = 12
 
 @dataclass(frozen=True)
 class Source:
-    """Where the model comes from; `notes` say what was chosen, where there was a choice."""
+    """Where the model comes from; `notes` say what was chosen, where there was a choice, and
+    `warnings` what a Hugging Face folder lacks or leaves over."""
 
     path: Path
     companions: Companions
     is_huggingface: bool
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def find_source(path: Path) -> Source:

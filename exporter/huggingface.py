@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from trianglemix.custom_ops.weight_files import check_weight_files, is_pointer
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.torch_refusals import refuse_moving_rope
 
@@ -40,12 +41,14 @@ class HuggingFaceOptions:
     """How to read the folder.
 
     `dtype` "auto" keeps the folder's. ONNX Runtime's CPU provider has no bfloat16 kernels: for
-    the CPU ask for float32. `stage` hears the name of each step before it starts. Without
-    `own_process` torch runs in this one, for many small models in a row.
+    the CPU ask for float32. `stage` hears the name of each step before it starts, `warn` what the
+    user shall know. Without `own_process` torch runs in this one, for many small models in a row,
+    and warnings go to the log.
     """
 
     dtype: Dtype = "auto"
     stage: Callable[[str], None] = lambda name: None
+    warn: Callable[[str], None] = _logger.warning
     own_process: bool = True
 
 
@@ -60,9 +63,11 @@ def export_huggingface(folder: Path, work: Path, options: HuggingFaceOptions) ->
     Raises:
         ExportError: torch or transformers is missing, or the folder cannot be read.
         RefusedError: the model computes something that the operator or a graph cannot.
+        WeightsError: the weights are not whole, or not those of the configuration.
     """
     config = _read_config(folder)
     _refuse_configuration(config)
+    check_weight_files(folder)
     _require_packages()
     work.mkdir(parents=True, exist_ok=True)
     path = work / MODEL_FILE
@@ -80,8 +85,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = "a Git LFS pointer" if path.is_file() and is_pointer(path) else error
         raise ExportError(
-            f"{path} cannot be read ({error}); give the folder of a transformers model"
+            f"{path} cannot be read ({reason}); give the folder of a transformers model"
         ) from error
     if not isinstance(config, dict):
         raise ExportError(f"{path} is not a configuration; give the folder of a transformers model")
@@ -161,7 +167,7 @@ def _follow(events: IO[str], options: HuggingFaceOptions) -> str:
         if "error" in event:
             raise ExportError(event["error"])
         if "warning" in event:
-            _logger.warning("%s", event["warning"])
+            options.warn(event["warning"])
         if "stage" in event:
             stage = event["stage"]
             options.stage(stage)

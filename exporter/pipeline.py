@@ -111,7 +111,8 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         check_no_square_left(graph.model.graph, graph.roles)
         manifest = describe(graph, found.choice, options, target)
         report = build_report(options, graph, found.sites, found.choice, manifest)
-        report = replace(report, warnings=(*report.warnings, *found.config.warnings))
+        warnings = (*found.source.warnings, *report.warnings, *found.config.warnings)
+        report = replace(report, warnings=warnings)
         report = replace(report, notes=(*report.notes, *found.notes))
         if target.offline is not None:
             report = as_offline(report, target.offline, graph, (manifest, options))

@@ -25,6 +25,7 @@ def prepare_source(
         ExportError: torch or transformers is missing, the folder cannot be read, or its type
             does not fit the chip.
         RefusedError: a model whose attention cannot be exported.
+        WeightsError: weights that are not whole, or not those of the configuration.
     """
     dtype = _dtype(source, options)
     if not source.is_huggingface:
@@ -33,8 +34,10 @@ def prepare_source(
 
     work = folder / WORK_FOLDER
     work.mkdir()
-    path = export_huggingface(source.path, work, HuggingFaceOptions(dtype=dtype, stage=stage))
-    return replace(source, path=path, is_huggingface=False)
+    warnings: list[str] = []
+    given = HuggingFaceOptions(dtype=dtype, stage=stage, warn=warnings.append)
+    path = export_huggingface(source.path, work, given)
+    return replace(source, path=path, is_huggingface=False, warnings=tuple(warnings))
 
 
 def _dtype(source: Source, options: ExportOptions) -> Dtype:

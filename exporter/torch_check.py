@@ -64,7 +64,8 @@ def compute_reference(model: Any) -> Reference:
     """One pass of transformers' own attention over the batch.
 
     Raises:
-        RefusedError: positions count otherwise than 0, 1, 2 ... from a row's first token.
+        RefusedError: positions count otherwise than 0, 1, 2 ... from a row's first token, or the
+            logits are no numbers.
     """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     count = torch.arange(len(_PADS) * _PROMPT).reshape(len(_PADS), _PROMPT)
@@ -76,6 +77,7 @@ def compute_reference(model: Any) -> Reference:
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).logits
         unpadded = model(input_ids=ids[:1], use_cache=False).logits
+    _refuse_not_finite(model, logits)
     dtype = str(model.dtype).removeprefix("torch.")
     name = type(model).__name__
     reference = Reference(ids, mask, positions, logits.float().numpy(), dtype, name)
@@ -86,6 +88,17 @@ def compute_reference(model: Any) -> Reference:
             "position_ids of the graph would be given; this model cannot be exported"
         )
     return reference
+
+
+def _refuse_not_finite(model: Any, logits: torch.Tensor) -> None:
+    if bool(torch.isfinite(logits).all()):
+        return
+    bad = [name for name, x in model.state_dict().items() if not bool(torch.isfinite(x).all())]
+    why = f"its weight {bad[0]} holds such" if bad else f"{model.dtype} overflows"
+    raise RefusedError(
+        f"{type(model).__name__} gives logits that are no finite numbers, in transformers already: "
+        f"{why}; give whole weights, or another type"
+    )
 
 
 def _shifts(config: Any) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch.onnx.errors import UnsupportedOperatorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.weight_files import check_loaded
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.torch_attention import TracedMask
 from trianglemix.exporter.torch_check import (
@@ -29,6 +30,7 @@ from trianglemix.exporter.torch_check import (
     check_written_file,
     compute_reference,
 )
+from trianglemix.exporter.torch_config import explained_loading, load_config
 from trianglemix.exporter.torch_graph import FlatModel, FrozenDecisionError, write_onnx
 from trianglemix.exporter.torch_refusals import (
     ONNX_ROUTE,
@@ -39,7 +41,7 @@ from trianglemix.exporter.torch_refusals import (
     unsupported_operator,
 )
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__spec__.name)  # __name__ is "__main__" in the worker's own process
 
 
 def export_model(folder: Path, path: Path, dtype: str, stage: Callable[[str], None]) -> None:
@@ -80,19 +82,25 @@ def export_model(folder: Path, path: Path, dtype: str, stage: Callable[[str], No
 
 def _load(folder: Path, dtype: str) -> Any:
     """The model with its own attention in plain operations, ready for `compute_reference`."""
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation="eager",
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if found["missing_keys"]:
-        names = sorted(found["missing_keys"])
-        raise ExportError(
-            f"{folder} lacks {len(names)} weights of its model, {names[0]} among them; "
-            "give a complete folder"
+    config = load_config(folder)
+    with explained_loading(folder):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name
+        )
+    for warning in check_loaded(folder, model, found):
+        _logger.warning("%s", warning)
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        _logger.warning(
+            "the folder brings code of its own for its model (auto_map), which is not run: "
+            "transformers' %s is exported in its place",
+            type(model).__name__,
         )
     if model.dtype == torch.float16:
         _refuse_overflow(model)

@@ -13,7 +13,8 @@ _REFUSING: Final = frozenset(
     {"RefusedError", "CutError", "CutRunError", "Refusal", "NotAttentionError",
      "FrozenDecisionError", "_MaskUsedError", "ExportError", "PlanError", "FolderError",
      "ProviderError", "PromptError", "FallbackError", "ExecutionError", "MissingPackageError",
-     "ManifestError", "LibraryNotFoundError", "FeedError", "ConfigurationError"}
+     "ManifestError", "LibraryNotFoundError", "FeedError", "ConfigurationError",
+     "WeightsError"}
 )  # fmt: skip
 _REASONS: Final = (
     "foreign_attention.py", "clues.py", "patterns/_carried.py", "patterns/_softmax_walk.py",

@@ -147,22 +147,6 @@ def test_configurations_that_cannot_be_exported_say_why(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_hidden_layers": 4}, "lacks 9 weights"),
-        ({"model_type": "no_such_model"}, "no_such_model"),
-    ],
-)
-def test_folders_that_cannot_be_loaded_say_why(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    folder = edited_folder(tmp_path, "llama", **changes)
-    with pytest.raises(ExportError, match=message) as caught:
-        export_here(folder, tmp_path / "work")
-    assert "\n" not in str(caught.value)
-
-
 def test_no_configuration_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"config\.json cannot be read"):
         export_huggingface(tmp_path, tmp_path, HuggingFaceOptions())
