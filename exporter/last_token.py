@@ -8,10 +8,10 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.exporter.decoder_tail import find_tail
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph_roles import GraphRoles
+from trianglemix.exporter.graph_roles import GraphRoles, rank
 from trianglemix.exporter.node_builder import NodeBuilder
 from trianglemix.exporter.triangle_node import TriangleNode
-from trianglemix.exporter.walk import is_op, needed_input
+from trianglemix.exporter.walk import is_op, needed_input, small_constant
 
 TAIL_SIZES: Final = "tail_sizes"
 _LOGITS_RANK: Final = 3
@@ -70,7 +70,7 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
         if logits.shape is not None and logits.shape[1] == 1:
             return ir.passes.PassResult(model, False)
         head = find_head(self._roles)
-        if head is None or is_op(head.node, "Gemm"):
+        if head is None or is_op(head.node, "Gemm") or not self._keeps_rows_apart(head):
             raise RefusedError(
                 "no product of hidden states [B, S, hidden] with a weight was found behind the "
                 "logits; leave --last-token-logits out"
@@ -99,6 +99,18 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
             logits.shape = ir.Shape([batch, 1, vocabulary])
         return ir.passes.PassResult(model, True)
 
+    def _keeps_rows_apart(self, head: LanguageModelHead) -> bool:
+        """Whether no Reshape between head and logits counts rows, as heads of flat rows need it."""
+        value: ir.Value | None = self._roles.logits
+        while value is not None:
+            node = value.producer()
+            if node is None or node is head.node:
+                return True
+            if is_op(node, "Reshape") and not _copies_rows(node, head.hidden):
+                return False
+            value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
+        return True
+
     def _row_index(self, model: ir.Model, build: NodeBuilder, rows: ir.Value) -> ir.Value:
         """`row_end - 1 - start - (S - R)`, from 0 to `R - 1`; `start = max(0, seqlens_k + 1 - S)`.
 
@@ -116,6 +128,14 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
         most = build.op("Sub", given, build.ints(1))
         index = build.op("Sub", build.op("Sub", past_last, before), build.ints(1))
         return build.op("Max", build.op("Min", index, most), build.ints(0))
+
+
+def _copies_rows(reshape: ir.Node, hidden: ir.Value) -> bool:
+    """Whether hidden states `[B, S, width]` lead to a Reshape that takes `S` as it comes."""
+    wanted = small_constant(needed_input(reshape, 1))
+    if wanted is None or rank(hidden) != _LOGITS_RANK:
+        return False
+    return wanted.size == _LOGITS_RANK and int(wanted.reshape(-1)[1]) in (0, -1)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -124,3 +124,30 @@ def test_logits_without_rows_are_refused(tmp_path: Path) -> None:
     path = Interface({}, transposed_logits).write(tmp_path / "source" / "model.onnx")
     with pytest.raises(RefusedError, match="leave --last-token-logits out"):
         export_to(path, tmp_path / "last", layers=(1,), last_token_logits=True)
+
+
+def test_a_head_of_flat_rows_is_refused(tmp_path: Path) -> None:
+    """Its Reshape counts all the rows of the prompt again, and there would be one."""
+    example = PATTERN.example()
+    graph = example.model.graph
+    head = graph.outputs[0].producer()
+    assert head is not None
+    (hidden, weight), ids = head.inputs, next(x for x in graph.inputs if x.name == "input_ids")
+    assert hidden is not None
+    assert weight is not None
+    assert weight.const_value is not None
+    width, vocabulary = (int(size) for size in weight.const_value.shape.numpy())
+    before, after = NodeBuilder(graph, "flat"), NodeBuilder(graph, "rows")
+    head.replace_input_with(0, before.op("Reshape", hidden, before.ints(-1, width)))
+    sizes = after.op("Concat", after.op("Shape", ids), after.ints(vocabulary), axis=0)
+    logits = after.op("Reshape", head.outputs[0], sizes)
+    graph.insert_before(head, before.nodes)
+    graph.insert_after(head, after.nodes)
+    logits.type, logits.shape = graph.outputs[0].type, graph.outputs[0].shape
+    head.outputs[0].name, logits.name = "flat_logits", "logits"
+    head.outputs[0].shape = None
+    graph.outputs[0] = logits
+    path = save_example(example.model, tmp_path / "source")
+    export_to(path, tmp_path / "all", layers=(1,))
+    with pytest.raises(RefusedError, match="leave --last-token-logits out"):
+        export_to(path, tmp_path / "last", layers=(1,), last_token_logits=True)
