@@ -39,7 +39,8 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
     Returns the sliding windows of those layers that have one.
 
     Raises:
-        UnsupportedModelError: a layer never calls the interface, or its attention is another one.
+        UnsupportedModelError: a layer never calls the interface, its attention is another one, or
+            the model has no weights yet.
     """
     name = type(model).__name__
     any_model: Any = model
@@ -48,6 +49,7 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
             f"{name} is an encoder-decoder model, but the pattern is defined for decoders whose "
             "prompt goes through causal attention"
         )
+    _refuse_without_data(model)
     calls = _observe(model)
     count = int(text_config(model).num_hidden_layers)
     if calls.modules and max(calls.modules) >= count:
@@ -150,15 +152,27 @@ class _Calls:
         return ours.to(query.dtype), None
 
 
+def _refuse_without_data(model: nn.Module) -> None:
+    """Weights on the meta device have none, unless accelerate brings them along in each call."""
+    empty = next((name for name, x in model.named_parameters() if x.is_meta), None)
+    if empty is not None and getattr(model, "hf_device_map", None) is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no weights yet ({empty} is on the meta device), so its "
+            "attention cannot be looked at; load them first (from_pretrained, or load_state_dict "
+            "with assign=True), then patch"
+        )
+
+
 def _observe(model: nn.Module) -> _Calls:
     calls = _Calls()
     any_model: Any = model
     embed = any_model.get_input_embeddings()
     weight = embed.weight
+    device = torch.device("cpu") if weight.is_meta else weight.device
     B = len(_PADS)
-    ids = torch.arange(B * _TOKENS, device=weight.device).reshape(B, _TOKENS)
+    ids = torch.arange(B * _TOKENS, device=device).reshape(B, _TOKENS)
     ids = 3 + ids * 7 % max(1, weight.shape[0] - 3)
-    mask = torch.arange(_TOKENS, device=weight.device)[None] >= ids.new_tensor(_PADS)[:, None]
+    mask = torch.arange(_TOKENS, device=device)[None] >= ids.new_tensor(_PADS)[:, None]
     with _calling(model, calls.attend), torch.no_grad():
         try:
             any_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)

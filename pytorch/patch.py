@@ -37,7 +37,8 @@ def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
     layer runs in O(N) memory. `model.generate` works as before, with `prefill_chunk_size` too.
     Chunks fed by hand need `prompt_length(...)` around them. The choice is kept in
     `model.config.trianglemix`, so a saved model can be loaded again with
-    `attn_implementation="trianglemix"`. Returns the model.
+    `attn_implementation="trianglemix"`; without it, it is the dense model. A pickled model stays
+    patched. Returns the model.
 
     Raises:
         ConfigurationError: the configuration names no layers, or layers the model has not.
@@ -108,12 +109,20 @@ def _check_layers(name: str, text: Any, layers: tuple[int, ...]) -> None:
 class _Generate:
     """`generate` that knows where the prompt ends, which a chunk of it cannot know.
 
-    An object, no closure: in a copy of the model it holds the copy's own `generate`.
+    An object, no closure: in a copy of the model it holds the copy's own `generate`. What
+    `update_wrapper` puts there cannot be pickled, so it is made again in a model that was.
     """
 
     def __init__(self, generate: Callable[..., Any]) -> None:
         self._generate = generate
         update_wrapper(self, generate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"generate": self._generate}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register()  # the process that loads a model may not know its attention yet
+        self.__init__(state["generate"])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` itself, with the prompt's length."""

@@ -164,6 +164,30 @@ def test_large_scores_in_half_precision_are_no_other_kind_of_attention(dtype: to
     assert bool(torch.isfinite(logits(model)).all())
 
 
+def test_a_model_without_weights_says_what_to_do() -> None:
+    with torch.device("meta"):
+        model = tiny("llama", **LLAMA_LIKE)
+    with pytest.raises(UnsupportedModelError, match=r"embed_tokens.* load them first"):
+        patch(model, CONFIG)
+    model = tiny("llama", **LLAMA_LIKE)
+    model.model.layers[1].mlp.to("meta")
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp.* is on the meta device"):
+        patch(model, CONFIG)
+
+
+def test_weights_that_each_call_brings_along_are_no_missing_ones(tmp_path: Any) -> None:
+    """accelerate keeps them elsewhere, and the parameters on the meta device."""
+    tiny("llama", **LLAMA_LIKE).save_pretrained(tmp_path)
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.1", "lm_head"), "disk")
+    places |= dict.fromkeys(("model.layers.0", "model.norm", "model.rotary_emb"), "cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "disk"
+    )
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.get_input_embeddings().weight.is_meta
+    torch.testing.assert_close(logits(patch(model, CONFIG)), logits(patch(whole, CONFIG)))
+
+
 def test_two_stacks_with_the_same_numbers_are_refused() -> None:
     model = tiny("llama", **LLAMA_LIKE)
     model.model.layers[0].self_attn.layer_idx = 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,43 @@ def test_a_copy_generates_with_its_own_weights() -> None:
     assert new != old
     assert other.generate(ids, **given)[0, -1] == new
     assert model.generate(ids, **given)[0, -1] == old  # type: ignore[operator]
+
+
+_LOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+kind, path = sys.argv[1:]
+if kind == "pickle":
+    model = torch.load(path, weights_only=False)
+else:
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+ids = torch.arange(120)[None]
+logits, tokens = model(ids).logits[0, -1], model.generate(ids, max_new_tokens=2)
+print(json.dumps([logits.tolist(), tokens.tolist()]))
+"""
+
+
+def in_a_new_process(kind: str, path: Path, model: Any) -> float:
+    """How far a stored model's logits are off there; its tokens must be the model's."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, kind, str(path)], capture_output=True, text=True, check=True
+    )
+    logits, tokens = json.loads(done.stdout.splitlines()[-1])
+    ids = torch.arange(120)[None]
+    assert model.generate(ids, max_new_tokens=2).tolist() == tokens
+    with torch.no_grad():
+        expected = model(ids).logits[0, -1]
+    return float((torch.tensor(logits) - expected).abs().max())
+
+
+def test_a_pickled_model_stays_patched_and_a_saved_one_needs_nothing_of_ours(
+    tmp_path: Path,
+) -> None:
+    model = patch(_model("llama"), CONFIG)
+    torch.save(model, tmp_path / "model.pt")
+    assert in_a_new_process("pickle", tmp_path / "model.pt", model) < 1e-5
+    model.save_pretrained(tmp_path / "folder")  # type: ignore[operator]
+    assert in_a_new_process("folder", tmp_path / "folder", unpatch(model)) < 1e-5
 
 
 def test_a_model_without_a_head_is_patched_and_other_modules_are_refused() -> None:
