@@ -10,26 +10,11 @@ import torch
 from torch.onnx import symbolic_helper
 from transformers.cache_utils import DynamicLayer
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.attention_arguments import describe_arguments, unknown_arguments
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.torch_refusals import describe_arguments
 
 _NO_LAST_ROWS: Final = 2**31 - 1
 """prompt_length of an already windowed layer: no row is ever one of the dense last rows."""
-_HARMLESS: Final = {
-    "cache_position",
-    "is_causal",
-    "layer_idx",
-    "logits_to_keep",
-    "num_items_in_batch",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "position_embeddings",
-    "position_ids",
-    "return_dict",
-    "use_cache",
-}
-"""Arguments of an attention call that do not change its numbers here."""
 
 
 @torch.library.custom_op("trianglemix::triangle_attention", mutates_args=())
@@ -340,11 +325,7 @@ class AttentionTrace:
 def refuse_unknown(layer: int, module: Any, mask: Any, others: dict[str, Any]) -> None:
     """Raises RefusedError for arguments or a mask that change what the attention computes."""
     where = f"layer {layer} ({type(module).__name__})"
-    strange = sorted(
-        name
-        for name, x in others.items()
-        if name not in _HARMLESS and x is not None and x is not False
-    )
+    strange = unknown_arguments(others)
     if strange:
         raise RefusedError(
             f"{where} hands {describe_arguments(strange)} to its attention, which the operator "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from trianglemix.custom_ops.attention_arguments import uses_alibi
 from trianglemix.exporter.errors import RefusedError
 
 ONNX_ROUTE: Final = (
@@ -18,12 +19,6 @@ _EXPERTS_ROUTE: Final = (
 _ATTENTION_KINDS: Final = ("full_attention", "sliding_attention", "chunked_attention")
 _MOVING_ROPE: Final = ("dynamic", "longrope", "su")
 """RoPE whose frequencies depend on the prompt's length: a graph would freeze one of them."""
-_MEANINGS: Final = {
-    "s_aux": "attention sinks of the softmax",
-    "sinks": "attention sinks of the softmax",
-    "position_bias": "a bias by position",
-    "alibi": "a bias by position, ALiBi",
-}
 
 
 def refuse_moving_rope(kinds: Iterator[str]) -> None:
@@ -99,14 +94,6 @@ def refuse_experts(model: Any, reason: str) -> None:
             )
 
 
-def uses_alibi(config: Any) -> bool:
-    """Whether a configuration of transformers asks for ALiBi."""
-    inner = getattr(config, "attn_config", None)
-    return getattr(config, "model_type", None) == "bloom" or any(
-        bool(getattr(part, "alibi", False)) for part in (config, inner)
-    )
-
-
 def unsupported_operator(model: Any, error: Exception) -> RefusedError:
     """torch's exporter has no ONNX form for an operation of the model."""
     found = re.search(r"'([\w:]+)'", str(error))
@@ -116,11 +103,6 @@ def unsupported_operator(model: Any, error: Exception) -> RefusedError:
         f"{type(model).__name__} uses the operation {operation}{what}, for which torch's exporter "
         f"has no ONNX form; {ONNX_ROUTE}"
     )
-
-
-def describe_arguments(names: Sequence[str]) -> str:
-    """Arguments of an attention call, each with the technique it belongs to where known."""
-    return ", ".join(f"{n} ({_MEANINGS[n]})" if n in _MEANINGS else n for n in names)
 
 
 def named(layers: Sequence[int]) -> str:

@@ -11,27 +11,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
+from trianglemix.custom_ops.attention_arguments import describe_arguments, unknown_arguments
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.pytorch.layout import Rows, rows_of_padding
 
-_HARMLESS: Final = frozenset(
-    {
-        "cache_position",
-        "is_causal",
-        "layer_idx",
-        "logits_to_keep",
-        "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_embeddings",
-        "position_ids",
-        "return_dict",
-        "use_cache",
-    }
-)
-"""Arguments of an attention call that do not change its numbers."""
 _NO_LAST_ROW: Final = 2**40
 _UNDERSTOOD: Final = frozenset({"scaling", "softcap", "sliding_window"})
 _KNOWN_MASKS: Final = ("causal_mask_function", "sliding_window_overlay.<locals>.inner_mask")
@@ -99,35 +83,15 @@ def check_call(module: Any, mask: Any, dropout: float, given: dict[str, Any]) ->
             f"{name} asks for the mask {mask.unknown}, but the pattern is defined for plain causal "
             "attention only; use another attn_implementation for this input"
         )
-    strange = unknown_arguments(given)
+    strange = unknown_arguments(given, _UNDERSTOOD)
     if strange:
         raise UnsupportedModelError(
-            f"{name} hands {', '.join(map(describe_argument, strange))} to its attention, which "
+            f"{name} hands {describe_arguments(strange)} to its attention, which "
             "the pattern does not know"
         )
     if dropout:
         raise UnsupportedModelError(f"{name} asks for dropout; put the model into eval mode")
     return mask
-
-
-def unknown_arguments(given: dict[str, Any]) -> list[str]:
-    """Names of the arguments that may change what the attention means."""
-    known = _HARMLESS | _UNDERSTOOD
-    return sorted(
-        name for name, x in given.items() if name not in known and x is not None and x is not False
-    )
-
-
-def describe_argument(name: str) -> str:
-    """The argument with the technique it belongs to, where that is known."""
-    meanings = {
-        "s_aux": "attention sinks of the softmax",
-        "sinks": "attention sinks of the softmax",
-        "position_bias": "a bias by position",
-        "alibi": "a bias by position, ALiBi",
-        "cache": "a cache of its own",
-    }
-    return f"{name} ({meanings[name]})" if name in meanings else name
 
 
 def rows_in_buffer(

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
+from trianglemix.custom_ops.attention_arguments import uses_alibi
 from trianglemix.custom_ops.contract import DENSE_PATTERN
 from trianglemix.pytorch.attention_call import (
     UnsupportedModelError,
@@ -58,7 +59,7 @@ def check_attention(model: nn.Module, layers: Sequence[int]) -> dict[int, int]:
             f"counts {count} layers, so its layers cannot be chosen by number; {_ROUTE}"
         )
     missing = [layer for layer in layers if layer not in calls.modules]
-    if missing and _uses_alibi(any_model.config):
+    if missing and uses_alibi(any_model.config):
         raise UnsupportedModelError(
             f"{name} does not call transformers' attention interface: its attention is code of its "
             "own, with a bias by position (ALiBi), which the pattern does not know"
@@ -258,13 +259,6 @@ def _refuse_difference(module: Any, ours: Tensor, theirs: Tensor, rows: Rows) ->
             f"kind: causal attention on its queries and keys is off by {worst:.1e} of the largest "
             "value; this model's layers cannot be triangle layers"
         )
-
-
-def _uses_alibi(config: Any) -> bool:
-    inner = getattr(config, "attn_config", None)
-    return getattr(config, "model_type", None) == "bloom" or any(
-        bool(getattr(part, "alibi", False)) for part in (config, inner)
-    )
 
 
 def _named(layers: Sequence[int]) -> str:
