@@ -136,6 +136,8 @@ def why_unfed(value: GraphInput) -> str:
     shape = "" if value.shape is None else f" {_shape_text(value)}"
     if value.role == "inputs_embeds":
         return f"its input {value.name}{shape} wants embeddings, not tokens"
+    if value.role == "score_mask":
+        return f"its input {value.name}{shape} wants a mask for each row and key, not one of tokens"
     return f"nothing says what its input {value.name}{shape} {value.dtype} is to be given"
 
 
@@ -173,6 +175,14 @@ def _positions(value: GraphInput, call: Call) -> Array:
 
 def _types(value: GraphInput, call: Call) -> Array:
     return np.zeros(call.ids.shape)
+
+
+def _all_types(value: GraphInput, call: Call) -> Array:
+    return np.zeros(call.mask.shape)
+
+
+def _rows(value: GraphInput, call: Call) -> Array:
+    return np.arange(len(call.ids))
 
 
 def _slots(value: GraphInput, call: Call) -> Array:
@@ -220,11 +230,13 @@ _MAKERS: Final = {
     "attention_mask": _mask,
     "position_ids": _positions,
     "token_type_ids": _types,
+    "all_token_type_ids": _all_types,
     "cache_position": _slots,
     "num_logits_to_keep": _number_of_logits,
     "prompt_length": _prompt_end,
     "seqlens_k": _last_key,
     "total_length": _total,
     "past_length": _past,
+    "beam_idx": _rows,
     "use_cache_branch": _has_past,
 }

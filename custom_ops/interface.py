@@ -20,13 +20,16 @@ InputRole = Literal[
     "state",
     "prompt_length",
     "token_type_ids",
+    "all_token_type_ids",
     "cache_position",
     "num_logits_to_keep",
     "seqlens_k",
     "total_length",
     "past_length",
+    "beam_idx",
     "use_cache_branch",
     "inputs_embeds",
+    "score_mask",
     "optional",
     "unknown",
 ]
@@ -35,8 +38,10 @@ InputRole = Literal[
 `past_key` and `past_value` belong to a layer and grow by the call's tokens along `token_axis`;
 `past` grows likewise, but holds no single layer's keys or values; a `state` keeps its shape. These
 four are carried: one call's output is the next call's input. `seqlens_k` is each row's last key,
-`total_length` and `past_length` count tokens with and before the call. `optional` has a default,
-which is used. `unknown` is anything else, which only the graph's own users can feed.
+`total_length` and `past_length` count tokens with and before the call, `all_token_type_ids` are
+those of both. `beam_idx` says which row goes on as which: each as itself. A `score_mask` hides keys
+for each row by itself, as only the graph's users know. `optional` has a default, which is used.
+`unknown` is anything else, which only the graph's own users can feed.
 """
 OutputRole = Literal[
     "logits", "present_key", "present_value", "present", "state", "hidden_states", "other"
@@ -48,7 +53,7 @@ _OF_TOKENS: Final[tuple[InputRole, ...]] = (
     "cache_position",
     "token_type_ids",
 )
-UNFED: Final[tuple[InputRole, ...]] = ("inputs_embeds", "unknown")
+UNFED: Final[tuple[InputRole, ...]] = ("inputs_embeds", "score_mask", "unknown")
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def fixed_past(inputs: Iterable[GraphInput]) -> int | None:
 
 def fixed_total(inputs: Iterable[GraphInput]) -> int | None:
     """The length that every attention mask must have; None where any will do."""
-    for value in with_role(inputs, "attention_mask"):
+    for value in with_role(inputs, "attention_mask", "all_token_type_ids"):
         size = _size(value, -1)
         if isinstance(size, int):
             return size

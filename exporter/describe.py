@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import has_cache, with_role
+from trianglemix.custom_ops.interface import GraphInput, has_cache, with_role
 from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.exporter.cache_ports import CachePort
 from trianglemix.exporter.graph_interface import GraphInterface, read_interface
@@ -28,7 +29,10 @@ _DTYPES: Final = {
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """What the manifest needs to know besides the choice of layers."""
+    """What the manifest needs to know besides the choice of layers.
+
+    `kinds`: what each input of the source was there.
+    """
 
     model: ir.Model
     roles: GraphRoles
@@ -37,13 +41,14 @@ class ExportedGraph:
     caches: tuple[LayerCache, ...]
     shared_cache: bool
     context_length: int | None
+    kinds: Mapping[str, GraphInput]
 
 
 def describe(graph: ExportedGraph, choice: LayerChoice, options: ExportOptions,
              target: Target) -> Manifest:  # fmt: skip
     """The manifest of a finished graph."""
     roles = graph.roles
-    interface = read_interface(graph.model.graph, roles, graph.ports)
+    interface = read_interface(graph.model.graph, roles, graph.ports, graph.kinds)
     names = {value.role: value.name for value in interface.inputs}
     obstacle = why_not_run(interface)
     padding = takes_left_padding(graph.model, interface, target, dense=options.dense)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import GraphInput, GraphOutput, InputRole, Shape, fixed_length
+from trianglemix.custom_ops.interface import GraphInput, GraphOutput, InputRole, Shape
 from trianglemix.exporter.cache_ports import CachePort
-from trianglemix.exporter.graph_roles import FLOATS, GraphRoles, rank
-from trianglemix.exporter.lengths import PROMPT_LENGTH
+from trianglemix.exporter.graph_roles import FLOATS, GraphRoles
+from trianglemix.exporter.input_kinds import classify, dtype_name, shape_of
 
-_INTEGERS: Final = (ir.DataType.INT64, ir.DataType.INT32)
 _CACHE_WORDS: Final = re.compile(
     r"past_key_values?|present_key_values?|key_values?|past|present|cache|new|next|updated|out(put)?|in(put)?"
 )
 _MIN_STATE_RANK: Final = 2
-_SECTIONED: Final = 3  # rank of position ids [3, B, S]
 
 
 @dataclass(frozen=True)
@@ -29,34 +27,29 @@ class GraphInterface:
     outputs: tuple[GraphOutput, ...]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Inputs that are known by their names: the types and the ranks that they may have."""
-
-    role: InputRole
-    names: tuple[str, ...]
-    types: tuple[ir.DataType, ...] = _INTEGERS
-    ranks: tuple[int, ...] = (0, 1)
-
-
-_BY_NAME: Final = (
-    _Kind("token_type_ids", ("token_type_ids", "mm_token_type_ids"), ranks=(2,)),
-    _Kind("cache_position", ("cache_position", "cache_positions"), ranks=(1,)),
-    _Kind("num_logits_to_keep", ("num_logits_to_keep", "logits_to_keep")),
-    _Kind("seqlens_k", ("seqlens_k",), ranks=(1, 2)),
-    _Kind("total_length", ("total_sequence_length", "total_seq_len", "total_length")),
-    _Kind("past_length", ("past_sequence_length", "past_seq_len", "past_length")),
-    _Kind("use_cache_branch", ("use_cache_branch",), (ir.DataType.BOOL,)),
-    _Kind("inputs_embeds", ("inputs_embeds", "input_embeds"), FLOATS, (3,)),
-)
+def input_kinds(graph: ir.Graph, roles: GraphRoles) -> dict[str, GraphInput]:
+    """Every input as if it were no cache, by name."""
+    return {str(value.name): classify(value, graph, roles) for value in graph.inputs}
 
 
 def read_interface(
-    graph: ir.Graph, roles: GraphRoles, ports: Sequence[CachePort]
+    graph: ir.Graph,
+    roles: GraphRoles,
+    ports: Sequence[CachePort],
+    kinds: Mapping[str, GraphInput] | None = None,
 ) -> GraphInterface:
-    """The table of a graph; `ports` say which of its inputs and outputs are layers' caches."""
+    """The table of a graph; `ports` say which of its inputs and outputs are layers' caches.
+
+    `kinds`: what its inputs were in the source, where masks and rotations still told it.
+    """
     by_input = {port.input: port for port in ports}
-    inputs = [_input(value, graph, roles, by_input.get(str(value.name))) for value in graph.inputs]
+    found = {**input_kinds(graph, roles), **(kinds or {})}
+    inputs = []
+    for value in graph.inputs:
+        name = str(value.name)
+        port = by_input.get(name)
+        basis = replace(found[name], shape=shape_of(value))
+        inputs.append(basis if port is None else _cached(basis, port))
     outputs = [_output(value, roles) for value in graph.outputs]
     taken = {value.carried_from for value in inputs}
     states = [value for value in inputs if _may_be_carried(value)]
@@ -66,59 +59,18 @@ def read_interface(
     return GraphInterface(tuple(inputs), tuple(_named(outputs, inputs)))
 
 
-def _input(
-    value: ir.Value, graph: ir.Graph, roles: GraphRoles, port: CachePort | None
-) -> GraphInput:
-    name = str(value.name)
-    basis = GraphInput(name, "unknown", _dtype(value), _shape(value))
-    if port is not None:
-        return replace(
-            basis,
-            role="past_key" if port.is_key else "past_value",
-            layer=port.layer,
-            shape=_cache_shape(basis.shape, port),
-            token_axis=port.token_axis,
-            carried_from=port.output,
-            permutation=port.permutation,
-            appends=port.appends,
-        )
-    if value is roles.input_ids:
-        return replace(basis, role="input_ids", token_axis=1)
-    if value is roles.attention_mask:
-        return replace(basis, role="attention_mask", token_axis=1)
-    if name == PROMPT_LENGTH:
-        return replace(basis, role="prompt_length")
-    exact = any(x.name == "position_ids" for x in graph.inputs)  # others are an encoder's
-    named = name == "position_ids" if exact else "position_ids" in name
-    if value is roles.position_ids or (named and value.dtype in _INTEGERS):
-        return _positions(basis)
-    for kind in _BY_NAME:
-        fits = value.dtype in kind.types and rank(value) in (None, *kind.ranks)
-        if name in kind.names and fits:
-            known = _by_name(basis, kind.role)
-            if name not in graph.initializers or fixed_length((known,)) is None:
-                return known
-    if name in graph.initializers:  # also where its default fits, but not the tokens of a call
-        return replace(basis, role="optional", batch_axis=None)
-    return basis
-
-
-def _positions(basis: GraphInput) -> GraphInput:
-    """`[B, S]`, `[S]`, or `[sections, B, S]` whose sections are alike where all tokens are text."""
-    axes = 2 if basis.shape is None else len(basis.shape)
-    if axes == 1:
-        return replace(basis, role="position_ids", batch_axis=None, token_axis=0)
-    if axes == _SECTIONED and basis.shape is not None and isinstance(basis.shape[0], int):
-        return replace(basis, role="position_ids", batch_axis=1, token_axis=2)
-    return replace(basis, role="position_ids", token_axis=1) if axes == 2 else basis
-
-
-def _by_name(basis: GraphInput, role: InputRole) -> GraphInput:
-    if role == "cache_position":
-        return replace(basis, role=role, batch_axis=None, token_axis=0)
-    if role in ("token_type_ids", "inputs_embeds"):
-        return replace(basis, role=role, token_axis=1)
-    return replace(basis, role=role, batch_axis=0 if role == "seqlens_k" else None)
+def _cached(basis: GraphInput, port: CachePort) -> GraphInput:
+    return replace(
+        basis,
+        role="past_key" if port.is_key else "past_value",
+        layer=port.layer,
+        shape=_cache_shape(basis.shape, port),
+        batch_axis=0,
+        token_axis=port.token_axis,
+        carried_from=port.output,
+        permutation=port.permutation,
+        appends=port.appends,
+    )
 
 
 def _cache_shape(shape: Shape | None, port: CachePort) -> Shape | None:
@@ -132,12 +84,12 @@ def _cache_shape(shape: Shape | None, port: CachePort) -> Shape | None:
 
 
 def _output(value: ir.Value, roles: GraphRoles) -> GraphOutput:
-    shape = _shape(value)
+    shape = shape_of(value)
     if value is roles.logits:
-        return GraphOutput(str(value.name), "logits", _dtype(value), shape)
+        return GraphOutput(str(value.name), "logits", dtype_name(value), shape)
     name = str(value.name)
     hidden = "hidden_state" in name and value.dtype in FLOATS
-    return GraphOutput(name, "hidden_states" if hidden else "other", _dtype(value), shape)
+    return GraphOutput(name, "hidden_states" if hidden else "other", dtype_name(value), shape)
 
 
 def _may_be_carried(value: GraphInput) -> bool:
@@ -244,16 +196,3 @@ def _sources(graph: ir.Graph, names: Iterable[str]) -> dict[str, set[str]]:
                 stack += [x for x in node.inputs if x is not None] if node is not None else []
             found[str(output.name)] = {str(x.name) for x in seen if x.is_graph_input()}
     return found
-
-
-def _dtype(value: ir.Value) -> str:
-    return "unknown" if value.dtype is None else str(value.dtype.numpy().name)
-
-
-def _shape(value: ir.Value) -> Shape | None:
-    if value.shape is None:
-        return None
-    return tuple(
-        size if isinstance(size, int) else (None if size.value is None else str(size.value))
-        for size in value.shape
-    )

@@ -24,6 +24,7 @@ from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.find_source import Source, find_source
 from trianglemix.exporter.foreign_attention import roles_of, state_layers
 from trianglemix.exporter.genai_folder import write_genai_config, write_stop_tokens
+from trianglemix.exporter.graph_interface import input_kinds
 from trianglemix.exporter.graph_roles import GraphRoles
 from trianglemix.exporter.insert import (
     InsertTriangleAttentionPass,
@@ -162,6 +163,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     """Insert, keep the last logits, free the cache's length, lower."""
     model, roles, sites = found.model, found.roles, found.sites.found
     ports = find_ports(model.graph, sites)  # before anything is renamed
+    kinds = input_kinds(model.graph, roles)
     caches = layer_caches(sites, ports)
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
     insert = InsertTriangleAttentionPass(sites, roles, patterns)
@@ -174,7 +176,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     DropUnusedPass()(model)
     context_length = bounded_context(found.config.context_length, sites)
     shared = can_share_cache(model)
-    return ExportedGraph(model, roles, len(sites), ports, caches, shared, context_length)
+    return ExportedGraph(model, roles, len(sites), ports, caches, shared, context_length, kinds)
 
 
 def _write(

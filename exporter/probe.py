@@ -15,15 +15,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
+from trianglemix.custom_ops.feeds import Call as FedCall
+from trianglemix.custom_ops.feeds import call_feeds
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 from trianglemix.exporter.cutout import Array, CutError, CutOut
-from trianglemix.exporter.graph_roles import GraphRoles, rank
+from trianglemix.exporter.graph_roles import GraphRoles, is_score_mask
+from trianglemix.exporter.input_kinds import classify
 from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
 
 TOLERANCE: Final = 1e-4
 _SMALL_VOCABULARY: Final = 1000
 _MAX_ELEMENTS: Final = 1 << 24  # of a value of which only the shape is asked
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_COUNTED: Final = ("position_ids", "cache_position", "past_length", "total_length", "beam_idx")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class ProbeInputs:
 
     def __init__(self, context: MatchContext, seed: int = 0) -> None:
         self._roles = context.roles
+        self._graph = context.graph
         self._random = np.random.default_rng(seed)
 
     def normal(self, *shape: int) -> Array:
@@ -117,14 +122,32 @@ class ProbeInputs:
             return mask.astype(_numpy_dtype(value))
         if value is roles.input_ids:
             return self._ids(cut, sizes).astype(_numpy_dtype(value))
-        if "position" in (value.name or "") and value.is_graph_input():
-            positions = sizes.positions().astype(_numpy_dtype(value))
-            return positions if rank(value) == 1 else np.tile(positions, (sizes.batch, 1))
+        counted = self._counted(value, sizes)
+        if counted is not None:
+            return counted
         if value in roles.caches:
             return _zeros(self._shape_of(value, sizes, sizes.past), np.dtype(np.float32))
         if value in cut.shape_only:
             return _zeros(self._shape_of(value, sizes, sizes.length), _numpy_dtype(value))
+        if is_score_mask(value):
+            raise CutError(
+                f"what it hides is told from outside, for each row and key, by {value.name} "
+                f"{value.shape}: it may be anything; export with attention_mask [batch, length] "
+                "alone"
+            )
         raise CutError(f"its mask depends on {value.name}, whose meaning is not known")
+
+    def _counted(self, value: ir.Value, sizes: CallSizes) -> Array | None:
+        """The value of an input that only counts tokens or rows; None for any other."""
+        if not value.is_graph_input():
+            return None
+        known = classify(value, self._graph, self._roles)
+        if known.role not in _COUNTED:
+            return None
+        ids = np.zeros((sizes.batch, sizes.length), np.int64)
+        mask = np.ones((sizes.batch, sizes.total))
+        positions = np.tile(sizes.positions(), (sizes.batch, 1))
+        return call_feeds([known], FedCall(ids, mask, positions))[known.name]
 
     def _ids(self, cut: CutOut, sizes: CallSizes) -> Array:
         """Random tokens; every second one is a number that stands in the piece, or nearly is."""

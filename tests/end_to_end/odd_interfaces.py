@@ -66,8 +66,10 @@ class Interface:
         feeds["input_ids"] = np.array([text]).astype(self.model.ids_dtype)
         feeds |= self.feeds(len(text))
         feeds |= {new: feeds[old] for old, new in OTHER_NAMES.items() if old in feeds}
+        feeds |= {"m": feeds["position_ids"]} if "position_ids" in feeds else {}
         used = {name: array for name, array in feeds.items() if name in names}
-        (logits,) = session.run(["logits"], used)
+        (name,) = [x.name for x in session.get_outputs() if x.name in ("logits", "scores")]
+        (logits,) = session.run([name], used)
         return np.asarray(logits).reshape(-1, VOCABULARY)[-1]
 
 
@@ -204,6 +206,117 @@ def other_names(proto: onnx.ModelProto) -> None:
     for old, new in OTHER_NAMES.items():
         _rename(proto, old, new)
         next(value for value in proto.graph.input if value.name == old).name = new
+
+
+def other_names_throughout(proto: onnx.ModelProto) -> None:
+    """Of the logits as well."""
+    other_names(proto)
+    _rename(proto, "logits", "scores")
+    next(value for value in proto.graph.output if value.name == "logits").name = "scores"
+
+
+def positions_of_another_name(proto: onnx.ModelProto) -> None:
+    """What turns the rotation is called after nothing."""
+    _rename(proto, "position_ids", "m")
+    next(value for value in proto.graph.input if value.name == "position_ids").name = "m"
+
+
+def token_types_of_all(proto: onnx.ModelProto) -> None:
+    """As long as attention_mask; the last of them are the new tokens'."""
+    for value in proto.graph.input:
+        if value.name == "token_type_ids":
+            value.type.tensor_type.shape.dim[1].dim_param = "total"
+    _rename(proto, "token_type_ids", "types/new")
+    for name, number in (("from", 0), ("along", 1), ("zero", 0)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([number]), f"types/{name}"))
+    before = [
+        helper.make_node("Shape", ["input_ids"], ["types/length"], start=1, end=2),
+        helper.make_node("Sub", ["types/zero", "types/length"], ["types/start"]),
+        helper.make_node("Shape", ["token_type_ids"], ["types/end"], start=1, end=2),
+        helper.make_node(
+            "Slice", ["token_type_ids", "types/start", "types/end", "types/along"], ["types/new"]
+        ),
+    ]
+    for node in reversed(before):
+        proto.graph.node.insert(0, node)
+
+
+def token_types_of_open_length(proto: onnx.ModelProto) -> None:
+    """The same, and the file does not say how long they are."""
+    token_types_of_all(proto)
+    for value in proto.graph.input:
+        if value.name == "token_type_ids":
+            value.type.tensor_type.shape.dim[1].Clear()
+
+
+def reordered_rows(proto: onnx.ModelProto) -> None:
+    """`beam_idx` says which row of each past goes on as which."""
+    proto.graph.input.append(
+        helper.make_tensor_value_info("beam_idx", TensorProto.INT32, ["batch"])
+    )
+    for node in _appends(proto):
+        past, chosen = node.input[0], f"{node.input[0]}/chosen"
+        node.input[0] = chosen
+        at = list(proto.graph.node).index(node)
+        proto.graph.node.insert(
+            at, helper.make_node("Gather", [past, "beam_idx"], [chosen], axis=0)
+        )
+
+
+def start_position(proto: onnx.ModelProto) -> None:
+    """Positions, and the mask's rows, are counted on from `start_pos`."""
+    _counted_from(proto, "start_pos", [])
+
+
+def offset_of_positions(proto: onnx.ModelProto) -> None:
+    """The same by a name that tells less, as `[1]`."""
+    _counted_from(proto, "offset", [1])
+
+
+def _counted_from(proto: onnx.ModelProto, name: str, shape: list[int]) -> None:
+    """The first number of every Range over the new tokens comes from outside."""
+    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+    (rows,) = [x for x in proto.graph.node if x.op_type == "Range" and _is_made(proto, x.input[0])]
+    length, start, scalar = f"{name}/length", f"{name}/new", f"{name}/scalar"
+    at = list(proto.graph.node).index(rows)
+    zero, one = (numpy_helper.from_array(np.array(x), f"{name}/{x}") for x in (0, 1))
+    proto.graph.initializer.extend([zero, one])
+    nodes = [
+        helper.make_node("Shape", ["input_ids"], [f"{length}/1"], start=1, end=2),
+        helper.make_node("Squeeze", [f"{length}/1"], [length]),
+        helper.make_node("Range", [zero.name, length, one.name], [start]),
+        helper.make_node("Squeeze" if shape else "Identity", [name], [scalar]),
+        helper.make_node("Add", [start, scalar], [rows.output[0]]),
+    ]
+    proto.graph.node.remove(rows)
+    for node in reversed(nodes):
+        proto.graph.node.insert(at, node)
+
+
+def _is_made(proto: onnx.ModelProto, name: str) -> bool:
+    return any(name in node.output for node in proto.graph.node)
+
+
+def a_mask_for_each_row(proto: onnx.ModelProto) -> None:
+    """`attention_mask_4d` is added to all scores."""
+    _add_whole_mask(proto)
+    for node in [x for x in proto.graph.node if x.op_type == "Softmax"]:
+        at = list(proto.graph.node).index(node)
+        scores, added = node.input[0], f"{node.input[0]}/added"
+        node.input[0] = added
+        proto.graph.node.insert(at, helper.make_node("Add", [scores, "attention_mask_4d"], [added]))
+
+
+def a_mask_for_each_row_unused(proto: onnx.ModelProto) -> None:
+    """`attention_mask_4d` stands among the inputs alone."""
+    _add_whole_mask(proto)
+
+
+def _add_whole_mask(proto: onnx.ModelProto) -> None:
+    shape = ["batch", 1, "length", "total"]
+    proto.graph.input.append(
+        helper.make_tensor_value_info("attention_mask_4d", TensorProto.FLOAT, shape)
+    )
 
 
 def transposed_logits(proto: onnx.ModelProto) -> None:

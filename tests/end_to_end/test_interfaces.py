@@ -65,6 +65,27 @@ INTERFACES: Final[dict[str, Interface]] = {
     "cache position": Interface({"extra": "cache_position"}),
     "router first": Interface({"extra": "router_first"}),
     "other names": Interface({}, odd.other_names),
+    "other names throughout": Interface({}, odd.other_names_throughout),
+    "positions of another name": Interface({}, odd.positions_of_another_name),
+    "positions of another name [S]": Interface(
+        {"positions": "rank1"}, odd.positions_of_another_name
+    ),
+    "positions of another name [3, B, S]": Interface(
+        {"positions": "rank3"}, odd.positions_of_another_name
+    ),
+    "token types of all tokens": Interface({"extra": "token_types"}, odd.token_types_of_all),
+    "token types of an open length": Interface(
+        {"extra": "token_types"}, odd.token_types_of_open_length
+    ),
+    "rows reordered": Interface(
+        {}, odd.reordered_rows, lambda length: {"beam_idx": np.array([0], np.int32)}
+    ),
+    "start position": Interface(
+        {"positions": "slots"}, odd.start_position, lambda length: {"start_pos": np.array(0)}
+    ),
+    "offset": Interface(
+        {"positions": "slots"}, odd.offset_of_positions, lambda length: {"offset": np.array([0])}
+    ),
     "logits [B, V]": Interface({}, odd.logits_of_one_row),
     "last row": Interface({"extra": "last_row"}),
     "one token a call": Interface({}, odd.one_token_a_call),
@@ -233,6 +254,7 @@ def test_a_cache_of_limited_length_is_a_limit(tmp_path: Path) -> None:
     ("interface", "reason"),
     [
         (Interface({}, odd.an_input_that_nobody_knows), r"input gain \[\] float32"),
+        (Interface({}, odd.a_mask_for_each_row_unused), "attention_mask_4d .* a mask for each row"),
         (Interface({"batch": 2}), "its batch is fixed at 2"),
         (Interface({}, odd.all_sizes_fixed), "its number of new tokens is fixed at 16"),
         (Interface({}, odd.transposed_logits), r"logits \[batch,83,length\] is not \[batch, leng"),

@@ -18,6 +18,7 @@ from trianglemix.exporter.patterns._example import (
 )
 from trianglemix.exporter.sites import Example
 
+from tests.end_to_end.odd_interfaces import Interface, a_mask_for_each_row
 from tests.exporter import odd_models
 from tests.exporter.exports import export_to, save_example
 
@@ -39,6 +40,12 @@ def test_bidirectional_attention(tmp_path: Path) -> None:
 def test_padding_that_is_not_hidden(tmp_path: Path) -> None:
     """A causal mask that leaves attention_mask's zeros aside."""
     assert "its mask shows padding" in _refusal(odd_models.unpadded(), tmp_path)
+
+
+def test_a_mask_for_each_row_from_outside(tmp_path: Path) -> None:
+    path = Interface({}, a_mask_for_each_row).write(tmp_path / "model.onnx")
+    with pytest.raises(RefusedError, match=r"told from outside, .* by attention_mask_4d"):
+        export_to(path, tmp_path / "out", layers=(1,))
 
 
 def test_values_scaled_inside(tmp_path: Path) -> None:
