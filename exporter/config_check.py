@@ -7,7 +7,7 @@ model, and who has the configuration beside it should hear so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from trianglemix.exporter.model_config import (
     read_context_length,
     read_model_config,
 )
+from trianglemix.exporter.position_tables import table_length
 from trianglemix.exporter.rotary_constants import (
     RotaryConstant,
     find_rotary_constants,
@@ -30,6 +31,8 @@ from trianglemix.exporter.rotary_constants import (
 from trianglemix.exporter.rotary_factors import Rotary, rotaries
 from trianglemix.exporter.sites import AttentionSite
 
+_LEAST_TABLE: Final = 64
+"""Rows below which a table is hardly one of positions."""
 _ELSEWHERE: Final = (
     "The exporter that made the source left this out: export the Hugging Face folder in its place"
 )
@@ -54,8 +57,22 @@ def check_config(
     """Compares a graph, whose attentions are `sites`, with the configuration that lies beside it.
 
     A configuration one folder up that describes another model is left alone, with all that lies
-    there.
+    there. The context ends where the graph's tables of positions do.
     """
+    check = _compared(graph, sites, companions)
+    end, says = table_length(graph), check.context_length
+    if end is None or end < _LEAST_TABLE or (says is not None and says <= end):
+        return check
+    note = () if says is None else (
+        f"the configuration says a context of {says} tokens, but the graph's tables of positions "
+        f"end at {end} tokens: longer texts are refused",
+    )  # fmt: skip
+    return replace(check, warnings=(*check.warnings, *note), context_length=end)
+
+
+def _compared(
+    graph: ir.Graph, sites: Sequence[AttentionSite], companions: Companions
+) -> ConfigCheck:
     notes: list[str] = []
     config = read_model_config(companions)
     strange = [] if config is None else _structure(config, sites)

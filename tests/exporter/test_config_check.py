@@ -208,6 +208,25 @@ def test_frozen_dynamic_scaling(sites: tuple[AttentionSite, ...], tmp_path: Path
     assert context == 4096
 
 
+@pytest.mark.parametrize(("rows", "context"), [(1024, 1024), (4096, 4096), (8192, 4096), (4, 4096)])
+def test_tables_of_positions_end_the_context(
+    rows: int, context: int, sites: tuple[AttentionSite, ...], tmp_path: Path
+) -> None:
+    """Where they are shorter than the context; a few rows are no positions."""
+    table = ir.Value(name="learned", const_value=ir.tensor(np.zeros((rows, 5), np.float32)))
+    positions = ir.Value(name="position_ids")
+    gather = ir.node("Gather", [table, positions])
+    graph = ir.Graph([positions], [], nodes=[gather], opset_imports={"": 21}, initializers=[table])
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    check = check_config(graph, sites, Companions((tmp_path,)))
+    assert check.context_length == context
+    said = f"tables of positions end at {rows} tokens" in "\n".join(check.warnings)
+    assert said == (context < CONFIG["max_position_embeddings"])
+    (tmp_path / "config.json").unlink()
+    unknown = check_config(graph, sites, Companions((tmp_path,)))
+    assert (unknown.context_length, unknown.warnings) == (rows if rows > 4 else None, ())
+
+
 def test_it_reaches_report_manifest_and_inspection(tmp_path: Path) -> None:
     source = save_example(PATTERN.example().model, tmp_path / "source")
     config = CONFIG | {"sliding_window": 24, "max_position_embeddings": 300}
