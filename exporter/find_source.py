@@ -52,8 +52,9 @@ def find_source(path: Path) -> Source:
 
 
 def _in_folder(folder: Path, models: list[Path]) -> Source:
-    """The only model, or the only one named as models are."""
+    """The only model, or the only one named as models are, or as genai's configuration has it."""
     named = [model for model in models if model.name == MODEL_FILE]
+    named = named or [model for model in models if model.name == _genai_decoder(model.parent)]
     candidates = models if len(models) == 1 else named
     names = [str(model.relative_to(folder)) for model in models]
     if len(candidates) != 1:
@@ -70,3 +71,11 @@ def _in_folder(folder: Path, models: list[Path]) -> Source:
     if chosen.parent != folder:
         companions = Companions((chosen.parent, folder))
     return Source(chosen, companions, is_huggingface=False, notes=(note,) if others else ())
+
+
+def _genai_decoder(folder: Path) -> str | None:
+    """The file that the folder's `genai_config.json` names as its decoder."""
+    section: object = Companions((folder,)).settings("genai_config.json")
+    for key in ("model", "decoder", "filename"):
+        section = section.get(key) if isinstance(section, dict) else None
+    return section if isinstance(section, str) else None

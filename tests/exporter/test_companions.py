@@ -111,6 +111,18 @@ def test_what_lies_above_must_be_a_models(tmp_path: Path, monkeypatch: pytest.Mo
     assert find_source(inside).companions.above is None
 
 
+def test_the_decoder_that_genai_names(tmp_path: Path) -> None:
+    for name in ("embedding", "text", "vision"):
+        _model(tmp_path / f"{name}.onnx")
+    config = tmp_path / "genai_config.json"
+    config.write_text('{"model": {"decoder": {"filename": "text.onnx"}}}')
+    assert find_source(tmp_path).path == tmp_path / "text.onnx"
+    for other in ("[]", '{"model": {"decoder": {"filename": "none.onnx"}}}', '{"model": "x"}'):
+        config.write_text(other)
+        with pytest.raises(ExportError, match="several ONNX models"):
+            find_source(tmp_path)
+
+
 def test_a_folder_with_several_models(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     _write(hub, config_DOT_json=CONFIG)
