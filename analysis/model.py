@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trianglemix.analysis.errors import AnalysisError
+from trianglemix.custom_ops.errors import TriangleMixError, first_words
 from trianglemix.evaluation.huggingface import (
     fingerprint_of,
     load_causal_model,
@@ -45,9 +46,12 @@ def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel
 
     try:
         model = load_causal_model(folder, getattr(torch, precision))
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else repr(error)
-        raise AnalysisError(f"{folder} holds no causal language model: {first}") from error
+    except TriangleMixError:
+        raise
+    except Exception as error:  # transformers checks with errors of its packages' own
+        raise AnalysisError(
+            f"{folder} holds no causal language model: {first_words(error)}"
+        ) from error
     to_device(model, device)
     return AnalysedModel(folder.resolve().name, model, tokenizer, fingerprint_of(model.config))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.errors import ConfigurationError, first_words
 from trianglemix.custom_ops.weight_files import check_loaded, check_weight_files
 from trianglemix.evaluation.model import Answer, reset_peak_memory
 from trianglemix.exporter.plan import Fingerprint
@@ -203,6 +203,7 @@ def shape_of_folder(folder: Path) -> Fingerprint:
 
     try:
         return fingerprint_of(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigurationError(f"{folder} is no Hugging Face model folder: {first}") from error
+    except Exception as error:  # transformers checks with errors of its packages' own
+        raise ConfigurationError(
+            f"{folder} is no Hugging Face model folder: {first_words(error)}"
+        ) from error

@@ -9,13 +9,12 @@ from typing import Any, Final
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.errors import TriangleMixError, first_words
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.model_config import text_section
 from trianglemix.exporter.torch_refusals import ONNX_ROUTE
 
 _BROKEN_FILES: Final = ("UnpicklingError", "EOFError", "SafetensorError")
-_LONGEST: Final = 300
 
 
 def load_config(folder: Path) -> Any:
@@ -60,15 +59,9 @@ def explained_loading(folder: Path) -> Iterator[None]:
             ) from error
         raise ExportError(
             f"transformers {transformers.__version__} cannot make the model of {folder}: "
-            f"{type(error).__name__}: {_first_words(error)}; check the numbers and names in its "
+            f"{type(error).__name__}: {first_words(error)}; check the numbers and names in its "
             "config.json, which must be those of the weights"
         ) from error
-
-
-def _first_words(error: Exception) -> str:
-    """The first line, with the next where it only announces that."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:_LONGEST]
 
 
 def _check_counts(folder: Path, config: Mapping[str, Any]) -> None:

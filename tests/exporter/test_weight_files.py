@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from trianglemix.analysis.errors import AnalysisError
 from trianglemix.analysis.model import load_model
-from trianglemix.custom_ops.errors import TriangleMixError, WeightsError
+from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError, WeightsError
 from trianglemix.custom_ops.weight_files import check_weight_files
+from trianglemix.evaluation.huggingface import shape_of_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.report import FILE_NAME
@@ -208,3 +210,8 @@ def test_the_analysis_reads_no_random_weights(folder: Path, tmp_path: Path) -> N
     assert load_model(folder, "cpu", "float32").fingerprint.num_layers == 2
     with pytest.raises(WeightsError, match="lacks the weight"):
         load_model(broken, "cpu", "float32")
+    configure(num_attention_heads=5, num_key_value_heads=5)(broken)
+    with pytest.raises(AnalysisError, match=r"validate_architecture.*multiple of"):
+        load_model(broken, "cpu", "float32")
+    with pytest.raises(ConfigurationError, match=r"validate_architecture.*multiple of"):
+        shape_of_folder(broken)
