@@ -183,9 +183,11 @@ class Expected:
         kind = "causal" if self.window is None else f"a sliding window of {self.window}"
         verb = "does not see" if expected[b, row, key] else "sees"
         why = f"; it reads {self.reads}" if self.reads else ""
+        pads = int(sizes.first_valid()[b])
+        where = f"head {h}, batch row {b}" + (f", {pads} pads on its left" if pads else "")
         raise CutError(
             f"its mask is neither causal nor a sliding window{why}: taken for {kind}, row "
-            f"{sizes.past + row} of {sizes.total} tokens {verb} key {key} (head {h}, batch row {b})"
+            f"{sizes.past + row} of {sizes.total} tokens {verb} key {key} ({where})"
         )
 
 

@@ -57,9 +57,11 @@ class CallSizes:
         return self.total // 2
 
     def positions(self) -> NDArray[np.int64]:
-        """`[S]`: of the new tokens."""
+        """`[B, S]` of the new tokens, counted as callers do: from a row's first real token."""
         slots = np.arange(self.past, self.total)
-        return np.where(slots >= self.half, slots - self.half, slots) if self.restarts else slots
+        if self.restarts:
+            slots = np.where(slots >= self.half, slots - self.half, slots)
+        return np.maximum(slots - self.first_valid()[:, None].astype(np.int64), 0)
 
     def first_valid(self) -> NDArray[np.int32]:
         first = np.zeros(self.batch, np.int32)
@@ -146,8 +148,7 @@ class ProbeInputs:
             return None
         ids = np.zeros((sizes.batch, sizes.length), np.int64)
         mask = np.ones((sizes.batch, sizes.total))
-        positions = np.tile(sizes.positions(), (sizes.batch, 1))
-        return call_feeds([known], FedCall(ids, mask, positions))[known.name]
+        return call_feeds([known], FedCall(ids, mask, sizes.positions()))[known.name]
 
     def _ids(self, cut: CutOut, sizes: CallSizes) -> Array:
         """Random tokens; every second one is a number that stands in the piece, or nearly is."""

@@ -297,6 +297,16 @@ def _is_made(proto: onnx.ModelProto, name: str) -> bool:
     return any(name in node.output for node in proto.graph.node)
 
 
+def rows_by_position(proto: onnx.ModelProto) -> None:
+    """The causal mask compares slots of keys with position_ids: left pads hide a row's own key."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "rows/axes"))
+    row = helper.make_node("Unsqueeze", ["position_ids", "rows/axes"], ["rows/positions"])
+    proto.graph.node.insert(0, row)
+    for node in proto.graph.node:
+        if node.op_type == "GreaterOrEqual":
+            node.input[0] = "rows/positions"
+
+
 def a_mask_for_each_row(proto: onnx.ModelProto) -> None:
     """`attention_mask_4d` is added to all scores."""
     _add_whole_mask(proto)

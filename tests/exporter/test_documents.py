@@ -39,7 +39,7 @@ def _visible(scores: Scores) -> Callable[[CallSizes], Array]:
         mask = np.full(sizes.total, sizes.segments[1], np.float32)
         mask[: sizes.half] = sizes.segments[0]
         # only prompts have the positions of all keys
-        positions = sizes.positions() if sizes.past == 0 else SLOTS[: sizes.total]
+        positions = sizes.positions()[0] if sizes.past == 0 else SLOTS[: sizes.total]
         with np.errstate(all="ignore"):
             added = scores(mask, positions).astype(np.float32)
             weights = np.exp(added - added.max(-1, keepdims=True))

@@ -18,7 +18,7 @@ from trianglemix.exporter.patterns._example import (
 )
 from trianglemix.exporter.sites import Example
 
-from tests.end_to_end.odd_interfaces import Interface, a_mask_for_each_row
+from tests.end_to_end.odd_interfaces import Interface, a_mask_for_each_row, rows_by_position
 from tests.exporter import odd_models
 from tests.exporter.exports import export_to, save_example
 
@@ -45,6 +45,13 @@ def test_padding_that_is_not_hidden(tmp_path: Path) -> None:
 def test_a_mask_for_each_row_from_outside(tmp_path: Path) -> None:
     path = Interface({}, a_mask_for_each_row).write(tmp_path / "model.onnx")
     with pytest.raises(RefusedError, match=r"told from outside, .* by attention_mask_4d"):
+        export_to(path, tmp_path / "out", layers=(1,))
+
+
+def test_rows_counted_by_position(tmp_path: Path) -> None:
+    """A padded row's positions lag behind its slots."""
+    path = Interface({}, rows_by_position).write(tmp_path / "model.onnx")
+    with pytest.raises(RefusedError, match=r"its mask shows padding: .* batch row 1"):
         export_to(path, tmp_path / "out", layers=(1,))
 
 
