@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
+from trianglemix.exporter.unround import UnroundActivationsPass
 from trianglemix.exporter.walk import is_op
 
 _ROUNDED_TO_INT8 = frozenset(
@@ -21,7 +22,23 @@ def coarsest_type(path: Path, cache_dtype: str) -> str:
     A float16 graph may have float32 caches and logits (`keep_io_types`); its numbers are no
     better for it.
     """
-    graph = ir.load(path).graph
+    return _coarsest(ir.load(path).graph, cache_dtype)
+
+
+def unrounded_type(path: Path, cache_dtype: str) -> str | None:
+    """The same of a model whose activations are rounded, without that; None of all others.
+
+    "unrounded" stands for float32.
+    """
+    model = ir.load(path)
+    changed = UnroundActivationsPass()(model).modified
+    dtype = _coarsest(model.graph, cache_dtype)
+    if not changed or dtype == "int8":
+        return None
+    return "unrounded" if dtype == "float32" else dtype
+
+
+def _coarsest(graph: ir.Graph, cache_dtype: str) -> str:
     found = {value.dtype for value in graph.initializers.values()}
     found |= {
         ir.DataType(node.attributes.get_int("to", 0)) for node in graph if is_op(node, "Cast")
@@ -36,4 +53,6 @@ def _rounds_to_int8(node: ir.Node) -> bool:
     """Whether it rounds activations to 8 bits, so that the last bit of a sum may become a step."""
     if node.op_type == "MatMulNBits":
         return node.attributes.get_int("accuracy_level", 0) == _INT8_ACTIVATIONS
+    if node.op_type == "DynamicQuantizeLinear" and not node.outputs[0].uses():
+        return False  # only its scale is read
     return node.op_type in _ROUNDED_TO_INT8

@@ -6,13 +6,14 @@ the source's logits at every position, also beyond every window that was found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from trianglemix.custom_ops.feeds import unfed, why_unfed
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.coarsest_type import coarsest_type
+from trianglemix.exporter.coarsest_type import coarsest_type, unrounded_type
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report import VerifyReport
 from trianglemix.exporter.runtime_fit import strange_logits
@@ -28,6 +29,11 @@ from trianglemix.exporter.verify_texts import (
     compare_readings,
     read,
     read_source,
+)
+
+_UNROUNDED: Final = (
+    "verify: the source rounds activations to 8 bits, where a last bit moves logits as much as a "
+    "fault would: compared beyond the first short prompt without that rounding, on both sides"
 )
 
 
@@ -85,9 +91,14 @@ def verify_export(given: Verification) -> tuple[list[VerifyReport], list[str]]:
     planner = Planner(
         checks, facts, given.num_heads, given.windows, _limit(given, limit, facts.positions)
     )
-    job = _Job(given, checks, planner, library)
+    job, rounded = _Job(given, checks, planner, library), list[VerifyReport]()
+    dtype = unrounded_type(given.source, given.manifest.cache_dtype)
+    if dtype is not None:
+        brief = job.rounded().dense_beside_source()[0]
+        rounded = [replace(x, name=f"{x.name}, activations rounded") for x in brief]
+        job, notes = job.without_rounding(dtype), [*notes, _UNROUNDED]
     reports, more, longest = job.dense_beside_source()
-    notes += more
+    reports, notes = [*rounded, *reports], [*notes, *more]
     if library is not None and given.manifest.triangle_layers and not checks.is_fixed:
         kernel, more = job.kernel_beside_body(longest)
         reports, notes = [*reports, *kernel], [*notes, *more]
@@ -108,6 +119,23 @@ class _Job:
     checks: Checks
     planner: Planner
     library: Path | None
+    unrounded: bool = False
+
+    def without_rounding(self, dtype: str) -> _Job:
+        """The same for forms whose activations are not rounded, which makes them `dtype`."""
+        checks = replace(self.checks, dtype=dtype)
+        facts = replace(self.planner.facts, dynamic_scales=False)
+        planner = replace(self.planner, checks=checks, facts=facts)
+        return replace(self, checks=checks, planner=planner, unrounded=True)
+
+    def rounded(self) -> _Job:
+        """The same for the files as they are: whether they run, and one short text."""
+        checks = replace(self.checks, dtype="rounded")
+        planner = replace(self.planner.brief(), checks=checks)
+        return replace(self, checks=checks, planner=planner)
+
+    def _open(self, path: Path, library: Path | None) -> OpenModel:
+        return open_model(path, self.given.manifest, library, unrounded=self.unrounded)
 
     @property
     def _exported(self) -> Path:
@@ -115,7 +143,7 @@ class _Job:
 
     def dense_beside_source(self) -> tuple[list[VerifyReport], list[str], int | None]:
         """Reports, notes, and how far the source runs if that is less than it was given."""
-        theirs = open_model(self.given.source, self.given.manifest, self.library)
+        theirs = self._open(self.given.source, self.library)
         planner = self.planner.with_chunks() if self._reads_on(theirs) else self.planner
         readings, notes, longest = [], planner.notes(), None
         for choices in planner.texts():
@@ -131,7 +159,7 @@ class _Job:
         canonical = self.library is None
         reports = []
         with form_of(self._exported, dense=True, canonical=canonical) as path:
-            ours = open_model(path, self.given.manifest, self.library)
+            ours = self._open(path, self.library)
             for reading in readings:
                 got = read(ours, self.checks, reading.text)
                 reports += compare_readings(self.checks, got, reading)
@@ -208,7 +236,7 @@ class _Job:
         for canonical in (False, True):
             with form_of(self._exported, dense=False, canonical=canonical) as path:
                 library = None if canonical else self.library
-                model = open_model(path, self.given.manifest, library)
+                model = self._open(path, library)
                 readings.append(read(model, self.checks, text))
                 del model  # before the next one opens
         part = self._columns(readings)

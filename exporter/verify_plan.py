@@ -137,6 +137,10 @@ class Planner:
         whole = self._text("whole", rows, (length,), length)
         return whole, self._text("chunks", rows, ends, length)
 
+    def brief(self) -> Planner:
+        """The same for the shorter text alone."""
+        return replace(self, limit=min(self.limit, self._short))
+
     def with_chunks(self) -> Planner:
         """The same for kernels that take chunks."""
         return replace(self, facts=replace(self.facts, one_token_after_past=False))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
@@ -13,8 +14,10 @@ from trianglemix.exporter.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.target import CPU
+from trianglemix.exporter.unround import UnroundActivationsPass
 
 Array = NDArray[Any]
+_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,13 @@ def find_library() -> tuple[Path | None, list[str]]:
         return None, [f"verify: the kernel was not compared: {error}"]
 
 
-def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenModel:
-    """Opens a session on the target's provider; raises ExportError where that fails."""
+def open_model(
+    path: Path, manifest: Manifest, library: Path | None, *, unrounded: bool = False
+) -> OpenModel:
+    """Opens a session on the target's provider; raises ExportError where that fails.
+
+    `unrounded`: activations are not rounded to 8 bits.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -55,8 +63,13 @@ def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenMode
     wanted = dict.fromkeys((all_targets()[manifest.target].provider, CPU))
     available = ort.get_available_providers()
     providers = [name for name in wanted if name in available]
+    given: str | bytes = str(path)
+    if unrounded:
+        given = _unrounded(path)
+        options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
+    folding = ["ConstantFolding"] if unrounded else []  # it would make all weights floats at once
     try:
-        session = ort.InferenceSession(str(path), options, providers)
+        session = ort.InferenceSession(given, options, providers, disabled_optimizers=folding)
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         line = str(error).splitlines()[0][:300]
         raise ExportError(
@@ -64,3 +77,11 @@ def open_model(path: Path, manifest: Manifest, library: Path | None) -> OpenMode
             "leave --verify out"
         ) from error
     return OpenModel(session, manifest)
+
+
+def _unrounded(path: Path) -> bytes:
+    """The file's content in that form; its data stays where it is."""
+    model = ir.load(path)
+    UnroundActivationsPass()(model)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
