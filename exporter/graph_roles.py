@@ -12,6 +12,7 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.walk import constant_array, is_op, needed_input, optional_input
 
 _OTHER_LOGITS: Final = re.compile(r"router|gate|mtp|medusa|draft|aux|hidden|present|past")
+_OTHER_IDS: Final = re.compile(r"type|segment|pos")
 INTEGERS: Final = (ir.DataType.INT64, ir.DataType.INT32)
 _MATRIX: Final = 2
 POSITIONS: Final = ("positions", "position", "pos_ids", "pos")
@@ -91,8 +92,8 @@ def _input_like(graph: ir.Graph, part: str, axes: int) -> ir.Value | None:
 def _embedded(graph: ir.Graph) -> ir.Value | None:
     """The only input that chooses rows of a table with as many rows as the logits have numbers.
 
-    Where no output says how many it has, the only one that chooses rows of a table at all, and
-    turns no rotation.
+    Where no output says how many it has, the only one that chooses rows of a table at all, turns
+    no rotation, and is not called after types or positions.
     """
     tables = {
         value: _table_rows(value)
@@ -102,8 +103,12 @@ def _embedded(graph: ir.Graph) -> ir.Value | None:
     sizes = {value.shape[-1] for value in graph.outputs if value.shape and rank(value) == 3}
     found = [value for value, rows in tables.items() if rows & sizes]
     if not found:
-        found = [value for value, rows in tables.items() if rows and not turns(value)]
+        found = [value for value, rows in tables.items() if rows and not _is_other(value)]
     return found[0] if len(found) == 1 else None
+
+
+def _is_other(value: ir.Value) -> bool:
+    return _OTHER_IDS.search(str(value.name).lower()) is not None or turns(value)
 
 
 def _table_rows(ids: ir.Value) -> set[int]:

@@ -215,6 +215,13 @@ def other_names_throughout(proto: onnx.ModelProto) -> None:
     next(value for value in proto.graph.output if value.name == "logits").name = "scores"
 
 
+def other_names_and_open_vocabulary(proto: onnx.ModelProto) -> None:
+    """Nor does the file say how many numbers the logits have."""
+    other_names_throughout(proto)
+    scores = next(value for value in proto.graph.output if value.name == "scores")
+    scores.type.tensor_type.shape.dim[2].dim_param = "vocabulary"
+
+
 def positions_of_another_name(proto: onnx.ModelProto) -> None:
     """What turns the rotation is called after nothing."""
     _rename(proto, "position_ids", "m")

@@ -66,6 +66,9 @@ INTERFACES: Final[dict[str, Interface]] = {
     "router first": Interface({"extra": "router_first"}),
     "other names": Interface({}, odd.other_names),
     "other names throughout": Interface({}, odd.other_names_throughout),
+    "other names, open vocabulary": Interface(
+        {"extra": "token_types"}, odd.other_names_and_open_vocabulary
+    ),
     "positions of another name": Interface({}, odd.positions_of_another_name),
     "positions of another name [S]": Interface(
         {"positions": "rank1"}, odd.positions_of_another_name
