@@ -75,7 +75,9 @@ def squares(limit: int, numbers: Iterable[int]) -> list[CallSizes]:
     """Prompts for a graph without a cache, ascending; the last has `limit` tokens."""
     near = sorted({number + 3 for number in numbers if number + 3 <= min(limit, SQUARE // 2)})
     totals = sorted({29, 83, 261, 811, 1543, limit, *near[:4]})
-    calls = [CallSizes(2 if total < SQUARE // 2 else 1, total, 0) for total in totals]
+    calls = [CallSizes(2, total, 0, pads=_PADS if total in near else 0) for total in totals
+             if total < SQUARE // 2]  # fmt: skip
+    calls += [CallSizes(1, total, 0) for total in totals if total >= SQUARE // 2]
     padded = [CallSizes(2, 31, 0, pads=5), CallSizes(2, 37, 0, right_pads=6)]
     return [call for call in [*padded, *calls] if call.total <= limit]
 
