@@ -167,9 +167,11 @@ def test_one_model_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Weights of gigabytes are in memory once."""
     opened: list[weakref.ref[OpenModel]] = []
 
-    def counted(path: Path, manifest: Manifest, library: Path | None) -> OpenModel:
+    def counted(
+        path: Path, manifest: Manifest, library: Path | None, *, unrounded: bool
+    ) -> OpenModel:
         assert not [model for model in opened if model() is not None]
-        model = open_model(path, manifest, library)
+        model = open_model(path, manifest, library, unrounded=unrounded)
         opened.append(weakref.ref(model))
         return model
 
