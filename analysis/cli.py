@@ -31,7 +31,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks
-from trianglemix.exporter.plan import Fingerprint
+from trianglemix.exporter.layers.plan import Fingerprint
 
 PROGRAM: Final = "trianglemix-analyze"
 _SHARE: Final = 0.5

@@ -14,7 +14,7 @@ from trianglemix.evaluation.huggingface import (
     require_torch,
     to_device,
 )
-from trianglemix.exporter.plan import Fingerprint
+from trianglemix.exporter.layers.plan import Fingerprint
 from trianglemix.runtime.tokenizer import Tokenizer
 
 Precision = Literal["float32", "bfloat16"]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.exporter.plan import Plan
+from trianglemix.exporter.layers.plan import Plan
 
 _MASK_FACTOR: Final = 3
 """The mask is drawn for a prompt this many times as long as what is kept whole."""

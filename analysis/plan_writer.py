@@ -8,7 +8,7 @@ from trianglemix.analysis.check import Check
 from trianglemix.analysis.sections import SECTIONS
 from trianglemix.analysis.select import Importance
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.exporter.plan import Fingerprint, Plan
+from trianglemix.exporter.layers.plan import Fingerprint, Plan
 
 _DIGITS: Final = 6
 

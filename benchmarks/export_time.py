@@ -29,10 +29,10 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_patterns
-from trianglemix.exporter.sites import Sites
 
 from benchmarks.machine import describe_run, save_result
 from benchmarks.model_cache import BUILD

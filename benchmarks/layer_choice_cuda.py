@@ -29,7 +29,7 @@ from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOpti
 from trianglemix.evaluation.model import encode_sample
 from trianglemix.evaluation.prompts import fitted_prompt
 from trianglemix.evaluation.statistics import paired_difference, score_interval
-from trianglemix.exporter.plan import Plan
+from trianglemix.exporter.layers.plan import Plan
 from trianglemix.pytorch.backends import BACKENDS
 from trianglemix.pytorch.blocks import Attention, block_attention
 from trianglemix.pytorch.flex import flex_triangle

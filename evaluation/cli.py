@@ -23,8 +23,8 @@ from trianglemix.evaluation.page import save_page
 from trianglemix.evaluation.report import Comparison, check_output, save_json, table_of
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
+from trianglemix.exporter.layers.plan import Plan
 from trianglemix.exporter.options import parse_layers
-from trianglemix.exporter.plan import Plan
 from trianglemix.runtime.backends.providers import PROVIDERS
 
 PROGRAM: Final = "trianglemix-eval"

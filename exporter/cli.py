@@ -14,13 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from trianglemix.command_line import run_command, version_option, wrong_usage
-from trianglemix.exporter.ascend.command import (
-    ascend_options,
-    ascend_request,
-    print_findings,
-)
-from trianglemix.exporter.ascend.prediction import print_prediction
-from trianglemix.exporter.inspection import inspect_model, print_inspection
+from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import (
     ExportOptions,
     LayerRequest,
@@ -29,8 +23,14 @@ from trianglemix.exporter.options import (
 )
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_targets
-from trianglemix.exporter.report import print_near_misses, print_report
-from trianglemix.exporter.sites import Sites
+from trianglemix.exporter.report.inspection import inspect_model, print_inspection
+from trianglemix.exporter.report.report import print_near_misses, print_report
+from trianglemix.exporter.targets.ascend.command import (
+    ascend_options,
+    ascend_request,
+    print_findings,
+)
+from trianglemix.exporter.targets.ascend.prediction import print_prediction
 
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120

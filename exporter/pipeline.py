@@ -12,53 +12,53 @@ from typing import Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.cache_ports import find_ports, layer_caches
-from trianglemix.exporter.check import check_exported, interface_of
-from trianglemix.exporter.clean import DropUnusedPass
-from trianglemix.exporter.config_check import ConfigCheck, check_config
-from trianglemix.exporter.describe import (
-    ExportedGraph,
-    describe,
-)
-from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.find_source import Source, find_source
-from trianglemix.exporter.foreign_attention import roles_of, state_layers
-from trianglemix.exporter.genai_folder import write_genai_config, write_stop_tokens
-from trianglemix.exporter.graph_interface import input_kinds
-from trianglemix.exporter.graph_roles import GraphRoles
-from trianglemix.exporter.insert import (
-    InsertTriangleAttentionPass,
-)
-from trianglemix.exporter.last_token import KeepLastLogitsPass, find_head
-from trianglemix.exporter.layers import LayerChoice, choose_layers
-from trianglemix.exporter.leftovers import check_no_square_left
-from trianglemix.exporter.mask_probe import bounded_context
-from trianglemix.exporter.model_config import read_context_length
-from trianglemix.exporter.model_io import (
-    MODEL_FILE,
-    load_model,
-    save_model,
-)
-from trianglemix.exporter.normalize import normalize
-from trianglemix.exporter.options import ExportOptions, Weights
-from trianglemix.exporter.output_folder import output_folder
-from trianglemix.exporter.plan import Fingerprint
-from trianglemix.exporter.registry import all_patterns, all_targets
-from trianglemix.exporter.report import ExportReport
-from trianglemix.exporter.shared_cache import FreeCacheLengthPass, can_share_cache
-from trianglemix.exporter.sites import (
+from trianglemix.exporter.attention.foreign import roles_of, state_layers
+from trianglemix.exporter.attention.mask_probe import bounded_context
+from trianglemix.exporter.attention.roles import GraphRoles
+from trianglemix.exporter.attention.sites import (
     MatchContext,
     Sites,
     anchors_of,
     check_understood,
     find_sites,
 )
-from trianglemix.exporter.source import WORK_FOLDER, prepare_source
-from trianglemix.exporter.special_ids import special_ids
-from trianglemix.exporter.summary import as_offline, build_report
-from trianglemix.exporter.target import OfflineCheck, Target
-from trianglemix.exporter.triangle_node import TriangleNode
-from trianglemix.exporter.verify import Verification, verify_export
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.folder.describe import (
+    ExportedGraph,
+    describe,
+)
+from trianglemix.exporter.folder.genai import write_genai_config, write_stop_tokens
+from trianglemix.exporter.folder.model_file import (
+    MODEL_FILE,
+    load_model,
+    save_model,
+)
+from trianglemix.exporter.folder.output_folder import output_folder
+from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.interface.cache_ports import find_ports, layer_caches
+from trianglemix.exporter.interface.graph_interface import input_kinds
+from trianglemix.exporter.layers.choice import LayerChoice, choose_layers
+from trianglemix.exporter.layers.plan import Fingerprint
+from trianglemix.exporter.normalize.steps import normalize
+from trianglemix.exporter.options import ExportOptions, Weights
+from trianglemix.exporter.registry import all_patterns, all_targets
+from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.report.summary import as_offline, build_report
+from trianglemix.exporter.rewrite.check import check_exported, interface_of
+from trianglemix.exporter.rewrite.clean import DropUnusedPass
+from trianglemix.exporter.rewrite.insert import (
+    InsertTriangleAttentionPass,
+)
+from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass, find_head
+from trianglemix.exporter.rewrite.leftovers import check_no_square_left
+from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass, can_share_cache
+from trianglemix.exporter.sources.config_check import ConfigCheck, check_config
+from trianglemix.exporter.sources.find import Source, find_source
+from trianglemix.exporter.sources.model_config import read_context_length
+from trianglemix.exporter.sources.prepare import WORK_FOLDER, prepare_source
+from trianglemix.exporter.sources.special_ids import special_ids
+from trianglemix.exporter.targets._target import OfflineCheck, Target
+from trianglemix.exporter.verify.verify import Verification, verify_export
 
 
 class Observer(Protocol):

@@ -6,8 +6,8 @@ import pkgutil
 from importlib import import_module
 from typing import cast
 
-from trianglemix.exporter.sites import Pattern
-from trianglemix.exporter.target import Target
+from trianglemix.exporter.attention.sites import Pattern
+from trianglemix.exporter.targets._target import Target
 
 
 def all_patterns() -> list[Pattern]:

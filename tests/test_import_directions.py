@@ -42,7 +42,7 @@ HOMES: Final = {
     "onnxruntime": (
         "runtime/backends/ort",
         "runtime/backends/device_memory.py",
-        "exporter/cutout.py",
+        "exporter/attention/cutout.py",
     ),
 }
 """Beginnings of the files that may name a large package."""

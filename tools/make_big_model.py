@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import SHAPE, ExampleLayer, decomposed_attention
 
 _VOCABULARY: Final = 32000

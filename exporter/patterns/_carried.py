@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import onnx_ir as ir
-from trianglemix.exporter.walk import optional_input
+from trianglemix.exporter.graph.walk import optional_input
 
 Allows = Callable[[Any], bool]
 _LONGEST: Final = 40

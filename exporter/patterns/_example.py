@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.sites import Example
+from trianglemix.exporter.attention.sites import Example
+from trianglemix.exporter.graph.builder import NodeBuilder
 
 SHAPE: Final = AttentionShape(num_heads=4, kv_num_heads=2, head_size=16, value_head_size=16)
 _HIDDEN: Final = 40

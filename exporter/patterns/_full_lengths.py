@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.sites import MatchContext, NodeLengths
+from trianglemix.exporter.attention.sites import MatchContext, NodeLengths
+from trianglemix.exporter.graph.builder import NodeBuilder
 
 
 def full_lengths(context: MatchContext, build: NodeBuilder) -> NodeLengths:

@@ -8,12 +8,12 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.cutout import Array, CutError, CutRunError
-from trianglemix.exporter.mask_probe import Bools, measure_class, real_rows
-from trianglemix.exporter.mask_rows import CutRows
-from trianglemix.exporter.probe import CallSizes, ShapesOf
-from trianglemix.exporter.sites import AttentionSite, MaskClass, MatchContext
-from trianglemix.exporter.walk import optional_input
+from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
+from trianglemix.exporter.attention.mask_probe import Bools, measure_class, real_rows
+from trianglemix.exporter.attention.mask_rows import CutRows
+from trianglemix.exporter.attention.probe import CallSizes, ShapesOf
+from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext
+from trianglemix.exporter.graph.walk import optional_input
 
 _HIDDEN: Final = -5e3
 """An additive mask hides what it lowers by more: the smallest in use is -1e4."""

@@ -10,23 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.exporter.cutout import (
+from trianglemix.exporter.attention.cutout import (
     Array,
     CutError,
     CutOut,
     OpenCut,
     cut_out,
 )
-from trianglemix.exporter.mask_probe import Expected
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.patterns._full_lengths import full_lengths
-from trianglemix.exporter.patterns._node_mask import (
-    Bounds,
-    has_mask_operand,
-    node_mask,
-)
-from trianglemix.exporter.patterns._node_versions import leave_unspecified_out
-from trianglemix.exporter.probe import (
+from trianglemix.exporter.attention.mask_probe import Expected
+from trianglemix.exporter.attention.probe import (
     TOLERANCE,
     CallSizes,
     ProbeInputs,
@@ -34,9 +26,23 @@ from trianglemix.exporter.probe import (
     measured_output_layout,
     pattern_of,
 )
-from trianglemix.exporter.sites import AttentionSite, Layout, MaskClass, MatchContext, Operand
-from trianglemix.exporter.triangle_node import NEVER_LAST
-from trianglemix.exporter.walk import layout_chain
+from trianglemix.exporter.attention.sites import (
+    AttentionSite,
+    Layout,
+    MaskClass,
+    MatchContext,
+    Operand,
+)
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.walk import layout_chain
+from trianglemix.exporter.patterns._full_lengths import full_lengths
+from trianglemix.exporter.patterns._node_mask import (
+    Bounds,
+    has_mask_operand,
+    node_mask,
+)
+from trianglemix.exporter.patterns._node_versions import leave_unspecified_out
 
 _MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond
 _UNIFORM: Final = 1e-3

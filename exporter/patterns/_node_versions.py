@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.cutout import CutOut, import_onnxruntime
+from trianglemix.exporter.attention.cutout import CutOut, import_onnxruntime
+from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.patterns._node_mask import LEFT_WINDOW, RIGHT_WINDOW, Bounds
-from trianglemix.exporter.walk import is_op
 
 _WINDOWS_SINCE: Final = (1, 32)  # before, the attributes of opset 25 are refused
 _SOFTCAP_SINCE: Final = (1, 27)  # before, it is applied after the mask, and hidden keys count

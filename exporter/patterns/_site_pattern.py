@@ -13,10 +13,8 @@ from abc import ABC, abstractmethod
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.cutout import CutError
-from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.patterns._node_walk import KeysAndValues
-from trianglemix.exporter.sites import (
+from trianglemix.exporter.attention.cutout import CutError
+from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
     Layout,
@@ -25,7 +23,9 @@ from trianglemix.exporter.sites import (
     Operand,
     Refusal,
 )
-from trianglemix.exporter.walk import dtype_of, needed_input, optional_input
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.walk import dtype_of, needed_input, optional_input
+from trianglemix.exporter.patterns._node_walk import KeysAndValues
 
 
 class NotAttentionError(ExportError):

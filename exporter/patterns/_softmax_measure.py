@@ -12,13 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention, Call
-from trianglemix.exporter.cutout import Array, CutError, OpenCut, cut_out, run_cut
-from trianglemix.exporter.far_calls import FARTHEST, row_totals
-from trianglemix.exporter.head_trace import Heads
-from trianglemix.exporter.patterns._softmax_reasons import why_other_heads, why_other_numbers
-from trianglemix.exporter.patterns._softmax_rows import softmax_mask
-from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
-from trianglemix.exporter.probe import (
+from trianglemix.exporter.attention.cutout import Array, CutError, OpenCut, cut_out, run_cut
+from trianglemix.exporter.attention.far_calls import FARTHEST, row_totals
+from trianglemix.exporter.attention.head_trace import Heads
+from trianglemix.exporter.attention.probe import (
     TOLERANCE,
     CallSizes,
     ProbeInputs,
@@ -27,9 +24,12 @@ from trianglemix.exporter.probe import (
     measured_output_layout,
     pattern_of,
 )
-from trianglemix.exporter.sites import Layout, MaskClass, MatchContext
-from trianglemix.exporter.triangle_node import NEVER_LAST
-from trianglemix.exporter.walk import Factor, producer_of, small_constant
+from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
+from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.walk import Factor, producer_of, small_constant
+from trianglemix.exporter.patterns._softmax_reasons import why_other_heads, why_other_numbers
+from trianglemix.exporter.patterns._softmax_rows import softmax_mask
+from trianglemix.exporter.patterns._softmax_walk import Walk, sizes_by_axis
 
 _SCALE_ROUNDING: Final = {ir.DataType.FLOAT16: 2e-3, ir.DataType.BFLOAT16: 1e-2}
 """How far a scale may be from `D**-0.5` and still mean it, in types that round it; else 1e-5."""

@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from trianglemix.exporter.cutout import Array, CutError, cut_out, run_cut
+from trianglemix.exporter.attention.cutout import Array, CutError, cut_out, run_cut
+from trianglemix.exporter.attention.probe import CallSizes, ProbeInputs, ShapesOf, heads_apart
+from trianglemix.exporter.attention.sites import MatchContext
 from trianglemix.exporter.patterns._softmax_walk import Walk
-from trianglemix.exporter.probe import CallSizes, ProbeInputs, ShapesOf, heads_apart
-from trianglemix.exporter.sites import MatchContext
 
 _EQUAL: Final = 1e-3
 """How far, relatively, equal scores may give unequal weights, or their sum be from 1."""

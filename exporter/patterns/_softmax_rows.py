@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.cutout import Array, CutError, CutRunError
-from trianglemix.exporter.mask_probe import Bools, measure_class
-from trianglemix.exporter.mask_rows import CutRows
+from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
+from trianglemix.exporter.attention.mask_probe import Bools, measure_class
+from trianglemix.exporter.attention.mask_rows import CutRows
+from trianglemix.exporter.attention.probe import CallSizes, ShapesOf, heads_apart
+from trianglemix.exporter.attention.sites import MaskClass, MatchContext
 from trianglemix.exporter.patterns._softmax_reasons import why_uneven
 from trianglemix.exporter.patterns._softmax_walk import Walk
-from trianglemix.exporter.probe import CallSizes, ShapesOf, heads_apart
-from trianglemix.exporter.sites import MaskClass, MatchContext
 
 
 def softmax_mask(walk: Walk, context: MatchContext, shapes_of: ShapesOf) -> MaskClass:

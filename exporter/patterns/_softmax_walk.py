@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.head_trace import Heads, axes_before_reshape, trace_heads
-from trianglemix.exporter.walk import (
+from trianglemix.exporter.attention.head_trace import Heads, axes_before_reshape, trace_heads
+from trianglemix.exporter.graph.walk import (
     Factor,
     is_op,
     layout_chain,

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.cutout import CutError
-from trianglemix.exporter.graph_roles import rank
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.cutout import CutError
+from trianglemix.exporter.attention.roles import rank
+from trianglemix.exporter.attention.sites import (
+    AttentionSite,
+    Example,
+    Layout,
+    MatchContext,
+    Operand,
+)
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.walk import needed_input, static_size
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._node_mask import LEFT_WINDOW, RIGHT_WINDOW
@@ -17,8 +25,6 @@ from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
 )
-from trianglemix.exporter.sites import AttentionSite, Example, Layout, MatchContext, Operand
-from trianglemix.exporter.walk import needed_input, static_size
 
 _PAST: Final = (4, 5)
 _CARRIED: Final = Carried(

@@ -8,7 +8,18 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.sites import (
+    AttentionSite,
+    Example,
+    Layout,
+    MaskClass,
+    MatchContext,
+    NodeLengths,
+    Operand,
+)
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.rotation import Rotation, head_size, rotate, slot_positions, unpack
+from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._head_norm import head_norm
@@ -19,17 +30,6 @@ from trianglemix.exporter.patterns._site_pattern import (
     cache_trouble,
     packing_trouble,
 )
-from trianglemix.exporter.rotation import Rotation, head_size, rotate, slot_positions, unpack
-from trianglemix.exporter.sites import (
-    AttentionSite,
-    Example,
-    Layout,
-    MaskClass,
-    MatchContext,
-    NodeLengths,
-    Operand,
-)
-from trianglemix.exporter.walk import needed_input, optional_input
 
 _DOMAIN: Final = "com.microsoft"
 _QUERY, _KEY, _VALUE, _PAST = 0, 1, 2, (3, 4)

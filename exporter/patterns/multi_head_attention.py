@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph_roles import rank
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.roles import rank
+from trianglemix.exporter.attention.sites import (
+    AttentionSite,
+    Example,
+    Layout,
+    MatchContext,
+    Operand,
+)
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
 from trianglemix.exporter.patterns._node_measure import measured
@@ -15,8 +23,6 @@ from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
     cache_trouble,
 )
-from trianglemix.exporter.sites import AttentionSite, Example, Layout, MatchContext, Operand
-from trianglemix.exporter.walk import needed_input, optional_input
 
 _DOMAIN: Final = "com.microsoft"
 _QUERY, _KEY, _VALUE, _PAST = 0, 1, 2, (6, 7)

@@ -10,14 +10,9 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.exporter.cutout import CutError
-from trianglemix.exporter.graph_roles import rank
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.patterns import _example
-from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern
-from trianglemix.exporter.patterns._softmax_measure import measure
-from trianglemix.exporter.patterns._softmax_walk import Walk, walk_back, weighted_sum
-from trianglemix.exporter.sites import (
+from trianglemix.exporter.attention.cutout import CutError
+from trianglemix.exporter.attention.roles import rank
+from trianglemix.exporter.attention.sites import (
     LAYOUTS,
     AttentionSite,
     Example,
@@ -25,7 +20,12 @@ from trianglemix.exporter.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.walk import dtype_of
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.walk import dtype_of
+from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern
+from trianglemix.exporter.patterns._softmax_measure import measure
+from trianglemix.exporter.patterns._softmax_walk import Walk, walk_back, weighted_sum
 
 
 class SoftmaxPattern(SitePattern):

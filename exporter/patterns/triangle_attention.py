@@ -7,14 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.fold_rotation import canonical_rows
-from trianglemix.exporter.lengths import PROMPT_LENGTH
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.patterns import _example
-from trianglemix.exporter.patterns._length_check import check_lengths
-from trianglemix.exporter.patterns._node_walk import keys_and_values
-from trianglemix.exporter.patterns._site_pattern import SitePattern, packing_trouble
-from trianglemix.exporter.sites import (
+from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
     Layout,
@@ -23,8 +16,15 @@ from trianglemix.exporter.sites import (
     NodeLengths,
     Operand,
 )
-from trianglemix.exporter.triangle_node import TriangleNode
-from trianglemix.exporter.walk import optional_input
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.walk import optional_input
+from trianglemix.exporter.patterns import _example
+from trianglemix.exporter.patterns._length_check import check_lengths
+from trianglemix.exporter.patterns._node_walk import keys_and_values
+from trianglemix.exporter.patterns._site_pattern import SitePattern, packing_trouble
+from trianglemix.exporter.rewrite.fold_rotation import canonical_rows
+from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 
 _MAY_BE_PACKED: Final = ("key", "value")
 

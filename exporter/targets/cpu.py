@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from trianglemix.exporter.target import Target
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
+from trianglemix.exporter.targets._target import Target
 
 TARGET: Final = Target(
     name="cpu",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from trianglemix.exporter.fold_rotation import FoldRotationPass
-from trianglemix.exporter.target import CUDA, Target
+from trianglemix.exporter.rewrite.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
+from trianglemix.exporter.targets._target import CUDA, Target
 
 TARGET: Final = Target(
     name="cuda",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trianglemix.analysis.cli import main
 from trianglemix.exporter.errors import PlanError
-from trianglemix.exporter.plan import Fingerprint, Plan
+from trianglemix.exporter.layers.plan import Fingerprint, Plan
 
 from tests.commands import Finished, run_main
 from tests.tiny_models import tiny_folder

@@ -16,7 +16,7 @@ from trianglemix.custom_ops.manifest import RUNS, Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report import ExportReport
+from trianglemix.exporter.report.report import ExportReport
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.errors import FolderError, PromptError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from trianglemix.exporter.layers.plan import Plan
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.plan import Plan
 from trianglemix.runtime.session import TriangleSession
 
 from benchmarks.demo import PLAN, summarize

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.sites import Sites
 from trianglemix.pytorch.config import TriangleMixConfig
 from trianglemix.pytorch.patch import patch
 from trianglemix.runtime.session import TriangleSession

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.exporter.sites import Example
-from trianglemix.exporter.triangle_node import NEVER_LAST
+from trianglemix.exporter.attention.sites import Example
+from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 
 Array = NDArray[Any]
 

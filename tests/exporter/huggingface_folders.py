@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.function_body import build_function
-from trianglemix.exporter.torch_worker import export_model
+from trianglemix.exporter.sources.huggingface.worker import export_model
 
 Array = np.ndarray[Any, Any]
 LENGTH = 40  # longer than gemma2's window of 24

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.sites import Example
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     Attend,
@@ -16,7 +17,6 @@ from trianglemix.exporter.patterns._example import (
     merged,
     repeated,
 )
-from trianglemix.exporter.sites import Example
 
 Result = tuple[ir.Value, ir.Value, ir.Value]
 WINDOW = 7

@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.sites import Example
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -17,7 +18,6 @@ from trianglemix.exporter.patterns._example import (
     build_example,
     merged,
 )
-from trianglemix.exporter.sites import Example
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "form": ("softmax", "attention", "multi_head"),

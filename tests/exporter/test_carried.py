@@ -14,9 +14,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
-from trianglemix.exporter.graph_roles import find_roles
+from trianglemix.exporter.attention.roles import find_roles
+from trianglemix.exporter.attention.sites import AttentionSite, MatchContext, Refusal
 from trianglemix.exporter.registry import all_patterns
-from trianglemix.exporter.sites import AttentionSite, MatchContext, Refusal
 
 _PATTERNS: Final = {pattern.name: pattern for pattern in all_patterns()}
 _OPERATORS: Final = {

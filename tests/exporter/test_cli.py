@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter import cli, pipeline
+from trianglemix.exporter.layers.plan import Fingerprint, Plan
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.plan import Fingerprint, Plan
 from trianglemix.exporter.registry import all_targets
 
 from tests.exporter import odd_models

@@ -13,13 +13,13 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.companions import Companions
-from trianglemix.exporter.config_check import check_config, ranges
-from trianglemix.exporter.graph_roles import find_roles
-from trianglemix.exporter.inspection import inspect_model
+from trianglemix.exporter.attention.roles import find_roles
+from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext, find_sites
 from trianglemix.exporter.patterns.attention import PATTERN
-from trianglemix.exporter.rotary_factors import rotaries
-from trianglemix.exporter.sites import AttentionSite, MaskClass, MatchContext, find_sites
+from trianglemix.exporter.report.inspection import inspect_model
+from trianglemix.exporter.sources.companions import Companions
+from trianglemix.exporter.sources.config_check import check_config, ranges
+from trianglemix.exporter.sources.rotary_factors import rotaries
 
 from tests.exporter.exports import export_to, save_example
 

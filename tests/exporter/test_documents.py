@@ -9,11 +9,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from trianglemix.exporter import far_calls
-from trianglemix.exporter.cutout import CutError
-from trianglemix.exporter.documents import check_documents
+from trianglemix.exporter.attention import far_calls
+from trianglemix.exporter.attention.cutout import CutError
+from trianglemix.exporter.attention.documents import check_documents
+from trianglemix.exporter.attention.probe import CallSizes
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.probe import CallSizes
 
 from tests.end_to_end.odd_interfaces import Interface
 from tests.exporter.exports import export_to

@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops.interface import GraphInput, GraphOutput
 from trianglemix.custom_ops.manifest import Manifest, ManifestError
+from trianglemix.exporter.attention.roles import find_roles
 from trianglemix.exporter.cli import command
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph_interface import read_interface
-from trianglemix.exporter.graph_roles import find_roles
-from trianglemix.exporter.inspection import inspect_model
-from trianglemix.exporter.runtime_fit import why_not_run
+from trianglemix.exporter.interface.graph_interface import read_interface
+from trianglemix.exporter.interface.runtime_fit import why_not_run
+from trianglemix.exporter.report.inspection import inspect_model
 
 from tests.end_to_end import odd_interfaces as odd
 from tests.end_to_end.odd_interfaces import Interface

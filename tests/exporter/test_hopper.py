@@ -12,11 +12,11 @@ import pytest
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.lengths import PROMPT_LENGTH
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.triangle_node import TriangleNode, is_triangle_attention
-from trianglemix.exporter.verify_session import open_model
+from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
+from trianglemix.exporter.verify.session import open_model
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.tiny_models import GQA_ROUTE, tiny_model
@@ -149,6 +149,6 @@ def test_verification_runs_on_the_targets_provider(
         get_available_providers=lambda: names,
         InferenceSession=session,
     )
-    monkeypatch.setattr("trianglemix.exporter.verify_session.import_onnxruntime", lambda: fake)
+    monkeypatch.setattr("trianglemix.exporter.verify.session.import_onnxruntime", lambda: fake)
     open_model(path, Manifest.load(tmp_path / "out"), None)
     assert asked == [names if first == "CUDA" else names[1:]]

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoConfig
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 
 from tests.exporter.huggingface_folders import (
     LENGTH,

@@ -12,12 +12,16 @@ from transformers import AutoModelForCausalLM
 from transformers.masking_utils import chunked_causal_mask_function
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.exporter import torch_attention, torch_worker
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.torch_attention import classify_mask, refuse_unknown
-from trianglemix.exporter.torch_check import compute_reference
-from trianglemix.exporter.torch_graph import refuse_frozen_values, write_onnx
-from trianglemix.exporter.torch_refusals import refuse_moving_rope, rope_types_of_model
+from trianglemix.exporter.sources.huggingface import attention as torch_attention
+from trianglemix.exporter.sources.huggingface import worker as torch_worker
+from trianglemix.exporter.sources.huggingface.attention import classify_mask, refuse_unknown
+from trianglemix.exporter.sources.huggingface.check import compute_reference
+from trianglemix.exporter.sources.huggingface.graph import refuse_frozen_values, write_onnx
+from trianglemix.exporter.sources.huggingface.refusals import (
+    refuse_moving_rope,
+    rope_types_of_model,
+)
 
 from tests.exporter.huggingface_folders import (
     LENGTH,

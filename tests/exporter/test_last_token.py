@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.end_to_end.odd_interfaces import Interface, transposed_logits

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter import layers as layers_module
-from trianglemix.exporter import plan as plan_module
+from trianglemix.exporter.attention.sites import AttentionSite, Layout, MaskClass, Operand
 from trianglemix.exporter.errors import ExportError, PlanError
-from trianglemix.exporter.layers import choose_layers
+from trianglemix.exporter.layers import choice as layers_module
+from trianglemix.exporter.layers import plan as plan_module
+from trianglemix.exporter.layers.choice import choose_layers
+from trianglemix.exporter.layers.plan import Fingerprint, Plan, find_shipped_plan, shipped_plans
 from trianglemix.exporter.options import (
     ExportOptions,
     LayerRequest,
     PatternRequest,
     parse_layers,
 )
-from trianglemix.exporter.plan import Fingerprint, Plan, find_shipped_plan, shipped_plans
-from trianglemix.exporter.sites import AttentionSite, Layout, MaskClass, Operand
 
 MODEL = Fingerprint(12, 4, 2, 16, 40, 61)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.length_switch import length_switches
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.interface.length_switch import length_switches
 
 
 def _graph(op_type: str, limit: int, of: str, *, swapped: bool = False) -> ir.Graph:

@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter import file_copy
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.find_source import find_source
+from trianglemix.exporter.folder import file_copy
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.verify_plan import graph_facts
+from trianglemix.exporter.sources.find import find_source
+from trianglemix.exporter.verify.plan import graph_facts
 
 from tests.end_to_end.odd_interfaces import Interface
 from tests.exporter.exports import Session, assert_close, export_to, random_ids

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.output_folder import output_folder
+from trianglemix.exporter.folder.output_folder import output_folder
 
 
 def test_the_slower_of_two_exports_does_not_replace_the_first(tmp_path: Path) -> None:

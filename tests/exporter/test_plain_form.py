@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.infer_shapes import InferShapesPass
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.walk import dtype_of
+from trianglemix.exporter.normalize.infer_shapes import InferShapesPass
+from trianglemix.exporter.normalize.plain_form import RemoveIdlePass, SortNodesPass
 from trianglemix.exporter.patterns._example import build_example, decomposed_attention
-from trianglemix.exporter.plain_form import RemoveIdlePass, SortNodesPass
-from trianglemix.exporter.walk import dtype_of
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
 

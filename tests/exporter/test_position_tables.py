@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.position_tables import table_length
+from trianglemix.exporter.configuration.position_tables import table_length
 
 _HEAD = """
 <ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>

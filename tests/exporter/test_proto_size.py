@@ -7,16 +7,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter import model_io
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.proto_size import (
+from trianglemix.exporter.folder import model_file as model_io
+from trianglemix.exporter.folder.proto_size import (
     INLINE_DATA_FILE,
     MAX_PROTO_BYTES,
     check_proto_size,
     move_inline_weights,
     serialize,
 )
+from trianglemix.exporter.patterns.softmax import PATTERN
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
 

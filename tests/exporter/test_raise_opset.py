@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.infer_shapes import InferShapesPass
+from trianglemix.exporter.normalize.infer_shapes import InferShapesPass
+from trianglemix.exporter.normalize.raise_opset import RaiseOpsetPass
 from trianglemix.exporter.options import PatternRequest
-from trianglemix.exporter.raise_opset import RaiseOpsetPass
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids
 

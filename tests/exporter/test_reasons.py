@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -16,7 +17,6 @@ from trianglemix.exporter.patterns._example import (
     decomposed_attention,
     group_query_attention,
 )
-from trianglemix.exporter.sites import Example
 
 from tests.end_to_end.odd_interfaces import Interface, a_mask_for_each_row, rows_by_position
 from tests.exporter import odd_models

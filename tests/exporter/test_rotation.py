@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.node_builder import NodeBuilder
-from trianglemix.exporter.rotation import Rotation, rotate
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.rotation import Rotation, rotate
 
 _HEAD_SIZE = 32
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import ExampleLayer, decomposed_attention
 

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.patterns._example import (
     SHAPE,
@@ -21,7 +22,6 @@ from trianglemix.exporter.patterns._example import (
     merged,
 )
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.sites import Example
 from trianglemix.runtime import TriangleSession
 
 from tests.exporter import odd_models

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.attention.sites import Example
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import (
     SHAPE,
@@ -19,7 +20,6 @@ from trianglemix.exporter.patterns._example import (
     merged,
     repeated,
 )
-from trianglemix.exporter.sites import Example
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits

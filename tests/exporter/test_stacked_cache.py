@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from trianglemix.custom_ops.library import library_path
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import SHAPE, build_example, decomposed_attention
 from trianglemix.runtime import TriangleSession

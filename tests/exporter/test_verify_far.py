@@ -11,14 +11,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.companions import Companions
+from trianglemix.exporter.attention.sites import MaskClass
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report import ExportReport
-from trianglemix.exporter.sites import MaskClass
-from trianglemix.exporter.special_ids import special_ids
-from trianglemix.exporter.verify_session import Array, OpenModel, open_model
+from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.sources.companions import Companions
+from trianglemix.exporter.sources.special_ids import special_ids
+from trianglemix.exporter.verify.session import Array, OpenModel, open_model
 
 from tests.exporter.exports import SMALL, Silent
 from tests.odd.decoder import write_model
@@ -175,7 +175,7 @@ def test_one_model_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         opened.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("trianglemix.exporter.verify.open_model", counted)
+    monkeypatch.setattr("trianglemix.exporter.verify.verify.open_model", counted)
     verified(PLAIN, tmp_path, verify_tokens=200)
     assert len(opened) == 4  # source, dense form, kernel, function body
 
@@ -231,7 +231,7 @@ def test_nothing_is_read_beyond_tables_of_positions(
 def test_which_part_of_the_vocabulary_was_compared_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trianglemix.exporter.verify_texts._KEPT", 1 << 14)
+    monkeypatch.setattr("trianglemix.exporter.verify.texts._KEPT", 1 << 14)
     notes = verified(PLAIN, tmp_path, verify_tokens=470).notes
     assert [
         x

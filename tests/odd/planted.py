@@ -8,13 +8,16 @@ from typing import Any, Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import feeds
-from trianglemix.exporter import graph_roles, mask_probe, model_io, normalize
-from trianglemix.exporter.cutout import CutError
-from trianglemix.exporter.last_token import KeepLastLogitsPass
+from trianglemix.exporter.attention import mask_probe
+from trianglemix.exporter.attention import roles as graph_roles
+from trianglemix.exporter.attention.cutout import CutError
+from trianglemix.exporter.attention.sites import MaskClass
+from trianglemix.exporter.folder import model_file as model_io
+from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.normalize import steps as normalize
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
-from trianglemix.exporter.sites import MaskClass
-from trianglemix.exporter.triangle_node import TriangleNode
+from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass
 
 from tests.odd.odd_model import CARRIED_ATTRIBUTES, OddModel
 from tests.odd.scales import SCALES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.node_builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder
 
 
 def runnable_here(path: Path, place: Path) -> Path:

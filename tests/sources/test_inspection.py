@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
+from trianglemix.exporter.attention.sites import Pattern
 from trianglemix.exporter.cli import command
 from trianglemix.exporter.registry import all_patterns
-from trianglemix.exporter.sites import Pattern
 
 from tests.exporter.exports import export_to
 

@@ -18,9 +18,9 @@ from trianglemix.analysis.sections import ProbeSample
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.library import library_path
-from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
 
 from tools.families.reference import cut_window, distance, logits_of

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report import ExportReport
-from trianglemix.exporter.sites import Sites
+from trianglemix.exporter.report.report import ExportReport
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.session import TriangleSession
 

@@ -20,10 +20,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from trianglemix.exporter.ascend.finding import Severity
-from trianglemix.exporter.ascend.lint import lint_file
-from trianglemix.exporter.ascend.lint_model import LengthAxes
-from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import (
     AscendRequest,
@@ -32,6 +28,10 @@ from trianglemix.exporter.options import (
     PatternRequest,
 )
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.targets.ascend.finding import Severity
+from trianglemix.exporter.targets.ascend.lint import lint_file
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
+from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.session import TriangleSession
 
 from tests.exporter.ascend.exported import Silent, last_logits, prompt

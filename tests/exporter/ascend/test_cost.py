@@ -16,15 +16,15 @@ from trianglemix.custom_ops.block_form import StaticCall
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.pattern import keep_mask
 from trianglemix.custom_ops.reference import Attention
-from trianglemix.exporter.ascend.cost import (
+from trianglemix.exporter.targets.ascend.cost import (
     BLOCK_SIZES,
     CostModel,
     choose_block,
     choose_dense_block,
     tile_fit,
 )
-from trianglemix.exporter.ascend.prediction import predict, print_prediction
-from trianglemix.exporter.ascend.soc import SOCS, find_soc
+from trianglemix.exporter.targets.ascend.prediction import predict, print_prediction
+from trianglemix.exporter.targets.ascend.soc import SOCS, find_soc
 
 from tests.custom_ops.block_form_case import Case, build
 

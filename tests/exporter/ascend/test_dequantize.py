@@ -10,9 +10,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from trianglemix.exporter.ascend import weight_files
-from trianglemix.exporter.ascend.dequantize import DequantizePass
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.targets.ascend import weight_files
+from trianglemix.exporter.targets.ascend.dequantize import DequantizePass
 from trianglemix.runtime.session import TriangleSession
 
 from tests.exporter.ascend.exported import export_ascend, last_logits, prompt, tiny_source

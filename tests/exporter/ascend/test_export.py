@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.ascend.finding import Severity
-from trianglemix.exporter.ascend.lint import lint_file
-from trianglemix.exporter.ascend.lint_model import LengthAxes
-from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.targets.ascend.finding import Severity
+from trianglemix.exporter.targets.ascend.lint import lint_file
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
+from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.session import TriangleSession

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from trianglemix.exporter.ascend.finding import Severity
-from trianglemix.exporter.ascend.lint import RULES, has_errors, lint, lint_file
-from trianglemix.exporter.ascend.lint_model import LengthAxes, LintModel
-from trianglemix.exporter.ascend.operators import versions_of
-from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.targets.ascend.finding import Severity
+from trianglemix.exporter.targets.ascend.lint import RULES, has_errors, lint, lint_file
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, LintModel
+from trianglemix.exporter.targets.ascend.operators import versions_of
+from trianglemix.exporter.targets.ascend.soc import find_soc
 
 from tests.exporter.ascend.planted_faults import (
     FAULTS,

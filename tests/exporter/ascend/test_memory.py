@@ -8,10 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 from trianglemix.custom_ops.static_graphs import Lowering
-from trianglemix.exporter.ascend.lint_model import LintModel
-from trianglemix.exporter.huggingface import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.targets.ascend.lint_model import LintModel
 
 from tests.exporter.ascend.exported import PATTERN, Silent, tiny_source
 from tests.exporter.ascend.half_model import save_half

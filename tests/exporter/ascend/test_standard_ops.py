@@ -11,10 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from trianglemix.exporter.ascend.opset import LowerOpsetPass
-from trianglemix.exporter.ascend.standard_ops import SPELLINGS, SpellOutPass
-from trianglemix.exporter.ascend.static_shapes import FoldStaticShapesPass
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.targets.ascend.opset import LowerOpsetPass
+from trianglemix.exporter.targets.ascend.standard_ops import SPELLINGS, SpellOutPass
+from trianglemix.exporter.targets.ascend.static_shapes import FoldStaticShapesPass
 
 MICROSOFT = "com.microsoft"
 ROWS, HEADS, SIZE, TABLE = 5, 3, 16, 11

@@ -10,13 +10,13 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.custom_ops.static_graphs import Lowering
-from trianglemix.exporter.ascend import verify
-from trianglemix.exporter.ascend.lint import has_errors, lint_file
-from trianglemix.exporter.ascend.soc import find_soc
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report import ExportReport
+from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.targets.ascend import verify
+from trianglemix.exporter.targets.ascend.lint import has_errors, lint_file
+from trianglemix.exporter.targets.ascend.soc import find_soc
 
 from tests.exporter.ascend.exported import (
     CHUNK,

@@ -1,0 +1,1 @@
+"""Finds attention, and measures what each layer keeps."""

@@ -1,0 +1,1 @@
+"""What is written: model, weights, manifest, companions."""

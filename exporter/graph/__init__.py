@@ -1,0 +1,1 @@
+"""Reading and building onnx-ir graphs, for every stage."""

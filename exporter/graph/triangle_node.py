@@ -1,0 +1,238 @@
+"""One typed view of a `TriangleAttention` node: its inputs by name, its attributes, its kind.
+
+Everything that reads such a node reads it here. What kind of layer it is stands in the node and in
+what computes its lengths, never in a name, which any graph optimizer may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.exporter.graph.rotation import Rotation, head_size
+from trianglemix.exporter.graph.walk import constant_array, is_op, needed_input, optional_input
+
+NEVER_LAST: Final = int(np.iinfo(np.int32).max)
+"""`prompt_length` of a layer that only slides: no row is ever one of the last ones."""
+_INDEX: Final = {name: index for index, name in enumerate(contract.INPUTS)}
+_COSINES: Final = len(contract.INPUTS)
+_MOVES: Final = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Tile")
+_MAX_STEPS: Final = 12
+
+
+class LayerKind(Enum):
+    """What a node does with keys that the source model lets a row see."""
+
+    DENSE = "dense"
+    WINDOWED = "windowed"  # a sliding window of the source's own, and nothing else
+    TRIANGLE = "triangle"  # drops keys
+
+
+@dataclass(frozen=True)
+class TriangleNode:
+    """A node of the operator; absent attributes have the contract's defaults."""
+
+    node: ir.Node
+
+    @classmethod
+    def all_of(cls, nodes: Iterable[ir.Node]) -> list[TriangleNode]:
+        """Those of a graph, in its order, which is the order of the layers."""
+        return [cls(node) for node in nodes if is_triangle_attention(node)]
+
+    @property
+    def query(self) -> ir.Value:
+        """Queries `[B, S, H*D]`, or queries, keys and values packed."""
+        return needed_input(self.node, _INDEX["query"])
+
+    @property
+    def key(self) -> ir.Value | None:
+        """New keys, None where they are packed with the queries."""
+        return optional_input(self.node, _INDEX["key"])
+
+    @property
+    def value(self) -> ir.Value | None:
+        """New values, None where they are packed with the queries."""
+        return optional_input(self.node, _INDEX["value"])
+
+    @property
+    def past(self) -> tuple[ir.Value, ir.Value]:
+        """The cache before the call."""
+        index = _INDEX["past_key"]
+        return needed_input(self.node, index), needed_input(self.node, index + 1)
+
+    @property
+    def seqlens_k(self) -> ir.Value:
+        """End of each row's keys, minus one."""
+        return needed_input(self.node, _INDEX["seqlens_k"])
+
+    @property
+    def total_sequence_length(self) -> ir.Value:
+        """The largest end of a row's keys."""
+        return needed_input(self.node, _INDEX["total_sequence_length"])
+
+    @property
+    def prompt_length(self) -> ir.Value:
+        """`N` of the formula."""
+        return needed_input(self.node, _INDEX["prompt_length"])
+
+    @property
+    def first_valid(self) -> ir.Value:
+        """Each row's first real key."""
+        return needed_input(self.node, _INDEX["first_valid"])
+
+    @property
+    def lengths_and_past(self) -> tuple[ir.Value | None, ...]:
+        """Inputs from the past to `first_valid`, in the contract's order."""
+        return tuple(self.node.inputs[_INDEX["past_key"] : _COSINES])
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return self.node.attributes.get_int(contract.ATTR_NUM_HEADS, 0)
+
+    @property
+    def kv_num_heads(self) -> int:
+        """Key and value heads."""
+        return self.node.attributes.get_int(contract.ATTR_KV_NUM_HEADS, 0)
+
+    @property
+    def scale(self) -> float:
+        """0 stands for `1/sqrt(D)`."""
+        return self.node.attributes.get_float(contract.ATTR_SCALE, 0.0)
+
+    @property
+    def softcap(self) -> float:
+        """0 stands for none."""
+        return self.node.attributes.get_float(contract.ATTR_SOFTCAP, 0.0)
+
+    @property
+    def pattern(self) -> TrianglePattern:
+        """Sinks, window and last rows, as the operator reads them."""
+        default = TrianglePattern().as_attributes()
+        read = self.node.attributes.get_int
+        return TrianglePattern(*(read(name, default[name]) for name in default))
+
+    @property
+    def kind(self) -> LayerKind:
+        """A window without sinks whose rows are never last ones is the source's own."""
+        if self.pattern.is_dense:
+            return LayerKind.DENSE
+        return LayerKind.WINDOWED if self.never_last else LayerKind.TRIANGLE
+
+    @property
+    def never_last(self) -> bool:
+        """Whether its `prompt_length` is provably `NEVER_LAST` in every call."""
+        return _provable(self.prompt_length, _is_never_last)
+
+    @property
+    def no_left_padding(self) -> bool:
+        """Whether its `first_valid` is provably 0: its source knows no left padding."""
+        return _provable(self.first_valid, _is_zero)
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """How it turns queries and keys inside, if it does."""
+        cosines = optional_input(self.node, _COSINES)
+        if cosines is None:
+            return None
+        interleaved = self.node.attributes.get_int(contract.ATTR_INTERLEAVED, 0) == 1
+        return Rotation(cosines, needed_input(self.node, _COSINES + 1), interleaved)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it unpacks or rotates inside, which the function body cannot."""
+        return self.key is None or self.rotation is not None
+
+    @property
+    def shape(self) -> AttentionShape:
+        """The head layout, from the attributes and what the file states.
+
+        Raises:
+            ConfigurationError: the file does not say a head size.
+        """
+        rotation = self.rotation
+        cosines = None if rotation is None else rotation.cosines
+        past_key, past_value = (optional_input(self.node, _INDEX["past_key"] + n) for n in (0, 1))
+        packed = self.value is None
+        in_query = self.num_heads + 2 * self.kv_num_heads if packed else self.num_heads
+        size = head_size(past_key, self.query, in_query, cosines)
+        value_size = size
+        if not packed and cosines is None:
+            value_size = head_size(past_value, self.value, self.kv_num_heads, None)
+        for name, found in (("keys", size), ("values", value_size)):
+            if found is None:
+                raise ConfigurationError(
+                    f"the file does not say the head size of {self.node.name}'s {name}"
+                )
+        assert size is not None
+        assert value_size is not None
+        return AttentionShape(self.num_heads, self.kv_num_heads, size, value_size)
+
+    def set_inputs(self, rows: Iterable[ir.Value | None], tables: Iterable[ir.Value] = ()) -> None:
+        """Other queries, keys, values and rotation tables; past and lengths stay."""
+        inputs = [*rows, *self.lengths_and_past, *tables]
+        self.node.resize_inputs(len(inputs))
+        for index, value in enumerate(inputs):
+            self.node.replace_input_with(index, value)
+
+
+def is_triangle_attention(node: ir.Node) -> bool:
+    """Whether the node is the operator."""
+    return node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
+
+
+def _provable(value: ir.Value, holds: Callable[[ir.Value], bool]) -> bool:
+    """Whether the value holds so, as it is or before it was cast, reshaped or expanded."""
+    for _ in range(_MAX_STEPS):
+        if holds(value):
+            return True
+        node = value.producer()
+        if node is None or not is_op(node, *_MOVES):
+            return False
+        value = needed_input(node, 0)
+    return False
+
+
+def _is_never_last(value: ir.Value) -> bool:
+    """The constant itself, or the larger of it and anything."""
+    if _is_constant(value, NEVER_LAST):
+        return True
+    node = value.producer()
+    return (
+        node is not None
+        and is_op(node, "Max")
+        and any(x is not None and _is_constant(x, NEVER_LAST) for x in node.inputs)
+    )
+
+
+def _is_zero(value: ir.Value) -> bool:
+    """The constant, something minus itself, or something times 0."""
+    if _is_constant(value, 0):
+        return True
+    node = value.producer()
+    if node is None:
+        return False
+    if is_op(node, "Sub"):
+        return node.inputs[0] is node.inputs[1]
+    return is_op(node, "Mul") and any(x is not None and _is_constant(x, 0) for x in node.inputs)
+
+
+def _is_constant(value: ir.Value, number: int) -> bool:
+    """Whether the value is this number alone, however often; inputs with a default are not."""
+    if value.is_graph_input():
+        return False
+    node = value.producer()
+    if node is not None and is_op(node, "ConstantOfShape"):
+        filled = node.attributes.get_tensor("value", None)
+        return (0 if filled is None else int(filled.numpy().reshape(()))) == number
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or not 0 < tensor.size <= 1 << 10:
+        return False
+    return bool((constant_array(tensor) == number).all())

@@ -1,0 +1,151 @@
+"""Chooses which layers become triangle layers, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.layers.plan import Fingerprint, Plan, find_shipped_plan
+from trianglemix.exporter.options import ExportOptions, LayerRequest
+
+_DEFAULT_SHARE: Final = 4  # the deepest quarter
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The triangle layers, their pattern, where the choice comes from, and what to warn of."""
+
+    layers: frozenset[int]
+    pattern: TrianglePattern
+    origin: str
+    warning: str | None = None
+    skipped: tuple[int, ...] = ()
+
+
+def choose_layers(
+    options: ExportOptions, sites: Sequence[AttentionSite], model: Fingerprint
+) -> LayerChoice:
+    """Triangle layers of an export; none with `--dense`.
+
+    Raises:
+        ExportError: a layer that the model has not, a named layer that slides a window of its
+            own, no layer at all.
+        PlanError: the plan is for another model.
+    """
+    if options.dense:
+        return LayerChoice(frozenset(), TrianglePattern(), "--dense: the dense twin")
+    plan = _plan(options.layers, model)
+    base = plan.pattern if plan and plan.pattern else TrianglePattern()
+    pattern = options.pattern.over(base)
+    windowed = {site.layer for site in sites if site.mask.window is not None}
+    choice = _choose(options.layers, plan, len(sites), windowed)
+    kept = frozenset(choice.layers - windowed)
+    skipped = tuple(sorted(choice.layers & windowed))
+    if not kept:
+        raise ExportError(
+            "no layer would become a triangle layer"
+            + (" (all chosen ones slide a window of their own)" if skipped else "")
+            + "; choose layers, or ask for the dense twin with --dense"
+        )
+    return LayerChoice(kept, pattern, choice.origin, choice.warning, skipped)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    layers: frozenset[int]
+    origin: str
+    warning: str | None = None
+
+
+def _plan(request: LayerRequest, model: Fingerprint) -> Plan | None:
+    """The plan that takes part: a given one, else a shipped one where it can help."""
+    if request.plan is not None:
+        plan = Plan.load(request.plan)
+        plan.check_fits(model)
+        return plan
+    if request.start_layer is not None or request.layers is not None:
+        return None
+    return find_shipped_plan(model)
+
+
+def _choose(request: LayerRequest, plan: Plan | None, count: int, windowed: set[int]) -> _Choice:
+    if request.layers is not None:
+        return _named(request.layers, count, windowed)
+    if request.start_layer is not None:
+        return _from_start(request.start_layer, count)
+    if request.count is not None:
+        return _counted(request.count, plan, count, windowed)
+    if plan is not None:
+        return _Choice(plan.chosen_layers, _plan_origin(request, plan), _plan_warning(plan))
+    usable = [layer for layer in range(count) if layer not in windowed] or list(range(count))
+    deepest = max(1, len(usable) // _DEFAULT_SHARE)
+    return _Choice(
+        frozenset(usable[-deepest:]),
+        f"default: the deepest quarter ({deepest} of {len(usable)} layers that can be chosen)",
+        "no plan fits this model, so the deepest quarter of its layers was taken; which layers "
+        "can be triangle layers is a property of the model: trianglemix-analyze finds out",
+    )
+
+
+def _plan_origin(request: LayerRequest, plan: Plan) -> str:
+    given = f"plan {request.plan}" if request.plan else "shipped plan"
+    return f"{given} for {plan.name}" + (f" ({plan.origin})" if plan.origin else "")
+
+
+def _plan_warning(plan: Plan) -> str | None:
+    """A plan that says of itself that nobody measured it is used, and said so."""
+    if plan.figures.get("measured") is not False:
+        return None
+    return (
+        f"nobody has measured what the plan for {plan.name} costs in accuracy: try it with "
+        "trianglemix-eval, or make your own plan with trianglemix-analyze"
+    )
+
+
+def _named(layers: tuple[int, ...], count: int, windowed: set[int]) -> _Choice:
+    for layer in layers:
+        if layer >= count:
+            raise ExportError(
+                f"--layers names layer {layer}, but the model has {count} layers (0-{count - 1})"
+            )
+        if layer in windowed:
+            raise ExportError(
+                f"--layers names layer {layer}, which slides a window of its own; such a layer "
+                "stays as it is: leave it out"
+            )
+    return _Choice(frozenset(layers), "--layers")
+
+
+def _from_start(start: int, count: int) -> _Choice:
+    if not 0 <= start < count:
+        raise ExportError(
+            f"--start-layer is {start}, but the model has {count} layers (0-{count - 1})"
+        )
+    return _Choice(frozenset(range(start, count)), f"--start-layer {start}")
+
+
+def _counted(wanted: int, plan: Plan | None, count: int, windowed: set[int]) -> _Choice:
+    if not 1 <= wanted <= count:
+        raise ExportError(
+            f"--num-triangle-layers is {wanted}, but the model has {count} layers; "
+            f"give 1 to {count}"
+        )
+    if plan is not None and plan.layers_by_importance:
+        order: Sequence[int] = plan.layers_by_importance
+        origin = f"the {wanted} least important layers by the plan for {plan.name}"
+    else:
+        order = range(count - 1, -1, -1)
+        origin = f"the {wanted} deepest layers"
+    usable = [layer for layer in order if layer not in windowed]
+    if len(usable) < wanted:
+        own = [layer for layer in order if layer in windowed]
+        why = f": {len(own)} of {count} slide a window of their own already" if own else ""
+        raise ExportError(
+            f"--num-triangle-layers is {wanted}, but only {len(usable)} layers can be chosen "
+            f"from{why}"
+        )
+    return _Choice(frozenset(usable[:wanted]), origin)

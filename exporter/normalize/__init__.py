@@ -1,0 +1,1 @@
+"""Many spellings of a graph become fewer, without a change of meaning."""

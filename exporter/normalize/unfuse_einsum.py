@@ -1,0 +1,126 @@
+"""Takes Einsums of two activations apart, so that attention is found in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from trianglemix.exporter.attention.roles import rank
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.walk import is_op, needed_input
+
+_LETTERS = "ABCDEFGH"  # stand for the axes of an ellipsis; equations have small letters
+
+
+@dataclass(frozen=True)
+class _Product:
+    """An Einsum as a matrix product of `left` and `right`, which may be its operands swapped.
+
+    `lead` labels come before the row and the column; those that only the left has are `extra`,
+    along which the right is broadcast.
+    """
+
+    swapped: bool
+    left: str
+    right: str
+    out: str
+    lead: str
+    extra: str
+    row: str
+    column: str
+    summed: str
+
+
+class UnfuseEinsumPass(ir.passes.InPlacePass):
+    """Einsums that are one product of matrices become Transpose, Unsqueeze and MatMul.
+
+    Only where neither side is a constant, and one label is summed: others are no attention.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            product = _read(node)
+            if product is not None:
+                _take_apart(model.graph, node, product)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _read(node: ir.Node) -> _Product | None:
+    if not is_op(node, "Einsum") or len(node.inputs) != 2 or node.outputs[0].is_graph_output():
+        return None
+    if any(x is None or ir.convenience.get_const_tensor(x) is not None for x in node.inputs):
+        return None
+    terms = _terms(node)
+    if terms is None or any(len(set(term)) != len(term) for term in terms):
+        return None
+    left, right, out = terms
+    swapped = out[-1:] in left  # the column must be the right's
+    if swapped:
+        left, right = right, left
+    both = set(left) & set(right)
+    summed = both - set(out)
+    columns, rows = set(right) - set(left), [x for x in out if x in left and x not in right]
+    if len(summed) != 1 or len(columns) != 1 or not rows or out[-1:] not in columns:
+        return None
+    if (set(left) | set(right)) - set(out) != summed:
+        return None
+    lead = "".join(x for x in out if x in both or x in rows[:-1])
+    extra = "".join(rows[:-1])
+    return _Product(swapped, left, right, out, lead, extra, rows[-1], columns.pop(), summed.pop())
+
+
+def _terms(node: ir.Node) -> tuple[str, str, str] | None:
+    """Labels of both operands and the result; an ellipsis as letters of its own."""
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    given, arrow, out = equation.partition("->")
+    terms = given.split(",")
+    if len(terms) != 2:
+        return None
+    if not arrow:
+        out = "".join(sorted(x for x in set(given) - {",", "."} if given.count(x) == 1))
+        out = "..." * ("..." in given) + out
+    if "..." in equation:
+        counts = {_ellipsis(term, value) for term, value in zip(terms, node.inputs, strict=True)}
+        count = counts.pop() if len(counts) == 1 else None
+        if count is None or count > len(_LETTERS):
+            return None
+        terms, out = (
+            [x.replace("...", _LETTERS[:count]) for x in terms],
+            out.replace("...", _LETTERS[:count]),
+        )
+    return terms[0], terms[1], out
+
+
+def _ellipsis(term: str, value: ir.Value | None) -> int | None:
+    """How many axes the ellipsis of an operand stands for."""
+    axes = None if value is None else rank(value)
+    if "..." not in term:
+        return 0
+    return None if axes is None else axes - len(term) + 3
+
+
+def _take_apart(graph: ir.Graph, node: ir.Node, product: _Product) -> None:
+    build = NodeBuilder(graph, f"source/{node.name or node.outputs[0].name}")
+    values = [needed_input(node, index) for index in range(2)]
+    left, right = values[::-1] if product.swapped else values
+    p = product
+    left = _ordered(build, left, p.left, p.lead + p.row + p.summed)
+    shared = "".join(x for x in p.lead if x not in p.extra)
+    right = _ordered(build, right, p.right, shared + p.summed + p.column)
+    if p.extra:
+        right = build.op("Unsqueeze", right, build.ints(*(p.lead.index(x) for x in p.extra)))
+    made = build.op("MatMul", left, right)
+    result = _ordered(build, made, p.lead + p.row + p.column, p.out)
+    old = node.outputs[0]
+    result.type, result.shape = old.type, old.shape
+    graph.insert_before(node, build.nodes)
+    old.replace_all_uses_with(result)
+    graph.remove(node, safe=True)
+
+
+def _ordered(build: NodeBuilder, value: ir.Value, labels: str, wanted: str) -> ir.Value:
+    if labels == wanted:
+        return value
+    return build.op("Transpose", value, perm=[labels.index(label) for label in wanted])

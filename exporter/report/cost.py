@@ -1,0 +1,74 @@
+"""What a triangle model saves, predicted by counting kept pairs of rows and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.pattern import kept_pairs
+from trianglemix.exporter.attention.probe import pattern_of
+from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.rewrite.last_token import LanguageModelHead
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Attention of all layers over one prompt of `prompt_length` tokens, batch 1.
+
+    Flops count a multiply and an add as two, over kept pairs of rows and keys only.
+    """
+
+    prompt_length: int
+    dense_flops: int
+    triangle_flops: int
+
+    @property
+    def share(self) -> float:
+        """Flops left, as a share of the source's."""
+        return self.triangle_flops / self.dense_flops if self.dense_flops else 1.0
+
+
+def attention_cost(
+    sites: Sequence[AttentionSite], patterns: Mapping[int, TrianglePattern], prompt_length: int
+) -> AttentionCost:
+    """The source's attention beside the export's."""
+    dense = sum(_flops(site, pattern_of(site.mask), prompt_length) for site in sites)
+    triangle = sum(
+        _flops(site, patterns.get(site.layer, pattern_of(site.mask)), prompt_length)
+        for site in sites
+    )
+    return AttentionCost(prompt_length, dense, triangle)
+
+
+def _flops(site: AttentionSite, pattern: TrianglePattern, prompt_length: int) -> int:
+    """`2 * pairs * H * (D + Dv)`: scores and weighted values."""
+    pairs = kept_pairs(prompt_length, pattern)
+    sizes = site.shape.head_size + site.shape.value_head_size
+    return 2 * pairs * site.shape.num_heads * sizes
+
+
+@dataclass(frozen=True)
+class LastTokenSaving:
+    """What one row of logits instead of `prompt_length` saves in a prefill of one sequence."""
+
+    logits_bytes: int
+    head_flops: int
+    tail_flops: int = 0  # products behind the last attention that see one row as well
+
+
+def last_token_saving(
+    head: LanguageModelHead | None, tail_sizes: int, prompt_length: int, bytes_per_logit: int
+) -> LastTokenSaving | None:
+    """None where the sizes of the LM head are not in the file.
+
+    `tail_sizes` is the size of the weights behind the last attention that see one row too.
+    """
+    if head is None or head.hidden_size is None or head.vocabulary_size is None:
+        return None
+    rows = prompt_length - 1
+    return LastTokenSaving(
+        logits_bytes=rows * head.vocabulary_size * bytes_per_logit,
+        head_flops=2 * rows * head.vocabulary_size * head.hidden_size,
+        tail_flops=2 * rows * tail_sizes,
+    )

@@ -1,0 +1,115 @@
+"""Builds the report of an export from what was found and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+from trianglemix.custom_ops.manifest import RUNS, Manifest
+from trianglemix.exporter.attention.sites import Sites
+from trianglemix.exporter.folder.describe import ExportedGraph
+from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode, is_triangle_attention
+from trianglemix.exporter.layers.choice import LayerChoice
+from trianglemix.exporter.options import ExportOptions
+from trianglemix.exporter.report.cost import attention_cost, last_token_saving
+from trianglemix.exporter.report.report import ExportReport, layer_reports
+from trianglemix.exporter.rewrite.last_token import TAIL_SIZES, find_head
+from trianglemix.exporter.targets._target import OfflineTools
+
+
+def build_report(
+    options: ExportOptions,
+    graph: ExportedGraph,
+    sites: Sites,
+    choice: LayerChoice,
+    manifest: Manifest,
+) -> ExportReport:
+    """The report as it is before anything is written; notes of the later stages are added to it."""
+    patterns = dict.fromkeys(choice.layers, choice.pattern)
+    saving = None
+    if manifest.last_token_logits:
+        itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
+        tail_sizes = graph.model.meta.get(TAIL_SIZES, 0)
+        head = find_head(graph.roles)
+        saving = last_token_saving(head, tail_sizes, options.prompt_length, int(itemsize))
+    notes = []
+    if choice.skipped:
+        notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
+    notes += _interface_notes(manifest)
+    if manifest.has_cache and not graph.shared_cache:
+        notes.append("past and present cannot share one buffer: something else reads the past")
+    return ExportReport(
+        source=str(options.source),
+        target=options.target,
+        opset=graph.model.graph.opset_imports[""],
+        ir_version=graph.model.ir_version,
+        pattern=choice.pattern if choice.layers else None,
+        layer_choice=choice.origin,
+        layers=layer_reports(sites.found, choice, _runs_as(graph.model)),
+        cost=attention_cost(sites.found, patterns, options.prompt_length),
+        last_token=saving,
+        shared_cache=graph.shared_cache,
+        left_padding=manifest.left_padding,
+        notes=tuple(notes),
+        warnings=(*((choice.warning,) if choice.warning else ()), *_runtime_warnings(manifest)),
+    )
+
+
+def _runtime_warnings(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.runtime == RUNS:
+        return ()
+    return (
+        f"trianglemix-run cannot run this export: {manifest.runtime}; plain ONNX Runtime can, with "
+        "the native library (docs/running.md)",
+    )
+
+
+def _interface_notes(manifest: Manifest) -> list[str]:
+    """What the graph's interface asks of whoever runs it."""
+    notes = []
+    if manifest.batch == 1:
+        notes.append("the batch is fixed at 1: rows run in turn")
+    if not manifest.has_cache:
+        notes.append(
+            "the source has no KV cache: every new token reads the whole text again, of at most "
+            f"{manifest.context_length} tokens"
+        )
+    if not manifest.chunked_prefill:
+        notes.append("a prompt cannot come in chunks: a state might not be carried from one on")
+    for number in manifest.length_switches:
+        notes.append(
+            f"the model computes otherwise beyond {number} tokens (as a rotation chosen by the "
+            "length does): a longer prompt must be read at once, or in chunks longer than that"
+        )
+    return notes
+
+
+def _runs_as(model: ir.Model) -> dict[int, str]:
+    """The operator that each layer's attention became; graph order is layer order."""
+    attentions = [node for node in model.graph if _is_attention(node)]
+    return {layer: _name(node) for layer, node in enumerate(attentions)}
+
+
+def _is_attention(node: ir.Node) -> bool:
+    return is_triangle_attention(node) or node.op_type == "GroupQueryAttention"
+
+
+def _name(node: ir.Node) -> str:
+    if not is_triangle_attention(node):
+        return node.op_type
+    triangle = TriangleNode(node)
+    if triangle.kind is LayerKind.WINDOWED:
+        return f"{node.op_type} (window {triangle.pattern.sliding_window_size})"
+    return node.op_type + (" (dense mode)" if triangle.kind is LayerKind.DENSE else "")
+
+
+def as_offline(
+    report: ExportReport,
+    tools: OfflineTools,
+    graph: ExportedGraph,
+    asked: tuple[Manifest, ExportOptions],
+) -> ExportReport:
+    """The report of a target whose models are compiled elsewhere."""
+    runs_as = tools.runs_as(asked[1])
+    layers = tuple(replace(row, runs_as=runs_as[row.action]) for row in report.layers)
+    return replace(report, layers=layers, prediction=tools.predict(graph.model, *asked))

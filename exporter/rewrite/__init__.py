@@ -1,0 +1,1 @@
+"""Puts the operator in, and checks what came out."""

@@ -1,0 +1,62 @@
+"""Checks the finished graph before it is written: what every route promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
+from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
+
+
+def check_exported(
+    model: ir.Model, sites: Sequence[AttentionSite], interface: tuple[list[str], list[str]]
+) -> None:
+    """The old attentions are gone, names and order of inputs and outputs are the source's.
+
+    `interface` holds the source's input and output names.
+
+    Raises:
+        RefusedError: an old attention is still needed by something.
+        AssertionError: our own defect.
+    """
+    graph = model.graph
+    left = set(graph)
+    for site in sites:
+        if site.anchor in left and not is_triangle_attention(site.anchor):
+            raise RefusedError(
+                f"something besides attention uses the inside of {site.anchor.name or site.form} "
+                f"(layer {site.layer}), so it cannot be replaced"
+            )
+    inputs, outputs = interface
+    names = [name for name in interface_of(graph)[0] if name != PROMPT_LENGTH]
+    wanted = [name for name in inputs if name != PROMPT_LENGTH]
+    assert names == wanted, f"inputs became {names}, were {wanted}"
+    assert [value.name for value in graph.outputs] == outputs, "outputs changed"
+    _check_order(graph)
+    nodes = TriangleNode.all_of(graph)
+    used = bool(nodes) and not any(node.is_folded for node in nodes)
+    declared = (contract.DOMAIN, contract.OP_TYPE, "") in model.functions
+    assert used == declared, "the operator's function and its nodes go together"
+
+
+def _check_order(graph: ir.Graph) -> None:
+    """Every value is made before it is used, under a name of its own."""
+    made: set[ir.Value] = {*graph.inputs, *graph.initializers.values()}
+    names = {value.name for value in made}
+    for node in graph:
+        missing = [value for value in node.inputs if value is not None and value not in made]
+        assert not missing, f"{node.name} uses {missing[0].name} before it is made"
+        for value in node.outputs:
+            assert not value.name or value.name not in names, f"{value.name} is made twice"
+            names.add(value.name)
+        made.update(node.outputs)
+
+
+def interface_of(graph: ir.Graph) -> tuple[list[str], list[str]]:
+    """Names of the graph's inputs that must be given, and of its outputs, in order."""
+    given = [str(value.name) for value in graph.inputs if value.name not in graph.initializers]
+    return given, [str(value.name) for value in graph.outputs]

@@ -1,0 +1,256 @@
+"""Turns every attention site into a `TriangleAttention` node, the cache append folded in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import onnx_ir as ir
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
+from trianglemix.custom_ops.function_body import build_function
+from trianglemix.exporter.attention.head_trace import root_of
+from trianglemix.exporter.attention.roles import GraphRoles
+from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.triangle_node import is_triangle_attention
+from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
+from trianglemix.exporter.rewrite.cache_form import as_type, cache_in, cache_out
+from trianglemix.exporter.rewrite.lengths import (
+    Lengths,
+    add_prompt_length_input,
+    lengths_from_mask,
+    lengths_from_node,
+    nan_where,
+    never_last,
+)
+
+_CACHE_RANK: Final = 4
+_SWAP: Final = (0, 2, 1, 3)
+
+
+class InsertTriangleAttentionPass(ir.passes.InPlacePass):
+    """Every site becomes the operator: `patterns` by layer, dense mode for the other layers.
+
+    A site whose source slides a window keeps exactly that window. Afterwards each node has all
+    nine inputs and all attributes, the model carries the operator's function, and past and
+    present keep their graph names. What only the old attentions used is dead, but still there.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[AttentionSite],
+        roles: GraphRoles,
+        patterns: Mapping[int, TrianglePattern],
+    ) -> None:
+        super().__init__()
+        self._sites = sites
+        self._roles = roles
+        self._patterns = patterns
+        self._lengths: dict[NodeLengths | None, Lengths] = {}
+        self._never_last: ir.Value | None = None
+
+    @property
+    def row_end(self) -> ir.Value:
+        """The value `[B]` that says where each row's real tokens end; once the pass has run."""
+        return next(iter(self._lengths.values())).row_end
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        prompt_length = add_prompt_length_input(graph)
+        for site in self._sites:
+            self._insert(graph, site, prompt_length)
+        function = build_function()
+        model.functions[function.identifier()] = function
+        graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+        _sort(graph)
+        return ir.passes.PassResult(model, True)
+
+    def ensures(self, model: ir.Model) -> None:
+        nodes = [node for node in model.graph if is_triangle_attention(node)]
+        if len(nodes) != len(self._sites):
+            raise ir.passes.PostconditionError(f"{len(nodes)} nodes of {len(self._sites)} sites")
+        for node in nodes:
+            wired = len(node.inputs) == len(contract.INPUTS) and None not in node.inputs
+            if not wired or set(node.attributes) != set(contract.ATTRIBUTES):
+                raise ir.passes.PostconditionError(f"{node.name} is not complete")
+
+    def _insert(self, graph: ir.Graph, site: AttentionSite, prompt_length: ir.Value) -> None:
+        build = NodeBuilder(graph, f"layer.{site.layer}")
+        lengths = self._lengths_of(site, graph, prompt_length)
+        node = self._node(build, site, lengths)
+        flat = node.outputs[0]
+        old_type = site.output.value.type
+        flat.type = old_type if site.dtype is None else ir.TensorType(site.dtype)
+        flat.shape = None
+        if site.lengths is None and site is self._sites[-1]:
+            impossible = build.op("Less", lengths.seqlens_k, build.int32(0))
+            flat = nan_where(build, impossible, flat)
+        flat = as_type(build, flat, dtype_of(site.output.value) if site.dtype else None)
+        result = _in_layout(build, flat, site.output, site.shape)
+        presents = [
+            cache_out(build, present, value, layout, site.dtype)
+            for value, present, layout in zip(
+                site.present or (), node.outputs[1:], site.cache, strict=False
+            )
+        ]
+        new_nodes = [*site.prologue, *build.nodes]
+        old = site.output.value.producer()
+        assert old is not None
+        graph.insert_before(old, new_nodes)
+        replace_value(site.output.value, result)
+        for value, present in zip(site.present or (), presents, strict=True):
+            replace_value(value, present)
+        if not any(value.uses() or value.is_graph_output() for value in site.anchor.outputs):
+            graph.remove(site.anchor, safe=True)
+
+    def _node(self, build: NodeBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
+        rows = [
+            as_type(build, _flat(build, operand), site.dtype)
+            for operand in (site.query, site.key, site.value)
+        ]
+        past = _past(build, site) or _empty_past(build, rows[0], site.shape)
+        pattern = self._patterns.get(site.layer, DENSE_PATTERN)
+        prompt_length = lengths.prompt_length
+        if site.mask.window is not None:
+            pattern = TrianglePattern(0, site.mask.window, 1)
+            kept = site.lengths.prompt_length if site.lengths else None
+            prompt_length = kept or self._no_last_rows(lengths)
+        return build.node(
+            contract.OP_TYPE,
+            [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
+             lengths.first_valid],
+            domain=contract.DOMAIN,
+            attributes={
+                contract.ATTR_NUM_HEADS: site.shape.num_heads,
+                contract.ATTR_KV_NUM_HEADS: site.shape.kv_num_heads,
+                contract.ATTR_SCALE: float(site.scale),
+                contract.ATTR_SOFTCAP: float(site.softcap),
+                **pattern.as_attributes(),
+            },
+            num_outputs=len(contract.OUTPUTS),
+        )  # fmt: skip
+
+    def _lengths_of(self, site: AttentionSite, graph: ir.Graph, prompt_length: ir.Value) -> Lengths:
+        """Made once for all sites whose lengths come from the same place."""
+        key = site.lengths
+        place = next(iter(graph)) if key is None else site.anchor
+        if key not in self._lengths:
+            scope = "lengths" if not self._lengths else f"lengths_{len(self._lengths)}"
+            build = NodeBuilder(graph, scope)
+            self._lengths[key] = (
+                lengths_from_mask(build, self._roles, prompt_length)
+                if key is None
+                else lengths_from_node(build, key, self._roles, prompt_length)
+            )
+            graph.insert_before(place, build.nodes)
+        return self._lengths[key]
+
+    def _no_last_rows(self, lengths: Lengths) -> ir.Value:
+        """The windowed layers' `prompt_length`, made once."""
+        if self._never_last is None:
+            producer = lengths.first_valid.producer()
+            assert producer is not None
+            graph = producer.graph
+            assert isinstance(graph, ir.Graph)
+            build = NodeBuilder(graph, "lengths/windowed")
+            self._never_last = never_last(build, lengths.first_valid)
+            graph.insert_after(producer, build.nodes)
+        return self._never_last
+
+
+def _sort(graph: ir.Graph) -> None:
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise RefusedError(
+            "an attention's queries depend on its own appended cache, which the operator cannot "
+            "give before it has the queries"
+        ) from error
+
+
+def _flat(build: NodeBuilder, operand: Operand) -> ir.Value:
+    """The operand as `[B, S, heads*D]`; a transpose just made is taken back, not undone."""
+    value = operand.value
+    if operand.layout is Layout.FLAT:
+        return value
+    if operand.layout is Layout.BHDS:
+        value = build.op("Transpose", value, perm=(0, 3, 1, 2))
+    elif operand.layout is Layout.BHSD:
+        transpose = producer_of(value, "Transpose")
+        if transpose is not None and list(transpose.attributes.get_ints("perm", [])) == [
+            0,
+            2,
+            1,
+            3,
+        ]:
+            value = needed_input(transpose, 0)
+        else:
+            value = build.op("Transpose", value, perm=_SWAP)
+    return build.op("Reshape", value, build.ints(0, 0, -1))
+
+
+def _in_layout(
+    build: NodeBuilder, flat: ir.Value, wanted: Operand, shape: AttentionShape
+) -> ir.Value:
+    """The operator's output `[B, S, H*Dv]` in the layout of the value that it replaces."""
+    if wanted.layout is Layout.FLAT:
+        return flat
+    sizes = build.ints(0, 0, shape.num_heads, shape.value_head_size)
+    apart = build.op("Reshape", flat, sizes)
+    if wanted.layout is Layout.BSHD:
+        return apart
+    return build.op("Transpose", apart, perm=_SWAP)
+
+
+def _past(build: NodeBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] | None:
+    """Past key and value `[B, G, P, D]` in the operator's type."""
+    if site.past is None:
+        return None
+    key, value = (
+        cache_in(build, cache, layout, site.dtype)
+        for cache, layout in zip(site.past, site.cache, strict=True)
+    )
+    if all(len(root_of(cache).shape or ()) == _CACHE_RANK for cache in site.past):
+        return key, value
+    return _of_batch(build, key, site), _of_batch(build, value, site)
+
+
+def _of_batch(build: NodeBuilder, past: ir.Value, site: AttentionSite) -> ir.Value:
+    """A part of a cache of all layers, its batch that of the queries.
+
+    Before the first call it is empty, and a Concat takes what is empty of any batch.
+    """
+    batch = build.dimension(site.query.value, 0)
+    sizes = [
+        batch,
+        build.ints(site.shape.kv_num_heads, -1),
+        build.op("Shape", past, start=3, end=4),
+    ]
+    return build.op("Reshape", past, build.op("Concat", *sizes, axis=0))
+
+
+def _empty_past(
+    build: NodeBuilder, query: ir.Value, shape: AttentionShape
+) -> tuple[ir.Value, ir.Value]:
+    """Zero-length past key and value for a source without a cache, in the query's type."""
+    batch = build.dimension(query, 0)
+
+    def empty(size: int) -> ir.Value:
+        sizes = build.op("Concat", batch, build.ints(shape.kv_num_heads, 0, size), axis=0)
+        return build.op("CastLike", build.op("ConstantOfShape", sizes), query)
+
+    return empty(shape.head_size), empty(shape.value_head_size)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, and its name where it is a graph output, goes to `new`."""
+    new.type = old.type
+    if old.shape is not None:
+        new.shape = ir.Shape(old.shape)
+    was_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if was_output:
+        old.name = f"{name}/replaced"
+        new.name = name

@@ -1,0 +1,1 @@
+"""What the user gave becomes an ONNX file with its companions."""

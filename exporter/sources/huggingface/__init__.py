@@ -1,0 +1,1 @@
+"""Hugging Face folders become ONNX files, through torch."""

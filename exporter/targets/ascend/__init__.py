@@ -1,0 +1,1 @@
+"""Ascend NPUs through CANN's atc: static graphs in standard operators over one cache."""

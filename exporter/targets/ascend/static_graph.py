@@ -1,0 +1,356 @@
+"""Turns the canonical graph of TriangleAttention nodes into one static graph over a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.manifest import LayerCache
+from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.static_graphs import Lowering
+from trianglemix.custom_ops.static_tape import StaticTape
+from trianglemix.exporter.attention.roles import FLOATS, GraphRoles, find_roles
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
+from trianglemix.exporter.graph.walk import is_op, needed_input
+from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
+from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
+from trianglemix.exporter.targets.ascend import static_plan
+from trianglemix.exporter.targets.ascend.custom_form import CustomForm
+from trianglemix.exporter.targets.ascend.custom_operator import INPUTS
+from trianglemix.exporter.targets.ascend.position_ranges import find_position_ranges
+from trianglemix.exporter.targets.ascend.row_cut import before_row_cut
+from trianglemix.exporter.targets.ascend.static_plan import GraphKind, StaticPlan
+
+_INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
+_SCOPE: Final = "trianglemix/static"
+_LOGITS_TO_KEEP: Final = ("num_logits_to_keep", "logits_to_keep")
+AttentionForm = BlockForm | CustomForm
+_FORMS: Final[dict[Lowering, type[AttentionForm]]] = {"block": BlockForm, "custom": CustomForm}
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What one TriangleAttention node of the canonical graph says, and its type."""
+
+    attention: Attention
+    dtype: ir.DataType
+    owner: int  # the layer whose cache it reads: itself, or an earlier one that shares its keys
+    is_sliding: bool  # the source model's own window: in the tail and in decoding too
+
+    @property
+    def is_banded(self) -> bool:
+        """Whether stream rows drop keys."""
+        return not self.attention.pattern.is_dense
+
+
+def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeometry]:
+    """The attentions of a canonical graph, layer 0 first.
+
+    Head sizes that the graph has only as symbols are filled in from `caches`, where they were
+    measured.
+
+    Raises:
+        RefusedError: the source has no KV cache, so that head sizes and types are not known.
+    """
+    sizes = {cache.past_key: cache.head_size for cache in caches}
+    sizes |= {cache.past_value: cache.value_head_size for cache in caches}
+    for value in model.graph.inputs:
+        if value.name in sizes and value.shape is not None:
+            value.shape = ir.Shape([*list(value.shape)[:3], sizes[value.name]])
+    nodes = [node for node in model.graph if is_triangle_attention(node)]
+    owners = _owners(nodes)
+    return [_geometry(node, owner) for node, owner in zip(nodes, owners, strict=True)]
+
+
+class MakeStaticPass(ir.passes.InPlacePass):
+    """Afterwards the graph takes `input_ids [1, S]`, `start [1]`, the cache (a tail also
+    `length [1]`) and gives new keys and values, and logits `[1, 1, vocabulary]` but for a stream.
+
+    Positions count from `start`. What served the source's own cache and masks is gone.
+
+    Raises:
+        RefusedError: something else than attention reads the mask or the cache's length.
+    """
+
+    def __init__(self, kind: GraphKind, plan: StaticPlan) -> None:
+        super().__init__()
+        self._kind, self._plan = kind, plan
+        self._call = plan.call(kind)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, roles = model.graph, find_roles(model.graph)
+        FreeCacheLengthPass(roles)(model)  # the length of a past, wherever read, is the mask's now
+        _read_batch_from_ids(roles)
+        start = ir.val(static_plan.START, dtype=_INT32, shape=(1,))
+        head = StaticTape(f"{_SCOPE}/positions")
+        self._replace_lengths(graph, head, start)
+        positions = self._positions(head, start)
+        _keep_all_logits(graph)
+        if roles.position_ids is not None:
+            roles.position_ids.replace_all_uses_with(positions)
+        for counted, dtype in list(find_position_ranges(graph, roles)):
+            row = head.cast(head.reshape(positions, self._call.rows), ir.DataType.from_numpy(dtype))
+            counted.replace_all_uses_with(row)
+        inputs, new_rows = self._replace_attentions(graph, start)
+        length = ir.val(static_plan.LENGTH, dtype=_INT32, shape=(1,))
+        logits = self._logits(graph, roles, length)
+        _prepend(graph, head)
+        roles.input_ids.name = static_plan.INPUT_IDS
+        old_inputs = list(graph.inputs)
+        graph.outputs[:] = [*logits, *new_rows]
+        lengths = [length] if self._kind is GraphKind.TAIL else []
+        graph.inputs[:] = [roles.input_ids, start, *lengths, *inputs]
+        _forget_default(graph)
+        model.functions.clear()
+        if self._plan.lowering == "block":
+            graph.opset_imports.pop(contract.DOMAIN, None)
+        common.RemoveUnusedNodesPass()(model)
+        _check_free((x for x in old_inputs if x is not roles.input_ids), roles)
+        graph.inputs[:] = [value for value in graph.inputs if value.uses()]
+        graph.sort()
+        return ir.passes.PassResult(model, True)
+
+    def input_sizes(self, layers: list[LayerGeometry]) -> dict[str, tuple[int, ...]]:
+        """Sizes of every input that this graph may have."""
+        sizes: dict[str, tuple[int, ...]] = {
+            static_plan.INPUT_IDS: (1, self._call.rows),
+            static_plan.START: (1,),
+            static_plan.LENGTH: (1,),
+        }
+        for layer, geometry in enumerate(layers):
+            shape = geometry.attention.shape
+            for name, size in zip(
+                static_plan.cache_names(layer),
+                (shape.head_size, shape.value_head_size),
+                strict=True,
+            ):
+                sizes[name] = (1, shape.kv_num_heads, self._call.slots, size)
+        return sizes
+
+    def _replace_lengths(self, graph: ir.Graph, tape: StaticTape, start: ir.Value) -> None:
+        """Whatever counts positions from the operator's lengths counts from `start` now."""
+        rows = self._call.rows
+        end = tape.op("Add", [start, tape.int32([rows])])
+        for node in TriangleNode.all_of(graph):
+            seqlens, total = node.seqlens_k, node.total_sequence_length
+            if seqlens.producer() not in tape.nodes:
+                _lengths_are_possible(seqlens, tape)
+                seqlens.replace_all_uses_with(tape.op("Sub", [end, tape.int32([1])]))
+            if total.producer() not in tape.nodes:
+                total.replace_all_uses_with(end)
+
+    def _positions(self, tape: StaticTape, start: ir.Value) -> ir.Value:
+        """`[1, S]` int64; pads that would lie behind the cache stay on its last slot."""
+        rows = tape.int32(np.arange(self._call.rows).reshape(1, -1))
+        position = tape.op("Min", [tape.op("Add", [rows, start]), tape.int32(self._plan.slots - 1)])
+        return tape.cast(position, _INT64)
+
+    def _replace_attentions(
+        self, graph: ir.Graph, start: ir.Value
+    ) -> tuple[list[ir.Value], list[ir.Value]]:
+        """The cache inputs and the outputs of new rows, in the order of the layers."""
+        nodes = [node for node in graph if is_triangle_attention(node)]
+        owners = _owners(nodes)
+        tape = StaticTape(f"{_SCOPE}/attention")
+        forms: dict[ir.DataType, AttentionForm] = {}
+        pasts: list[tuple[ir.Value, ir.Value]] = []
+        inputs: list[ir.Value] = []
+        outputs: list[ir.Value] = []
+        for layer, node in enumerate(nodes):
+            geometry = _geometry(node, owners[layer])
+            if geometry.dtype not in forms:
+                form = _FORMS[self._plan.lowering]
+                forms[geometry.dtype] = form(tape, start, self._call, geometry.dtype)
+            shares = geometry.owner != layer
+            past = (
+                pasts[geometry.owner]
+                if shares
+                else _cache_values(layer, geometry, self._call.slots)
+            )
+            pasts.append(past)
+            for old, new in zip(node.inputs[3:5], past, strict=True):
+                assert old is not None
+                old.replace_all_uses_with(new)  # others read its other sizes
+            done = len(tape.nodes)
+            made = self._attend(forms[geometry.dtype], node, geometry, past)
+            graph.insert_before(node, tape.nodes[done:])
+            made.output.type = made.output.type or node.outputs[0].type
+            node.outputs[0].replace_all_uses_with(made.output)
+            inputs += [] if shares else past
+            outputs += [] if shares else _named(layer, geometry, made)
+        for constant in tape.initializers:
+            graph.register_initializer(constant)
+        return inputs, outputs
+
+    def _attend(
+        self,
+        form: AttentionForm,
+        node: ir.Node,
+        geometry: LayerGeometry,
+        past: tuple[ir.Value, ir.Value],
+    ) -> StaticOutputs:
+        query, key, value = (needed_input(node, index) for index in range(3))
+        rows = StaticInputs(query, key, value, *past)
+        stream = self._kind is GraphKind.STREAM
+        if geometry.is_banded and (stream or geometry.is_sliding):
+            return form.banded(rows, geometry.attention)
+        return form.dense(rows, geometry.attention)
+
+    def _logits(self, graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> list[ir.Value]:
+        """None for a stream; a tail's are those of row `length - 1` only."""
+        if self._kind is GraphKind.STREAM:
+            return []
+        logits = roles.logits
+        if self._kind is GraphKind.TAIL:
+            logits = _keep_row(graph, roles, length)
+        logits.name = static_plan.LOGITS
+        return [logits]
+
+
+def _read_batch_from_ids(roles: GraphRoles) -> None:
+    """The batch size is the token ids' too: where only that is read of the mask, read it there."""
+    for node in list(roles.attention_mask.consumers()):
+        span = node.attributes.get_int("start", 0), node.attributes.get_int("end", -1)
+        if is_op(node, "Shape") and span == (0, 1):
+            node.replace_input_with(0, roles.input_ids)
+
+
+def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:
+    """Logits of row `length - 1`, picked before the head where the head is known."""
+    tape = StaticTape(f"{_SCOPE}/last_row")
+    row = tape.op("Sub", [length, tape.int32([1])])
+    head = find_head(roles)
+    logits = roles.logits
+    if head is None or not is_op(head.node, "MatMul"):
+        picked = tape.op("Gather", [logits, row], {"axis": 1})
+        producer = logits.producer()
+        assert producer is not None
+        graph.insert_after(producer, tape.nodes)
+        logits.name, logits = "logits/all", picked
+    else:
+        picked = tape.op("Gather", [before_row_cut(head.hidden), row], {"axis": 1})
+        graph.insert_before(head.node, tape.nodes)
+        head.node.replace_input_with(0, picked)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+    return logits
+
+
+def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
+    """The guard `seqlens_k < 0` against masks with holes: here are no masks, so it is false."""
+    for node in list(seqlens.consumers()):
+        if is_op(node, "Less") and node.inputs[0] is seqlens:
+            node.outputs[0].replace_all_uses_with(tape.constant(np.zeros(1, np.bool_)))
+
+
+def _owners(nodes: Sequence[ir.Node]) -> list[int]:
+    """For each attention the first one that reads the same past."""
+    first: dict[ir.Value | None, int] = {}
+    return [first.setdefault(TriangleNode(x).past[0], layer) for layer, x in enumerate(nodes)]
+
+
+def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
+    more = [value for value in node.inputs[len(INPUTS) :] if value is not None]
+    if more:
+        raise RefusedError(
+            f"node {node.name} has inputs beyond {INPUTS[-1]} ({more[0].name}), which static "
+            "graphs do not spell out; export the model that it was made from"
+        )
+    triangle = TriangleNode(node)
+    past = triangle.past
+    sizes = [value.shape[3] if value.shape is not None else None for value in past]
+    dtype = past[0].dtype
+    if dtype is None or not all(isinstance(size, int) for size in sizes):
+        raise RefusedError(
+            f"node {node.name} has a past of unknown type or head size; export the model with a "
+            "KV cache (past and present as inputs and outputs)"
+        )
+    shape = AttentionShape(
+        triangle.num_heads,
+        triangle.kv_num_heads,
+        *(int(size) for size in sizes),  # type: ignore[arg-type]
+    )
+    attention = Attention(shape, triangle.pattern, triangle.scale, triangle.softcap)
+    return LayerGeometry(attention, dtype, owner, triangle.never_last)
+
+
+def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:
+    shape = geometry.attention.shape
+    key, value = (
+        ir.val(name, dtype=geometry.dtype, shape=(1, shape.kv_num_heads, slots, size))
+        for name, size in zip(
+            static_plan.cache_names(layer), (shape.head_size, shape.value_head_size), strict=True
+        )
+    )
+    return key, value
+
+
+def _named(layer: int, geometry: LayerGeometry, made: StaticOutputs) -> list[ir.Value]:
+    outputs = [made.new_key, made.new_value]
+    for name, value in zip(static_plan.new_names(layer), outputs, strict=True):
+        value.name = name
+        value.type = ir.TensorType(geometry.dtype)
+    return outputs
+
+
+def _prepend(graph: ir.Graph, tape: StaticTape) -> None:
+    first = next(iter(graph))
+    graph.insert_before(first, tape.nodes)
+    for constant in tape.initializers:
+        graph.register_initializer(constant)
+
+
+def _forget_default(graph: ir.Graph) -> None:
+    """The optional input `prompt_length` was an initializer too."""
+    graph.initializers.pop(PROMPT_LENGTH, None)
+
+
+def _keep_all_logits(graph: ir.Graph) -> None:
+    """A choice of how many logits to keep is 0, all of them: the tail picks its row itself."""
+    for value in graph.inputs:
+        if value.name in _LOGITS_TO_KEEP and value.dtype is not None:
+            sizes = [size if isinstance(size, int) else 1 for size in value.shape or ()]
+            tape = StaticTape(f"{_SCOPE}/{value.name}")
+            all_of_them = tape.constant(np.zeros(sizes, value.dtype.numpy()))
+            value.replace_all_uses_with(all_of_them)
+            _prepend(graph, tape)
+
+
+def _check_free(values: Iterable[ir.Value], roles: GraphRoles) -> None:
+    for value in values:
+        consumers = list(value.consumers())
+        if consumers:
+            node = consumers[0]
+            raise RefusedError(
+                f"node {node.name} ({node.op_type}) reads {value.name} outside of attention; a "
+                f"static graph over one cache cannot give it that: {_advice(value, roles)}"
+            )
+
+
+def _advice(value: ir.Value, roles: GraphRoles) -> str:
+    """Why, and what to do about it."""
+    axes = 0 if value.shape is None else len(value.shape)
+    if value is roles.attention_mask or value in roles.caches:
+        if roles.position_ids is None:
+            return "export the model with the input position_ids, so that nothing counts from it"
+        return "it knows positions, not masks; use --target cpu or cuda"
+    if "position" in (value.name or ""):
+        return (
+            f"positions with {axes} axes (sections for images and text) are not the tokens' "
+            "numbers; use --target cpu or cuda, or export the text model alone"
+        )
+    if value.dtype in FLOATS and axes > 1:
+        return (
+            "it is a state besides keys and values (of a convolution or a recurrent layer), and "
+            "static graphs carry none; use --target cpu or cuda"
+        )
+    return "nothing says what it means; use --target cpu or cuda, or export without that input"

@@ -1,0 +1,169 @@
+"""`--verify` for static graphs: the very files, run on ONNX Runtime, beside their source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.custom_ops.static_graphs import StaticGraphs
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.folder.model_file import MODEL_FILE, save_model
+from trianglemix.exporter.report.report import VerifyReport
+from trianglemix.exporter.targets._target import OfflineCheck
+from trianglemix.exporter.verify.checks import Checks
+from trianglemix.exporter.verify.coarsest_type import coarsest_type
+from trianglemix.exporter.verify.session import OpenModel, find_library, open_model
+from trianglemix.exporter.verify.source_limit import source_limit
+
+Array = NDArray[Any]
+_BEYOND: Final = 64  # tokens of the long prompt after the first one that drops something
+_STREAMED: Final = 40  # rows before the tail, where no triangle layer sets a limit
+
+
+def check_can_run(manifest: Manifest) -> None:
+    """Raises ExportError for a type that ONNX Runtime's CPU provider does not compute in."""
+    if manifest.cache_dtype == "bfloat16":
+        raise ExportError(
+            "--verify runs the graphs on ONNX Runtime's CPU provider, which computes nothing in "
+            "bfloat16; leave --verify out, or export a Hugging Face folder with --dtype float16"
+        )
+
+
+def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
+    """Runs source and folder on random prompts; returns the comparisons and notes.
+
+    A prompt inside the tail, the longest one of which nothing is dropped (chunks, then the tail)
+    and a decode step must give the source's logits; a prompt of which keys are dropped must give
+    those of the operator's kernel.
+
+    Raises:
+        ExportError: a model does not open or run.
+    """
+    static = check.packaged.static
+    assert static is not None
+    library, notes = find_library()
+    dtype = coarsest_type(check.source, check.manifest.cache_dtype)
+    checks = Checks(check.manifest, check.vocabulary, check.atol, dtype)
+    ours = _StaticModel(check, static, library)
+    theirs = open_model(check.source, check.manifest, library)
+    limit, note = source_limit(check.source)
+    exact = _exact_length(check.packaged, static, limit)
+    short = min(static.tail.rows, exact)
+    reports = _against_source(checks, ours, theirs, [short, exact] if exact > short else [short])
+    del theirs
+    long = min(max(exact, static.stream.rows + static.tail.rows) + _BEYOND, static.slots)
+    if check.packaged.triangle_layers and long > exact and library is not None:
+        reports.append(_against_kernel(check, checks, ours, (long, library)))
+    return reports, [*notes, *note]
+
+
+def _exact_length(manifest: Manifest, static: StaticGraphs, limit: int | None) -> int:
+    """The longest prompt that must give the source's logits and leaves a slot to decode in.
+
+    `limit` is the longest of which the source drops nothing, None where it never does.
+    """
+    exact = manifest.pattern.exact_length if manifest.triangle_layers else None
+    wanted = exact or static.tail.rows + static.stream.rows + _STREAMED
+    return max(1, min(wanted, static.slots - 1, limit or wanted))
+
+
+def _against_source(
+    checks: Checks, ours: _StaticModel, theirs: OpenModel, lengths: list[int]
+) -> list[VerifyReport]:
+    """Prompts of these lengths, and a decode step after the last of them."""
+    reports = []
+    feeds: dict[str, Array] = {}
+    before: dict[str, Array] = {}
+    for length in lengths:
+        ids = checks.ids(1, length)
+        feeds = checks.feeds(ids, np.ones((1, length), np.int64))
+        before = theirs.run(feeds)
+        name = "prompt in the tail" if length == lengths[0] else "prompt in chunks and the tail"
+        got = ours.read(ids, length, is_new=True)
+        reports.append(checks.compare(name, length, got, before))
+    total = lengths[-1] + 1
+    step = checks.feeds(checks.ids(1, 1), np.ones((1, total), np.int64))
+    want = theirs.run({**step, **checks.carried(feeds, before)})
+    got = ours.read(checks.ids(1, 1), lengths[-1], is_new=False)
+    return [*reports, checks.compare("decode step", total, got, want)]
+
+
+def _against_kernel(
+    check: OfflineCheck, checks: Checks, ours: _StaticModel, long: tuple[int, Path]
+) -> VerifyReport:
+    """A prompt of which keys are dropped, beside the canonical graph with the native kernel."""
+    tokens, library = long
+    _save_canonical(check)
+    kernel = open_model(check.scratch / MODEL_FILE, check.manifest, library)
+    ids = checks.ids(1, tokens)
+    want = kernel.run(checks.feeds(ids, np.ones((1, tokens), np.int64)))
+    name = "long prompt against the operator's kernel"
+    return checks.compare(name, tokens, ours.read(ids, tokens, is_new=True), want)
+
+
+def _save_canonical(check: OfflineCheck) -> None:
+    """Beside links of the source's weights, in the scratch folder."""
+
+    def silent(done: int, total: int) -> None: ...
+
+    model: ir.Model = check.canonical
+    save_model(model, check.source.parent, check.scratch, "link", silent)
+
+
+@dataclass
+class _StaticModel:
+    """The folder's graphs over one cache in host memory; sessions are opened when needed."""
+
+    check: OfflineCheck
+    static: StaticGraphs
+    library: Path | None
+
+    def __post_init__(self) -> None:
+        self._sessions: dict[str, OpenModel] = {}
+        self._cache: dict[str, Array] = {}
+        self._length = 0
+
+    def read(self, ids: Array, prompt_end: int, *, is_new: bool) -> dict[str, Array]:
+        """Logits, by the source's name, behind tokens `[1, S]` of a new sequence or the last."""
+        manifest = self.check.packaged
+        if is_new:
+            self._length, self._cache = 0, self._empty_cache()
+        begin, end = self._length, self._length + ids.shape[1]
+        outputs: dict[str, Array] = {}
+        tail_begin = prompt_end - manifest.pattern.num_last_tokens
+        for part in self.static.parts(begin, end, tail_begin):
+            rows = ids[:, part.begin - begin : part.end - begin]
+            small = self.static.small_feeds(part, manifest.input_ids, rows)
+            outputs = self._session(part.graph.file).run({**self._cache, **small})
+            self._store(outputs, part.begin, rows.shape[1])
+        self._length = end
+        return {self.check.manifest.logits: outputs[manifest.logits]}
+
+    def _store(self, outputs: dict[str, Array], start: int, rows: int) -> None:
+        for layer in self.check.packaged.cache:
+            for past, present in (
+                (layer.past_key, layer.present_key),
+                (layer.past_value, layer.present_value),
+            ):
+                self._cache[past][:, :, start : start + rows] = outputs[present][:, :, :rows]
+
+    def _empty_cache(self) -> dict[str, Array]:
+        layers = self.check.packaged.cache
+        held = {name for layer in layers for name in (layer.past_key, layer.past_value)}
+        return {
+            tensor.name: np.zeros(tensor.shape, tensor.dtype)
+            for graph in (self.static.stream, self.static.tail, self.static.decode)
+            for tensor in graph.inputs
+            if tensor.name in held
+        }
+
+    def _session(self, file: str) -> OpenModel:
+        if file not in self._sessions:
+            path = self.check.folder / file
+            self._sessions[file] = open_model(path, self.check.packaged, self.library)
+        return self._sessions[file]

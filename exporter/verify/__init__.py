@@ -1,0 +1,1 @@
+"""Compares an export with its source and with itself."""

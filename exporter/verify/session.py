@@ -1,0 +1,87 @@
+"""Sessions of `--verify`: source and export, opened on the target's provider."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.attention.cutout import import_onnxruntime
+from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.registry import all_targets
+from trianglemix.exporter.targets._target import CPU
+from trianglemix.exporter.verify.unround import UnroundActivationsPass
+
+Array = NDArray[Any]
+_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """An open session and what its inputs are called."""
+
+    session: Any
+    manifest: Manifest
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """All outputs by name; feeds that the model has no input for are left out."""
+        known = {value.name for value in self.session.get_inputs()}
+        names = [value.name for value in self.session.get_outputs()]
+        used = {name: array for name, array in feeds.items() if name in known}
+        try:
+            results = self.session.run(names, used)
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            line = str(error).splitlines()[0][:300]
+            raise ExportError(f"verification: the model does not run: {line}") from error
+        return dict(zip(names, results, strict=True))
+
+
+def find_library() -> tuple[Path | None, list[str]]:
+    """The native library, or None and a note that says why."""
+    try:
+        return library_path(), []
+    except LibraryNotFoundError as error:
+        return None, [f"verify: the kernel was not compared: {error}"]
+
+
+def open_model(
+    path: Path, manifest: Manifest, library: Path | None, *, unrounded: bool = False
+) -> OpenModel:
+    """Opens a session on the target's provider; raises ExportError where that fails.
+
+    `unrounded`: activations are not rounded to 8 bits.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    wanted = dict.fromkeys((all_targets()[manifest.target].provider, CPU))
+    available = ort.get_available_providers()
+    providers = [name for name in wanted if name in available]
+    given: str | bytes = str(path)
+    if unrounded:
+        given = _unrounded(path)
+        options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
+    folding = ["ConstantFolding"] if unrounded else []  # it would make all weights floats at once
+    try:
+        session = ort.InferenceSession(given, options, providers, disabled_optimizers=folding)
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        line = str(error).splitlines()[0][:300]
+        raise ExportError(
+            f"verification: {path} does not open: {line}; where it is the source that does not, "
+            "leave --verify out"
+        ) from error
+    return OpenModel(session, manifest)
+
+
+def _unrounded(path: Path) -> bytes:
+    """The file's content in that form; its data stays where it is."""
+    model = ir.load(path)
+    UnroundActivationsPass()(model)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
