@@ -54,7 +54,7 @@ class Manifest:
     model_file: str
     cache_dtype: str  # "float32", "float16" or "bfloat16"
     input_ids: str  # [B, S]
-    attention_mask: str  # [B, T], 1 = a real token
+    attention_mask: str | None  # [B, T], 1 = a real token; None for `static` graphs
     position_ids: str | None  # [B, S], [S] or [sections, B, S]
     prompt_length: str | None  # [B] int32, optional input: 0 or less = the end of the row's keys
     logits: str  # [B, S, vocabulary], or [B, 1, vocabulary] with last_token_logits
@@ -85,6 +85,11 @@ class Manifest:
         States alone do not do it: attention has to see the keys of earlier tokens.
         """
         return self.static is not None or has_cache(self.inputs)
+
+    @property
+    def takes_prompt_end(self) -> bool:
+        """Whether a call can be told where the prompt ends that it is a part of."""
+        return self.static is not None or self.prompt_length is not None
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json` into `folder`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -25,16 +27,17 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report.inspection import inspect_model, print_inspection
 from trianglemix.exporter.report.report import print_near_misses, print_report
-from trianglemix.exporter.targets.ascend.command import (
-    ascend_options,
-    ascend_request,
-    print_findings,
-)
-from trianglemix.exporter.targets.ascend.prediction import print_prediction
 
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120
-_TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_targets().items())
+_TARGETS: Final = all_targets()
+_SUMMARIES: Final = "; ".join(f"{name}: {target.summary}" for name, target in _TARGETS.items())
+
+
+def _of_targets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that belong to one target each."""
+    options = [option for target in _TARGETS.values() for option in target.options]
+    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -42,10 +45,10 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--target",
-    type=click.Choice(sorted(all_targets())),
+    type=click.Choice(sorted(_TARGETS)),
     default="cpu",
     show_default=True,
-    help=f"What will run the model. {_TARGETS}.",
+    help=f"What will run the model. {_SUMMARIES}.",
 )
 @click.option(
     "--start-layer", type=click.IntRange(0), help="Triangle layers: this one and all deeper ones."
@@ -81,6 +84,13 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
 )
 @click.option("--last-token-logits", is_flag=True, help="Logits of each row's last token only.")
 @click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Type of a Hugging Face folder's weights; auto keeps theirs where the target can.",
+)
+@click.option(
     "--weights",
     type=click.Choice(["copy", "link"]),
     default="copy",
@@ -94,7 +104,7 @@ _TARGETS: Final = "; ".join(f"{name}: {target.summary}" for name, target in all_
     show_default=True,
     help="Prompt length (tokens) of the predicted gain.",
 )
-@ascend_options
+@_of_targets
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
 @click.option("--inspect", is_flag=True, help="Print what the model holds; change nothing.")
 @click.option("--explain", is_flag=True, help="List what looked like attention and was not taken.")
@@ -125,8 +135,7 @@ def command(context: click.Context, /, **_: object) -> None:
     given = context.params
     quiet = bool(given["quiet"])
     console = _console(quiet)
-    if given["lint"]:
-        _lint(given, console)
+    if any(target.runs_alone(given, console) for target in _TARGETS.values()):
         return
     if given["inspect"]:
         _check_alone(context)
@@ -138,8 +147,7 @@ def command(context: click.Context, /, **_: object) -> None:
     with _Screen(bars, console if given["explain"] else None) as screen:
         report = export(options, screen)
     print_report(report, console)
-    if given["cost"] and report.prediction is not None:
-        print_prediction(report.prediction, console)
+    _TARGETS[options.target].show(report, options, console)
     if not options.dry_run:
         console.print(f"written: {options.output}", highlight=False, markup=False)
 
@@ -157,13 +165,6 @@ def _check_alone(context: click.Context) -> None:
             )
 
 
-def _lint(given: dict[str, Any], console: Console) -> None:
-    tools, request = all_targets()[given["lint"]].offline, ascend_request(given)
-    assert tools is not None
-    assert request is not None
-    print_findings(given["source"], tools.lint(given["source"], request), console)
-
-
 def _options(given: dict[str, Any]) -> ExportOptions:
     """The options, checked against each other.
 
@@ -171,7 +172,9 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         click.UsageError: options that exclude each other, a missing one, an unreadable list.
     """
     _check_choice(given)
-    dry_run = given["dry_run"] or (given["cost"] and given["output"] is None)
+    settings = {name: target.read_settings(given) for name, target in _TARGETS.items()}
+    only_told = _TARGETS[given["target"]].tells_without_output(given)
+    dry_run = given["dry_run"] or (only_told and given["output"] is None)
     if dry_run and given["verify"]:
         raise click.UsageError("--verify runs what was written: leave --dry-run out, add -o FOLDER")
     for name in ("atol", "verify_tokens"):
@@ -197,7 +200,8 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         atol=given["atol"],
         verify_tokens=given["verify_tokens"] or 2048,
         force=given["force"],
-        ascend=ascend_request(given),
+        dtype=given["dtype"],
+        settings=settings[given["target"]],
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError
 
 Weights = Literal["copy", "link"]
@@ -48,23 +47,12 @@ class PatternRequest:
 
 
 @dataclass(frozen=True)
-class AscendRequest:
-    """Options of the target ascend; tokens. `max_length` and `block` None leave it to us.
-
-    `dtype` is what the weights of a Hugging Face folder become; "auto" keeps their type.
-    """
-
-    soc: str = "Ascend910B3"
-    chunk: int = 1024
-    max_length: int | None = None
-    block: int | None = None
-    lowering: Lowering = "block"
-    dtype: Dtype = "auto"
-
-
-@dataclass(frozen=True)
 class ExportOptions:
-    """All options of one export."""
+    """All options of one export.
+
+    `dtype` is what the weights of a Hugging Face folder become; "auto" keeps their type where the
+    target computes in it. `settings` are the target's own options (`Target.read_settings`).
+    """
 
     source: Path
     output: Path | None = None
@@ -80,7 +68,8 @@ class ExportOptions:
     atol: float | None = None
     verify_tokens: int = 2048
     force: bool = False
-    ascend: AscendRequest | None = None
+    dtype: Dtype = "auto"
+    settings: object | None = None
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.foreign import roles_of, state_layers
 from trianglemix.exporter.attention.mask_probe import bounded_context
 from trianglemix.exporter.attention.roles import GraphRoles
@@ -27,23 +26,18 @@ from trianglemix.exporter.folder.describe import (
     ExportedGraph,
     describe,
 )
-from trianglemix.exporter.folder.genai import write_genai_config, write_stop_tokens
-from trianglemix.exporter.folder.model_file import (
-    MODEL_FILE,
-    load_model,
-    save_model,
-)
+from trianglemix.exporter.folder.genai import write_stop_tokens
+from trianglemix.exporter.folder.model_file import load_model
 from trianglemix.exporter.folder.output_folder import output_folder
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.interface.cache_ports import find_ports, layer_caches
 from trianglemix.exporter.interface.graph_interface import input_kinds
 from trianglemix.exporter.layers.choice import LayerChoice, choose_layers
 from trianglemix.exporter.layers.plan import Fingerprint
 from trianglemix.exporter.normalize.steps import normalize
-from trianglemix.exporter.options import ExportOptions, Weights
+from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.registry import all_patterns, all_targets
-from trianglemix.exporter.report.report import ExportReport
-from trianglemix.exporter.report.summary import as_offline, build_report
+from trianglemix.exporter.report.report import ExportReport, VerifyReport
+from trianglemix.exporter.report.summary import build_report
 from trianglemix.exporter.rewrite.check import check_exported, interface_of
 from trianglemix.exporter.rewrite.clean import DropUnusedPass
 from trianglemix.exporter.rewrite.insert import (
@@ -56,9 +50,7 @@ from trianglemix.exporter.sources.config_check import ConfigCheck, check_config
 from trianglemix.exporter.sources.find import Source, find_source
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.exporter.sources.prepare import WORK_FOLDER, prepare_source
-from trianglemix.exporter.sources.special_ids import special_ids
-from trianglemix.exporter.targets._target import OfflineCheck, Target
-from trianglemix.exporter.verify.verify import Verification, verify_export
+from trianglemix.exporter.targets._target import Finished, Target, TargetExport
 
 
 class Observer(Protocol):
@@ -110,15 +102,19 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         graph = _rewrite(job, found)
         check_exported(graph.model, found.sites.found, found.interface)
         check_no_square_left(graph.model.graph, graph.roles)
-        manifest = describe(graph, found.choice, options, target)
-        report = build_report(options, graph, found.sites, found.choice, manifest)
-        warnings = (*found.source.warnings, *report.warnings, *found.config.warnings)
-        report = replace(report, warnings=warnings)
-        report = replace(report, notes=(*report.notes, *found.notes))
-        if target.offline is not None:
-            report = as_offline(report, target.offline, graph, (manifest, options))
+        padding = target.left_padding
+        manifest = describe(graph, found.choice, options, left_padding=padding)
+        runs_as = target.runs_as(options)
+        report = build_report(options, graph, found.sites, found.choice, manifest, runs_as)
+        begun = target.begin(Finished(options, found.source, found.sites.found, graph, manifest))
+        report = replace(
+            report,
+            warnings=(*found.source.warnings, *report.warnings, *found.config.warnings),
+            notes=(*report.notes, *found.notes),
+            prediction=begun.prediction,
+        )
         if not options.dry_run:
-            report = _write(job, found, graph, manifest, report)
+            report = _write(job, found, begun, report)
     return report
 
 
@@ -127,7 +123,9 @@ def _find(job: _Job) -> _Found:
     observer = job.observer
     observer.stage("load")
     given = find_source(job.options.source)
-    source = prepare_source(given, job.options, job.folder, observer.stage)
+    source = prepare_source(
+        given, job.options, job.target.weights_dtype, job.folder, observer.stage
+    )
     model = load_model(source.path)
     observer.stage("normalize")
     notes = [*normalize(model), *state_layers(model.graph)]
@@ -168,36 +166,38 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
     insert = InsertTriangleAttentionPass(sites, roles, patterns)
     insert(model)
-    if job.options.last_token_logits and job.target.offline is None:  # those graphs do so anyway
-        KeepLastLogitsPass(roles, insert.row_end)(model)
+    last = KeepLastLogitsPass(roles, insert.row_end)
+    if job.options.last_token_logits and not job.target.cuts_logits:
+        last(model)
     FreeCacheLengthPass(roles)(model)
-    for lower in job.target.lower_dense_twin if job.options.dense else job.target.lower:
+    for lower in job.target.passes(dense=job.options.dense):
         lower()(model)
     DropUnusedPass()(model)
     context_length = bounded_context(found.config.context_length, sites)
-    shared = can_share_cache(model)
-    return ExportedGraph(model, roles, len(sites), ports, caches, shared, context_length, kinds)
+    return ExportedGraph(
+        model,
+        roles,
+        len(sites),
+        ports,
+        caches,
+        can_share_cache(model),
+        context_length,
+        kinds,
+        last.tail_sizes,
+    )
 
 
-def _write(
-    job: _Job, found: _Found, graph: ExportedGraph, manifest: Manifest, report: ExportReport
-) -> ExportReport:
+def _write(job: _Job, found: _Found, begun: TargetExport, report: ExportReport) -> ExportReport:
     """Save, verify, report; the manifest last, since it makes the folder an export."""
     options, folder, observer = job.options, job.folder, job.observer
     observer.stage("save")
-    named = manifest  # by the source's names; an offline package has its own
-    if job.target.offline is None:
-        notes = _save(graph.model, found.source, folder, options, observer)
-    else:
-        manifest, notes = job.target.offline.package(
-            graph.model, manifest, folder, options, observer.progress
-        )
+    manifest, notes = begun.write(folder, observer.progress)
     notes += write_stop_tokens(found.source.companions, folder)
     copied = found.source.companions.copy(folder)
     report = replace(report, notes=(*found.source.notes, *report.notes, *notes, *copied))
     if options.verify:
         observer.stage("verify")
-        report = _verified(job, found, (graph, named, manifest), report)
+        report = _verified(report, *begun.verify(folder, manifest))
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     report.save(folder)
     manifest.save(folder)
@@ -239,36 +239,8 @@ def _fingerprint(sites: Sites, roles: GraphRoles) -> Fingerprint:
     )
 
 
-def _verified(
-    job: _Job,
-    found: _Found,
-    exported: tuple[ExportedGraph, Manifest, Manifest],
-    report: ExportReport,
-) -> ExportReport:
+def _verified(report: ExportReport, checks: list[VerifyReport], notes: list[str]) -> ExportReport:
     """Raises ExportError where a comparison fails: the export is then not kept."""
-    (graph, named, manifest), source = exported, found.source.path
-    head, atol = find_head(graph.roles), job.options.atol
-    vocabulary = (head.vocabulary_size if head else None) or 2
-    if job.target.offline is None:
-        sites = found.sites.found
-        checks, notes = verify_export(
-            Verification(
-                source,
-                job.folder,
-                manifest,
-                vocabulary,
-                num_heads=max(site.shape.num_heads for site in sites),
-                tokens=job.options.verify_tokens,
-                atol=atol,
-                windows=tuple(x.mask.window for x in sites if x.mask.window is not None),
-                special_ids=special_ids(found.source.companions),
-            )
-        )
-    else:
-        scratch = job.folder / WORK_FOLDER / "verify"
-        scratch.mkdir(parents=True)
-        given = (source, graph.model, named, job.folder, manifest, scratch, vocabulary, atol)
-        checks, notes = job.target.offline.verify(OfflineCheck(*given))
     for check in checks:
         if not check.passed:
             raise ExportError(
@@ -276,16 +248,3 @@ def _verified(
                 f"{check.max_error:.2e}, allowed {check.tolerance:.2e}; nothing was written"
             )
     return replace(report, verification=tuple(checks), notes=(*report.notes, *notes))
-
-
-def _save(
-    model: ir.Model, source: Source, folder: Path, options: ExportOptions, observer: Observer
-) -> list[str]:
-    """The model's files, and genai's configuration where the source has one."""
-    ours = source.path.is_relative_to(folder)  # made on the way, and soon to be removed
-    weights: Weights = "link" if ours else options.weights
-    notes = save_model(model, source.path.parent, folder, weights, observer.progress)
-    notes = [] if ours else notes
-    library = bool(TriangleNode.all_of(model.graph))
-    notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
-    return notes

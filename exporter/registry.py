@@ -1,4 +1,7 @@
-"""Finds plug-ins: every module of a folder whose name does not start with an underscore."""
+"""Finds plug-ins: what stands in a folder under a name that does not start with an underscore.
+
+A plug-in is a file, or a folder in which a file called as what it is (`target.py`) holds it.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ def all_patterns() -> list[Pattern]:
 
 
 def all_targets() -> dict[str, Target]:
-    """The `TARGET` of every module in `targets/`, by its name."""
+    """The `TARGET` of every file in `targets/`, and of every folder's `target.py`, by its name."""
     targets = [cast(Target, plugin) for plugin in _plugins("targets", "TARGET")]
     return {target.name: target for target in targets}
 
 
 def _plugins(folder: str, attribute: str) -> list[object]:
     package = import_module(f"trianglemix.exporter.{folder}")
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     return [
-        getattr(import_module(f"{package.__name__}.{name}"), attribute)
-        for name in names
-        if not name.startswith("_")
+        getattr(import_module(name), attribute)
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name)
+        if not module.name.startswith("_")
+        for name in [f"{package.__name__}.{module.name}" + f".{attribute.lower()}" * module.ispkg]
     ]

@@ -69,7 +69,7 @@ def _check_settings(request: Request, manifest: Manifest, cache: KVCache | None)
             "give each its own cache"
         )
     splits = chunk is not None and any(len(ids) > chunk for ids in prompts)
-    if splits and manifest.triangle_layers and manifest.prompt_length is None:
+    if splits and manifest.triangle_layers and not manifest.takes_prompt_end:
         raise PromptError(
             "this model has no prompt_length input, without which a chunked prompt gives another "
             "answer than a whole one; leave out prefill_chunk, or export it again"

@@ -18,7 +18,6 @@ from trianglemix.exporter.interface.length_switch import length_switches
 from trianglemix.exporter.interface.runtime_fit import RECOMPUTE_LIMIT, takes_chunks, why_not_run
 from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.options import ExportOptions
-from trianglemix.exporter.targets._target import Target
 
 _DTYPES: Final = {
     ir.DataType.FLOAT: "float32",
@@ -42,18 +41,20 @@ class ExportedGraph:
     shared_cache: bool
     context_length: int | None
     kinds: Mapping[str, GraphInput]
+    tail_sizes: int  # of weights that see one row instead of all, the head's left aside
 
 
-def describe(graph: ExportedGraph, choice: LayerChoice, options: ExportOptions,
-             target: Target) -> Manifest:  # fmt: skip
-    """The manifest of a finished graph."""
+def describe(
+    graph: ExportedGraph, choice: LayerChoice, options: ExportOptions, *, left_padding: bool
+) -> Manifest:
+    """The manifest of a finished graph; `left_padding`: whether the target takes it at all."""
     roles = graph.roles
     interface = read_interface(graph.model.graph, roles, graph.ports, graph.kinds)
     names = {value.role: value.name for value in interface.inputs}
     obstacle = why_not_run(interface)
-    padding = takes_left_padding(graph.model, interface, target, dense=options.dense)
+    padding = left_padding and not options.dense and takes_left_padding(graph.model, interface)
     return Manifest(
-        target=target.name,
+        target=options.target,
         model_file=MODEL_FILE,
         cache_dtype=_DTYPES[roles.dtype],
         input_ids=str(roles.input_ids.name),
@@ -91,9 +92,7 @@ def has_last_token_logits(roles: GraphRoles) -> bool:
     return shape is not None and len(shape) == 3 and shape[1] == 1
 
 
-def takes_left_padding(
-    model: ir.Model, interface: GraphInterface, target: Target, *, dense: bool
-) -> bool:
+def takes_left_padding(model: ir.Model, interface: GraphInterface) -> bool:
     """Whether every layer knows where a row begins, and positions come from outside, row by row.
 
     States would take the pads in, and lengths that are counted outside do not tell them.
@@ -102,4 +101,4 @@ def takes_left_padding(
     unpadded = any(node.no_left_padding for node in TriangleNode.all_of(model.graph))
     by_row = any(x.batch_axis is not None for x in with_role(inputs, "position_ids"))
     strange = with_role(inputs, "state", "seqlens_k", "past_length")
-    return target.left_padding and not dense and not unpadded and by_row and not strange
+    return not unpadded and by_row and not strange

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Literal
 from trianglemix.exporter.errors import ExportError
 
 Placed = Literal["linked", "cloned", "copied"]
-Progress = Callable[[int], None]
+BytesCopied = Callable[[int], None]
 """Called with the bytes copied so far."""
 
 _CHUNK: Final = 128 << 10  # 1 MiB, more than the inner caches hold, takes three times as long
@@ -22,7 +22,7 @@ _FICLONE: Final = 0x40049409  # linux/fs.h; Python's fcntl has no name for it be
 _NOT_SUPPORTED: Final = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
-def place_file(source: Path, target: Path, *, link: bool, progress: Progress) -> Placed:
+def place_file(source: Path, target: Path, *, link: bool, progress: BytesCopied) -> Placed:
     """Puts a file at `target`, whose folder may not be there yet: as cheaply as it may.
 
     With `link` a hard link where possible. Otherwise a file of its own: a clone where the file
@@ -70,7 +70,7 @@ def _check_room(source: Path, target: Path) -> None:
         )
 
 
-def _copy(reader: BinaryIO, writer: BinaryIO, progress: Progress) -> None:
+def _copy(reader: BinaryIO, writer: BinaryIO, progress: BytesCopied) -> None:
     """By the kernel where it can, else through one buffer."""
     done, size = 0, os.fstat(reader.fileno()).st_size
     while done < size:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,6 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import AttentionSite, Refusal
 from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.report.cost import AttentionCost, LastTokenSaving
-from trianglemix.exporter.targets.ascend.prediction import Prediction
 
 FILE_NAME: Final = "export_report.json"
 FORMAT_VERSION: Final = 1
@@ -48,6 +48,12 @@ class VerifyReport:
     max_error: float
     tolerance: float
     passed: bool
+
+
+class Prediction(Protocol):
+    """A target's own figures of what the export costs on its device: a dataclass, for the JSON."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,20 @@ class ExportReport:
 
 
 def layer_reports(
-    sites: tuple[AttentionSite, ...], choice: LayerChoice, runs_as: dict[int, str]
+    sites: tuple[AttentionSite, ...],
+    choice: LayerChoice,
+    runs_as: Mapping[str, str],
+    operators: Mapping[int, str],
 ) -> tuple[LayerReport, ...]:
-    """A row per layer; `runs_as` names the operator that a layer ended up as."""
-    return tuple(_layer_report(site, choice, runs_as.get(site.layer, "")) for site in sites)
+    """A row per layer, with what it ended up as: by its action, or else by its operator."""
+    return tuple(
+        _layer_report(site, *action, runs_as.get(action[0], operators.get(site.layer, "")))
+        for site in sites
+        for action in [_action(site, choice)]
+    )
 
 
-def _layer_report(site: AttentionSite, choice: LayerChoice, runs_as: str) -> LayerReport:
-    action, reason = _action(site, choice)
+def _layer_report(site: AttentionSite, action: str, reason: str, runs_as: str) -> LayerReport:
     return LayerReport(
         layer=site.layer,
         node=site.anchor.name or site.anchor.outputs[0].name or "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from trianglemix.custom_ops.manifest import RUNS, Manifest
@@ -13,8 +13,7 @@ from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.report.cost import attention_cost, last_token_saving
 from trianglemix.exporter.report.report import ExportReport, layer_reports
-from trianglemix.exporter.rewrite.last_token import TAIL_SIZES, find_head
-from trianglemix.exporter.targets._target import OfflineTools
+from trianglemix.exporter.rewrite.last_token import find_head
 
 
 def build_report(
@@ -23,15 +22,18 @@ def build_report(
     sites: Sites,
     choice: LayerChoice,
     manifest: Manifest,
+    runs_as: Mapping[str, str],
 ) -> ExportReport:
-    """The report as it is before anything is written; notes of the later stages are added to it."""
+    """The report as it is before anything is written; notes of the later stages are added to it.
+
+    `runs_as` says what becomes of an action where the nodes themselves do not tell.
+    """
     patterns = dict.fromkeys(choice.layers, choice.pattern)
     saving = None
     if manifest.last_token_logits:
         itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
-        tail_sizes = graph.model.meta.get(TAIL_SIZES, 0)
         head = find_head(graph.roles)
-        saving = last_token_saving(head, tail_sizes, options.prompt_length, int(itemsize))
+        saving = last_token_saving(head, graph.tail_sizes, options.prompt_length, int(itemsize))
     notes = []
     if choice.skipped:
         notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
@@ -45,7 +47,7 @@ def build_report(
         ir_version=graph.model.ir_version,
         pattern=choice.pattern if choice.layers else None,
         layer_choice=choice.origin,
-        layers=layer_reports(sites.found, choice, _runs_as(graph.model)),
+        layers=layer_reports(sites.found, choice, runs_as, _operators(graph.model)),
         cost=attention_cost(sites.found, patterns, options.prompt_length),
         last_token=saving,
         shared_cache=graph.shared_cache,
@@ -84,7 +86,7 @@ def _interface_notes(manifest: Manifest) -> list[str]:
     return notes
 
 
-def _runs_as(model: ir.Model) -> dict[int, str]:
+def _operators(model: ir.Model) -> dict[int, str]:
     """The operator that each layer's attention became; graph order is layer order."""
     attentions = [node for node in model.graph if _is_attention(node)]
     return {layer: _name(node) for layer, node in enumerate(attentions)}
@@ -101,15 +103,3 @@ def _name(node: ir.Node) -> str:
     if triangle.kind is LayerKind.WINDOWED:
         return f"{node.op_type} (window {triangle.pattern.sliding_window_size})"
     return node.op_type + (" (dense mode)" if triangle.kind is LayerKind.DENSE else "")
-
-
-def as_offline(
-    report: ExportReport,
-    tools: OfflineTools,
-    graph: ExportedGraph,
-    asked: tuple[Manifest, ExportOptions],
-) -> ExportReport:
-    """The report of a target whose models are compiled elsewhere."""
-    runs_as = tools.runs_as(asked[1])
-    layers = tuple(replace(row, runs_as=runs_as[row.action]) for row in report.layers)
-    return replace(report, layers=layers, prediction=tools.predict(graph.model, *asked))

@@ -13,7 +13,6 @@ from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import is_op, needed_input, small_constant
 from trianglemix.exporter.rewrite.decoder_tail import find_tail
 
-TAIL_SIZES: Final = "tail_sizes"
 _LOGITS_RANK: Final = 3
 _HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
 _AFTER_HEAD: Final = ("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Reshape")
@@ -51,14 +50,15 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
     """The head sees each row's last real token of the call (right padding left aside) only.
 
     So does everything behind the last attention, where the graph is plain enough to be certain.
-    Afterwards the logits are `[B, 1, vocabulary]`, and `meta[TAIL_SIZES]` of the model is the sum
-    of the sizes of the weights that see one row besides the head's.
+    Afterwards the logits are `[B, 1, vocabulary]`, and `tail_sizes` is the sum of the sizes of the
+    weights that see one row besides the head's.
     """
 
     def __init__(self, roles: GraphRoles, row_end: ir.Value) -> None:
         super().__init__()
         self._roles = roles
         self._row_end = row_end
+        self.tail_sizes = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         logits = self._roles.logits
@@ -93,7 +93,7 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
         first = next(node for node in model.graph if node in readers)
         model.graph.insert_before(first, build.nodes)
         model.graph.sort()
-        model.meta[TAIL_SIZES] = tail.projection_sizes()
+        self.tail_sizes = tail.projection_sizes()
         if logits.shape is not None:
             batch, _, vocabulary = logits.shape
             logits.shape = ir.Shape([batch, 1, vocabulary])

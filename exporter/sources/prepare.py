@@ -11,23 +11,28 @@ from typing import Any, Final
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import Dtype, ExportOptions
 from trianglemix.exporter.sources.find import Source
-from trianglemix.exporter.targets.ascend.soc import find_soc
 
 WORK_FOLDER: Final = ".work"
 
 
 def prepare_source(
-    source: Source, options: ExportOptions, folder: Path, stage: Callable[[str], None]
+    source: Source,
+    options: ExportOptions,
+    of_bfloat16: Callable[[ExportOptions], Dtype],
+    folder: Path,
+    stage: Callable[[str], None],
 ) -> Source:
     """The source as an ONNX file: itself, or written to `folder/.work` from a Hugging Face folder.
 
+    `of_bfloat16` says what such a folder's bfloat16 weights become (`Target.weights_dtype`).
+
     Raises:
         ExportError: torch or transformers is missing, the folder cannot be read, or its type
-            does not fit the chip.
+            does not fit the device.
         RefusedError: a model whose attention cannot be exported.
         WeightsError: weights that are not whole, or not those of the configuration.
     """
-    dtype = _dtype(source, options)
+    dtype = _dtype(source, options, of_bfloat16)
     if not source.is_huggingface:
         return source
     from trianglemix.exporter.sources.huggingface.export import (
@@ -43,28 +48,23 @@ def prepare_source(
     return replace(source, path=path, is_huggingface=False, warnings=tuple(warnings))
 
 
-def _dtype(source: Source, options: ExportOptions) -> Dtype:
+def _dtype(
+    source: Source, options: ExportOptions, of_bfloat16: Callable[[ExportOptions], Dtype]
+) -> Dtype:
     """What the weights of a Hugging Face folder become; "auto" keeps their type."""
-    request = options.ascend
-    if request is not None and request.dtype != "auto":
+    if options.dtype != "auto":
         if not source.is_huggingface:
             raise ExportError(
-                f"--dtype {request.dtype} is for a Hugging Face folder; {source.path} keeps its "
+                f"--dtype {options.dtype} is for a Hugging Face folder; {source.path} keeps its "
                 "types: leave --dtype out, or export the folder that the file was made from"
             )
-        return request.dtype
+        return options.dtype
     if not source.is_huggingface or not _is_bfloat16(source.path):
         return "auto"
-    if request is not None and not find_soc(request.soc).has_bfloat16:
-        raise ExportError(
-            f"the weights in {source.path} are bfloat16, which {request.soc} does not have; add "
-            "--dtype float16 (a weight that float16 cannot hold is then refused by its name)"
-        )
-    return "float32" if options.target == "cpu" else "auto"
+    return of_bfloat16(options)
 
 
 def _is_bfloat16(folder: Path) -> bool:
-    """ONNX Runtime's CPU provider computes nothing in bfloat16."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,75 +1,126 @@
-"""What a target is: a named, ordered list of passes over a graph of TriangleAttention nodes."""
+"""What a target is: how a device runs the canonical graph, behind one interface.
+
+The canonical graph has a `TriangleAttention` node for each layer's attention. A target that ONNX
+Runtime runs as one model.onnx needs no more than `targets/_onnx_runtime.py` gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
+from rich.console import Console
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter.options import AscendRequest, ExportOptions
-from trianglemix.exporter.report.report import VerifyReport
-from trianglemix.exporter.targets.ascend.finding import Finding
-from trianglemix.exporter.targets.ascend.prediction import Prediction
+from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.folder.describe import ExportedGraph
+from trianglemix.exporter.folder.model_file import Progress
+from trianglemix.exporter.options import Dtype, ExportOptions
+from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
+from trianglemix.exporter.sources.find import Source
 
-Progress = Callable[[int, int], None]
-CPU: Final = "CPUExecutionProvider"
-CUDA: Final = "CUDAExecutionProvider"
+CommandOption = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""What `click.option(...)` returns."""
+
+
+class GraphPass(Protocol):
+    """Makes a pass over the canonical graph."""
+
+    def __call__(self) -> ir.passes.InPlacePass: ...
 
 
 @dataclass(frozen=True)
-class OfflineCheck:
-    """What `--verify` compares: the source, and the folder that was made of it.
+class Finished:
+    """A canonical graph with the target's passes applied, and what it was made of.
 
-    `canonical` is the graph with the operator, `manifest` names its inputs and outputs (the
-    source's); `packaged` is the folder's own. `scratch` is a folder that is removed afterwards.
+    `manifest` names its inputs and outputs, which are the source's.
     """
 
-    source: Path
-    canonical: ir.Model
+    options: ExportOptions
+    source: Source
+    sites: tuple[AttentionSite, ...]
+    graph: ExportedGraph
     manifest: Manifest
-    folder: Path
-    packaged: Manifest
-    scratch: Path
-    vocabulary: int
-    atol: float | None
 
 
-@dataclass(frozen=True)
-class OfflineTools:
-    """What a target brings whose models are compiled elsewhere.
+class TargetExport(ABC):
+    """One model on its way to a device."""
 
-    `package` writes the folder from the canonical graph in place of one model.onnx, and returns
-    its manifest and notes; `predict` says what it would cost, None where nothing is known;
-    `lint` checks an ONNX file; `verify` runs the folder beside its source, and returns the
-    comparisons and notes; `runs_as` says what becomes of a "triangle", "windowed" or "dense" layer.
+    @property
+    def prediction(self) -> Prediction | None:
+        """What it would cost on the device; None where nobody knows."""
+        return None
+
+    @abstractmethod
+    def write(self, folder: Path, progress: Progress) -> tuple[Manifest, list[str]]:
+        """Writes graphs and weights; returns the folder's manifest, and notes."""
+
+    @abstractmethod
+    def verify(self, folder: Path, manifest: Manifest) -> tuple[list[VerifyReport], list[str]]:
+        """Runs the folder (`manifest` its own) beside its source; returns comparisons and notes.
+
+        Raises:
+            ExportError: a model does not open or run.
+        """
+
+
+class Target(ABC):
+    """A device. What a target leaves out is what most of them do.
+
+    `summary` is what `--help` says. `left_padding`: rows of a batch may be padded on the left in
+    a triangle model, where its source takes that. `cuts_logits`: the target's own graphs give the
+    last token's logits only. `options` are what it adds to the command line.
     """
 
-    package: Callable[
-        [ir.Model, Manifest, Path, ExportOptions, Progress], tuple[Manifest, list[str]]
-    ]
-    predict: Callable[[ir.Model, Manifest, ExportOptions], Prediction | None]
-    lint: Callable[[Path, AscendRequest], list[Finding]]
-    verify: Callable[[OfflineCheck], tuple[list[VerifyReport], list[str]]]
-    runs_as: Callable[[ExportOptions], Mapping[str, str]]
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    left_padding: ClassVar[bool] = False
+    cuts_logits: ClassVar[bool] = False
+    options: ClassVar[Sequence[CommandOption]] = ()
 
+    def read_settings(self, given: Mapping[str, Any]) -> object | None:
+        """Its own part of `ExportOptions.settings`, from the command line's values by name.
 
-@dataclass(frozen=True)
-class Target:
-    """How a device runs the canonical graph.
+        Raises:
+            click.UsageError: an option of this target with another one.
+        """
+        return None
 
-    `summary` is what `--help` says. `lower` passes apply to a triangle model, `lower_dense_twin`
-    passes to a model without any triangle layer. `left_padding`: rows of a batch may be padded on
-    the left in a triangle model, where its source takes that. `provider` is ONNX Runtime's;
-    `--verify` takes the CPU's where it is not installed.
-    """
+    def runs_alone(self, given: Mapping[str, Any], console: Console) -> bool:
+        """Does what an option of its own asks for in place of an export; False if none does."""
+        return False
 
-    name: str
-    summary: str
-    lower: tuple[Callable[[], ir.passes.InPlacePass], ...]
-    lower_dense_twin: tuple[Callable[[], ir.passes.InPlacePass], ...]
-    left_padding: bool
-    provider: str = CPU
-    offline: OfflineTools | None = None
+    def tells_without_output(self, given: Mapping[str, Any]) -> bool:
+        """Whether an option of its own asks for figures, for which no output folder is needed."""
+        return False
+
+    def weights_dtype(self, options: ExportOptions) -> Dtype:
+        """What bfloat16 weights of a Hugging Face folder become where nothing was asked for.
+
+        Raises:
+            ExportError: the device has no bfloat16.
+        """
+        return "auto"
+
+    def passes(self, *, dense: bool) -> Sequence[GraphPass]:
+        """What is done to the canonical graph; `dense` where it has no triangle layer."""
+        return ()
+
+    def runs_as(self, options: ExportOptions) -> Mapping[str, str]:
+        """What a "triangle", "windowed" or "dense" layer becomes, if its node does not tell."""
+        return {}
+
+    def show(self, report: ExportReport, options: ExportOptions, console: Console) -> None:
+        """Prints behind the report what options of its own ask for."""
+        return
+
+    @abstractmethod
+    def begin(self, finished: Finished) -> TargetExport:
+        """One export to this device; nothing is written yet.
+
+        Raises:
+            ExportError, RefusedError: the device cannot run it.
+        """

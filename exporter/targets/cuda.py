@@ -6,13 +6,14 @@ from typing import Final
 
 from trianglemix.exporter.rewrite.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
-from trianglemix.exporter.targets._target import CUDA, Target
+from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 
-TARGET: Final = Target(
-    name="cuda",
-    summary="ONNX Runtime on NVIDIA GPUs, GroupQueryAttention in dense layers",
-    lower=(FoldRotationPass, LowerDenseSitesPass),
-    lower_dense_twin=(FoldRotationPass, LowerDenseSitesPass),
-    left_padding=False,
-    provider=CUDA,
-)
+
+class _Cuda(OnnxRuntimeTarget):
+    name = "cuda"
+    summary = "ONNX Runtime on NVIDIA GPUs, GroupQueryAttention in dense layers"
+    provider = CUDA
+    lower = lower_dense = (FoldRotationPass, LowerDenseSitesPass)
+
+
+TARGET: Final = _Cuda()

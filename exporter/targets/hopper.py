@@ -6,13 +6,16 @@ from typing import Final
 
 from trianglemix.exporter.rewrite.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
-from trianglemix.exporter.targets._target import CUDA, Target
+from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 
-TARGET: Final = Target(
-    name="hopper",
-    summary="ONNX Runtime on H100 and H200, TriangleAttention in every layer",
-    lower=(FoldRotationPass,),
-    lower_dense_twin=(FoldRotationPass, LowerDenseSitesPass),
-    left_padding=True,
-    provider=CUDA,
-)
+
+class _Hopper(OnnxRuntimeTarget):
+    name = "hopper"
+    summary = "ONNX Runtime on H100 and H200, TriangleAttention in every layer"
+    provider = CUDA
+    left_padding = True
+    lower = (FoldRotationPass,)
+    lower_dense = (FoldRotationPass, LowerDenseSitesPass)
+
+
+TARGET: Final = _Hopper()

@@ -12,11 +12,10 @@ from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.registry import all_targets
-from trianglemix.exporter.targets._target import CPU
 from trianglemix.exporter.verify.unround import UnroundActivationsPass
 
 Array = NDArray[Any]
+CPU: Final = "CPUExecutionProvider"
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 
 
@@ -49,9 +48,14 @@ def find_library() -> tuple[Path | None, list[str]]:
 
 
 def open_model(
-    path: Path, manifest: Manifest, library: Path | None, *, unrounded: bool = False
+    path: Path,
+    manifest: Manifest,
+    library: Path | None,
+    provider: str = CPU,
+    *,
+    unrounded: bool = False,
 ) -> OpenModel:
-    """Opens a session on the target's provider; raises ExportError where that fails.
+    """Opens a session on the provider, or the CPU's; raises ExportError where that fails.
 
     `unrounded`: activations are not rounded to 8 bits.
     """
@@ -60,7 +64,7 @@ def open_model(
     options.log_severity_level = 4
     if library is not None:
         options.register_custom_ops_library(str(library))
-    wanted = dict.fromkeys((all_targets()[manifest.target].provider, CPU))
+    wanted = dict.fromkeys((provider, CPU))
     available = ort.get_available_providers()
     providers = [name for name in wanted if name in available]
     given: str | bytes = str(path)

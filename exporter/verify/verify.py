@@ -42,8 +42,8 @@ class Verification:
     """What is compared with what.
 
     `tokens` is how far; `windows` are the layers' own; `num_heads` the most of a layer;
-    `special_ids` are what the configuration names. `atol` is absolute; None means a share of the
-    largest logit by the model's type.
+    `provider` is ONNX Runtime's; `special_ids` are what the configuration names. `atol` is
+    absolute; None means a share of the largest logit by the model's type.
     """
 
     source: Path
@@ -52,6 +52,7 @@ class Verification:
     vocabulary: int
     num_heads: int
     tokens: int
+    provider: str
     atol: float | None = None
     windows: tuple[int, ...] = ()
     special_ids: tuple[int, ...] = ()
@@ -135,7 +136,8 @@ class _Job:
         return replace(self, checks=checks, planner=planner)
 
     def _open(self, path: Path, library: Path | None) -> OpenModel:
-        return open_model(path, self.given.manifest, library, unrounded=self.unrounded)
+        given = self.given
+        return open_model(path, given.manifest, library, given.provider, unrounded=self.unrounded)
 
     @property
     def _exported(self) -> Path:

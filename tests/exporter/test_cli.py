@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.exporter import cli, pipeline
+from trianglemix.exporter import cli
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.registry import all_targets
+from trianglemix.exporter.targets import _onnx_runtime
 
 from tests.exporter import odd_models
 from tests.exporter.exports import save_example
@@ -314,7 +315,7 @@ def test_an_interrupt_leaves_nothing_finished(
 ) -> None:
     """Stopped in the middle of writing; the next export goes through as if nothing had been."""
     script = (
-        "import time, sys, trianglemix.exporter.pipeline as p\n"
+        "import time, sys, trianglemix.exporter.targets._onnx_runtime as p\n"
         "def slow(model, source, folder, *rest):\n"
         "    (folder / 'model.onnx').write_bytes(b'half'); time.sleep(60)\n"
         "p.save_model = slow\n"
@@ -387,7 +388,7 @@ def test_verify_sees_a_wrong_model(
     capsys: Captured,
 ) -> None:
     """The defect is planted after the checks that look at the graph."""
-    save = pipeline.save_model
+    save = _onnx_runtime.save_model
 
     def spoil(model: ir.Model, *rest: object) -> list[str]:
         for node in model.graph:
@@ -395,7 +396,7 @@ def test_verify_sees_a_wrong_model(
                 node.attributes["scale"] = ir.AttrFloat32("scale", 0.3)
         return save(model, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "save_model", spoil)
+    monkeypatch.setattr(_onnx_runtime, "save_model", spoil)
     assert _main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1", "--verify") == 1
     _assert_failed(capsys, tmp_path, "verification failed: short prompt")
 

@@ -12,11 +12,11 @@ import pytest
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
-from trianglemix.exporter.verify.session import open_model
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.tiny_models import GQA_ROUTE, tiny_model
@@ -137,11 +137,11 @@ def test_verification_runs_on_the_targets_provider(
     target: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save_example(PATTERN.example().model, tmp_path / "source")
-    export_to(path, tmp_path / "out", layers=(1,), target=target)
     asked: list[list[str]] = []
 
     def session(path: str, options: Any, providers: list[str]) -> None:
         asked.append(providers)
+        raise RuntimeError("seen")
 
     names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     fake = SimpleNamespace(
@@ -150,5 +150,8 @@ def test_verification_runs_on_the_targets_provider(
         InferenceSession=session,
     )
     monkeypatch.setattr("trianglemix.exporter.verify.session.import_onnxruntime", lambda: fake)
-    open_model(path, Manifest.load(tmp_path / "out"), None)
+    nowhere = "trianglemix.exporter.verify.verify.find_library"
+    monkeypatch.setattr(nowhere, lambda: (None, []))
+    with pytest.raises(ExportError, match="does not open: seen"):
+        export_to(path, tmp_path / "out", layers=(1,), target=target, verify=True)
     assert asked == [names if first == "CUDA" else names[1:]]

@@ -28,7 +28,7 @@ from tests.exporter.exports import (
     save_example,
 )
 
-ONLINE = [name for name, target in all_targets().items() if target.offline is None]
+ONLINE = [name for name, target in all_targets().items() if not target.cuts_logits]
 
 
 def _operators(folder: Path) -> Counter[str]:

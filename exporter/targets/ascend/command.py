@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from rich.console import Console
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import AscendRequest
 from trianglemix.exporter.targets.ascend.finding import Finding, Severity
+from trianglemix.exporter.targets.ascend.lint import lint_file
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.soc import find_soc
 
 TARGET_NAME: Final = "ascend"
 _NAMES: Final = {"soc": "--soc", "chunk": "--chunk", "max_length": "--max-length",
-                 "block": "--block", "lowering": "--lowering", "dtype": "--dtype"}  # fmt: skip
+                 "block": "--block", "lowering": "--lowering"}  # fmt: skip
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
-_OPTIONS: Final = (
+OPTIONS: Final = (
     click.option("--soc", help="Ascend: the chip, as atc names it.  [default: Ascend910B3]"),
     click.option(
         "--chunk", type=click.IntRange(1), help="Ascend: prompt rows per call.  [default: 1024]"
@@ -36,11 +38,6 @@ _OPTIONS: Final = (
         help="Ascend: attention in standard operators, or as the custom operator of "
         "custom_ops/ascend (never compiled by CANN).  [default: block]",
     ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "float16"]),
-        help="Ascend: type of a Hugging Face folder's weights; auto keeps theirs.  [default: auto]",
-    ),
     click.option("--cost", is_flag=True, help="Ascend: print the cost model's tables."),
     click.option(
         "--lint",
@@ -50,14 +47,7 @@ _OPTIONS: Final = (
 )
 
 
-def ascend_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a click command, in order."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def ascend_request(given: Mapping[str, Any]) -> AscendRequest | None:
+def read_request(given: Mapping[str, Any]) -> AscendRequest | None:
     """The options of the target ascend; None for another target.
 
     Raises:
@@ -66,7 +56,7 @@ def ascend_request(given: Mapping[str, Any]) -> AscendRequest | None:
     chosen = {name: given[name] for name in _NAMES if given[name] is not None}
     if TARGET_NAME in (given["target"], given["lint"]):
         _check_custom(given)
-        return AscendRequest(**chosen)
+        return AscendRequest(**chosen, cost=given["cost"])
     if chosen or given["cost"]:
         option = next((_NAMES[name] for name in chosen), "--cost")
         raise click.UsageError(f"{option} belongs to --target {TARGET_NAME}")
@@ -82,6 +72,19 @@ def _check_custom(given: Mapping[str, Any]) -> None:
                 f"{option} is about the block form, but --lowering custom keeps the operator; "
                 f"leave {option} out"
             )
+
+
+def lint_alone(given: Mapping[str, Any], console: Console) -> bool:
+    """Lints the source if `--lint` was given.
+
+    Raises:
+        ExportError: the source cannot be read, or has errors.
+    """
+    request = read_request(given)
+    if not given["lint"] or request is None:
+        return False
+    print_findings(given["source"], lint_file(given["source"], find_soc(request.soc)), console)
+    return True
 
 
 def print_findings(path: Path, findings: list[Finding], console: Console) -> None:

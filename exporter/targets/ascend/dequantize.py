@@ -17,20 +17,21 @@ from trianglemix.exporter.targets.ascend.weight_files import read_array
 Array = NDArray[Any]
 _DOMAIN: Final = "com.microsoft"
 _BITS: Final = (4, 8)
-DEQUANTIZED: Final = "dequantized"
-"""`meta` key of the model: how many nodes had quantized weights."""
 
 
 class DequantizePass(ir.passes.InPlacePass):
     """`MatMulNBits` becomes MatMul, `GatherBlockQuantized` Gather; their weights are computed when
-    they are written, one at a time.
+    they are written, one at a time. `count` of nodes had such weights.
 
     Raises:
         RefusedError: a form of them that is not covered; the node is named.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
         for node in list(model.graph):
             make = _MAKERS.get((node.domain, node.op_type))
             if make is None:
@@ -41,9 +42,8 @@ class DequantizePass(ir.passes.InPlacePass):
             model.graph.insert_before(node, build.nodes)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
-            model.meta[DEQUANTIZED] = model.meta.get(DEQUANTIZED, 0) + 1
-            modified = True
-        return ir.passes.PassResult(model, modified)
+            self.count += 1
+        return ir.passes.PassResult(model, self.count > 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,15 +13,16 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs, StaticTensor
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.options import AscendRequest
+from trianglemix.exporter.folder.model_file import Progress
 from trianglemix.exporter.targets.ascend import build_script, static_plan
 from trianglemix.exporter.targets.ascend.cost import CostModel, choose_block, choose_dense_block
 from trianglemix.exporter.targets.ascend.custom_operator import CUSTOM_OPERATOR, check_custom
-from trianglemix.exporter.targets.ascend.dequantize import DEQUANTIZED, DequantizePass
+from trianglemix.exporter.targets.ascend.dequantize import DequantizePass
 from trianglemix.exporter.targets.ascend.finding import Finding, Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
 from trianglemix.exporter.targets.ascend.opset import LowerOpsetPass
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import Soc, find_soc
 from trianglemix.exporter.targets.ascend.standard_ops import SpellOutPass
 from trianglemix.exporter.targets.ascend.static_graph import (
@@ -36,7 +37,6 @@ from trianglemix.exporter.targets.ascend.weight_files import WeightFiles, inline
 _NOT_IN_NUMPY: Final = {ir.DataType.BFLOAT16: "bfloat16"}
 _DEFAULT_LENGTH: Final = 8192
 _MATRIX_RANK: Final = 2
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class AscendModel:
     plan: StaticPlan
     soc: Soc
     cost: CostModel
+    dequantized: int  # nodes that had quantized weights
 
 
 def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> AscendModel:
@@ -57,7 +58,8 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
         ExportError: an unknown chip, sizes that do not fit each other or the model's context.
         RefusedError: the source has no KV cache, or computes otherwise beyond some length.
     """
-    DequantizePass()(model)
+    dequantize = DequantizePass()
+    dequantize(model)
     soc = find_soc(request.soc)
     layers = tuple(read_layers(model, manifest.cache))
     slots = _slots(manifest, request)
@@ -78,7 +80,7 @@ def plan_folder(model: ir.Model, manifest: Manifest, request: AscendRequest) -> 
     else:
         block = request.block or choose_block(cost, slots, soc)
         plan = StaticPlan(slots, chunk, last, block, choose_dense_block(cost))
-    return AscendModel(model, layers, plan, soc, cost)
+    return AscendModel(model, layers, plan, soc, cost, dequantize.count)
 
 
 def write_folder(
@@ -94,9 +96,9 @@ def write_folder(
     weights = WeightFiles(folder, progress)
     graphs: dict[str, StaticGraph] = {}
     notes: list[str] = []
-    if DEQUANTIZED in ascend.model.meta:
+    if ascend.dequantized:
         notes.append(
-            f"the quantized weights of {ascend.model.meta[DEQUANTIZED]} nodes are plain ones here: "
+            f"the quantized weights of {ascend.dequantized} nodes are plain ones here: "
             "no operator that atc reads takes them"
         )
     for kind in GraphKind:
@@ -245,9 +247,9 @@ def _manifest(manifest: Manifest, ascend: AscendModel, static: StaticGraphs) -> 
         manifest,
         model_file=static.stream.file,
         input_ids=static_plan.INPUT_IDS,
-        attention_mask="attention_mask",  # not an input here: the runtime reads lengths from it
+        attention_mask=None,
         position_ids=None,
-        prompt_length="prompt_length",  # likewise
+        prompt_length=None,
         logits=static_plan.LOGITS,
         last_token_logits=True,
         cache=tuple(

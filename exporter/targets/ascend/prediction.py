@@ -39,7 +39,7 @@ class ChipPrediction:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class AscendPrediction:
     """Shares are of the same model with every layer dense, in static graphs like these."""
 
     soc: str
@@ -51,11 +51,11 @@ class Prediction:
     chips: tuple[ChipPrediction, ...]
 
 
-def predict(model: CostModel, length: int, soc: Soc, block: int) -> Prediction:
+def predict(model: CostModel, length: int, soc: Soc, block: int) -> AscendPrediction:
     """Figures for a prompt of `length` tokens, at most the cache's slots; `block` is in use."""
     length = min(length, model.slots)
     sizes = sorted({block, *(size for size in BLOCK_SIZES if model.chunk % size == 0)})
-    return Prediction(
+    return AscendPrediction(
         soc=soc.name,
         prompt_length=length,
         chunk=model.chunk,
@@ -99,7 +99,7 @@ def _chip(model: CostModel, length: int, soc: Soc) -> ChipPrediction:
     )
 
 
-def print_prediction(prediction: Prediction, console: Console) -> None:
+def print_prediction(prediction: AscendPrediction, console: Console) -> None:
     """Two tables and what they leave out."""
     console.print(_block_table(prediction))
     console.print(_chip_table(prediction))
@@ -110,7 +110,7 @@ def print_prediction(prediction: Prediction, console: Console) -> None:
     )
 
 
-def _block_table(prediction: Prediction) -> Table:
+def _block_table(prediction: AscendPrediction) -> Table:
     title = f"{prediction.soc}, {prediction.prompt_length} tokens, chunk {prediction.chunk}"
     table = Table(title=title, title_justify="left")
     names = ("block", "GFLOP/layer", "kept", "GB/layer", "attention ms", "of prefill", "of dense")
@@ -129,7 +129,7 @@ def _block_table(prediction: Prediction) -> Table:
     return table
 
 
-def _chip_table(prediction: Prediction) -> Table:
+def _chip_table(prediction: AscendPrediction) -> Table:
     table = Table(
         title="every chip, and whether its UB holds a tile of a fused kernel", title_justify="left"
     )

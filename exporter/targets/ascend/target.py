@@ -1,68 +1,110 @@
-"""Ascend NPUs through CANN's atc: static graphs in standard operators over one cache."""
+"""The target ascend: what its command line, its report, its folder and its check are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import onnx_ir as ir
+from rich.console import Console
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import AscendRequest, ExportOptions
-from trianglemix.exporter.targets._target import OfflineTools, Target
-from trianglemix.exporter.targets.ascend.finding import Finding
-from trianglemix.exporter.targets.ascend.folder import Progress, plan_folder, write_folder
-from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.prediction import Prediction, predict
+from trianglemix.exporter.folder.model_file import Progress
+from trianglemix.exporter.options import Dtype, ExportOptions
+from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
+from trianglemix.exporter.targets._target import Finished, Target, TargetExport
+from trianglemix.exporter.targets.ascend.command import OPTIONS, lint_alone, read_request
+from trianglemix.exporter.targets.ascend.folder import AscendModel, plan_folder, write_folder
+from trianglemix.exporter.targets.ascend.prediction import (
+    AscendPrediction,
+    predict,
+    print_prediction,
+)
 from trianglemix.exporter.targets.ascend.row_cut import cuts_its_last_row
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.exporter.targets.ascend.verify import check_can_run, verify_folder
 
 
-def _package(
-    model: ir.Model, manifest: Manifest, folder: Path, options: ExportOptions, progress: Progress
-) -> tuple[Manifest, list[str]]:
-    ascend = plan_folder(model, manifest, options.ascend or AscendRequest())
-    manifest, notes = write_folder(ascend, manifest, folder, progress)
-    if options.last_token_logits:
-        notes.append("--last-token-logits changes nothing: static graphs give no others")
-    return manifest, notes
+class _Ascend(Target):
+    name = "ascend"
+    summary = "static graphs for CANN's atc"
+    cuts_logits = True
+    options = OPTIONS
+
+    def read_settings(self, given: Mapping[str, Any]) -> AscendRequest | None:
+        """See `Target.read_settings`."""
+        return read_request(given)
+
+    def runs_alone(self, given: Mapping[str, Any], console: Console) -> bool:
+        """`--lint`."""
+        return lint_alone(given, console)
+
+    def tells_without_output(self, given: Mapping[str, Any]) -> bool:
+        """`--cost`."""
+        return bool(given["cost"])
+
+    def weights_dtype(self, options: ExportOptions) -> Dtype:
+        """See `Target.weights_dtype`."""
+        soc = AscendRequest.of(options).soc
+        if not find_soc(soc).has_bfloat16:
+            raise ExportError(
+                f"the weights in {options.source} are bfloat16, which {soc} does not have; add "
+                "--dtype float16 (a weight that float16 cannot hold is then refused by its name)"
+            )
+        return "auto"
+
+    def runs_as(self, options: ExportOptions) -> Mapping[str, str]:
+        """See `Target.runs_as`."""
+        if AscendRequest.of(options).lowering == "custom":
+            return dict.fromkeys(("triangle", "windowed", "dense"), "custom operator")
+        return {"triangle": "block form", "windowed": "block form", "dense": "row blocks"}
+
+    def show(self, report: ExportReport, options: ExportOptions, console: Console) -> None:
+        """`--cost`."""
+        if AscendRequest.of(options).cost and isinstance(report.prediction, AscendPrediction):
+            print_prediction(report.prediction, console)
+
+    def begin(self, finished: Finished) -> TargetExport:
+        """See `Target.begin`."""
+        model = finished.graph.model
+        if finished.manifest.last_token_logits and not cuts_its_last_row(model.graph):
+            raise ExportError(
+                "the source's graph keeps the last token's logits only, by the attention mask, "
+                "which a static graph has not; export the model that it was made from: these "
+                "graphs give the last token's logits anyway"
+            )
+        if finished.options.verify:
+            check_can_run(finished.manifest)
+        request = AscendRequest.of(finished.options)
+        return _StaticFolder(finished, request, plan_folder(model, finished.manifest, request))
 
 
-def _predict(model: ir.Model, manifest: Manifest, options: ExportOptions) -> Prediction | None:
-    """None with the custom operator: the cost model is of the block form."""
-    if manifest.last_token_logits and not cuts_its_last_row(model.graph):
-        raise ExportError(
-            "the source's graph keeps the last token's logits only, by the attention mask, which "
-            "a static graph has not; export the model that it was made from: these graphs give "
-            "the last token's logits anyway"
-        )
-    if options.verify:
-        check_can_run(manifest)
-    ascend = plan_folder(model, manifest, options.ascend or AscendRequest())
-    if ascend.plan.lowering == "custom":
-        return None
-    return predict(ascend.cost, options.prompt_length, ascend.soc, ascend.plan.banded_block)
+@dataclass(frozen=True)
+class _StaticFolder(TargetExport):
+    finished: Finished
+    request: AscendRequest
+    ascend: AscendModel
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """None with the custom operator: the cost model is of the block form."""
+        if self.request.lowering == "custom":
+            return None
+        ascend, length = self.ascend, self.finished.options.prompt_length
+        return predict(ascend.cost, length, ascend.soc, ascend.plan.banded_block)
+
+    def write(self, folder: Path, progress: Progress) -> tuple[Manifest, list[str]]:
+        """See `write_folder`."""
+        manifest, notes = write_folder(self.ascend, self.finished.manifest, folder, progress)
+        if self.finished.options.last_token_logits:
+            notes.append("--last-token-logits changes nothing: static graphs give no others")
+        return manifest, notes
+
+    def verify(self, folder: Path, manifest: Manifest) -> tuple[list[VerifyReport], list[str]]:
+        """See `verify_folder`."""
+        return verify_folder(self.finished, folder, manifest)
 
 
-def _lint(path: Path, options: AscendRequest) -> list[Finding]:
-    return lint_file(path, find_soc(options.soc))
-
-
-def _runs_as(options: ExportOptions) -> Mapping[str, str]:
-    if options.ascend is not None and options.ascend.lowering == "custom":
-        return dict.fromkeys(("triangle", "windowed", "dense"), "custom operator")
-    return {"triangle": "block form", "windowed": "block form", "dense": "row blocks"}
-
-
-TARGET: Final = Target(
-    name="ascend",
-    summary="static graphs for CANN's atc",
-    lower=(),
-    lower_dense_twin=(),
-    left_padding=False,
-    offline=OfflineTools(
-        package=_package, predict=_predict, lint=_lint, verify=verify_folder, runs_as=_runs_as
-    ),
-)
+TARGET: Final = _Ascend()

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.custom_ops.static_graphs import StaticGraphs
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.folder.model_file import MODEL_FILE, save_model
 from trianglemix.exporter.report.report import VerifyReport
-from trianglemix.exporter.targets._target import OfflineCheck
+from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.exporter.sources.prepare import WORK_FOLDER
+from trianglemix.exporter.targets._target import Finished
 from trianglemix.exporter.verify.checks import Checks
 from trianglemix.exporter.verify.coarsest_type import coarsest_type
 from trianglemix.exporter.verify.session import OpenModel, find_library, open_model
@@ -34,8 +35,10 @@ def check_can_run(manifest: Manifest) -> None:
         )
 
 
-def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
-    """Runs source and folder on random prompts; returns the comparisons and notes.
+def verify_folder(
+    finished: Finished, folder: Path, packaged: Manifest
+) -> tuple[list[VerifyReport], list[str]]:
+    """Runs source and folder (`packaged` its manifest) on random prompts; comparisons and notes.
 
     A prompt inside the tail, the longest one of which nothing is dropped (chunks, then the tail)
     and a decode step must give the source's logits; a prompt of which keys are dropped must give
@@ -44,21 +47,24 @@ def verify_folder(check: OfflineCheck) -> tuple[list[VerifyReport], list[str]]:
     Raises:
         ExportError: a model does not open or run.
     """
-    static = check.packaged.static
+    static = packaged.static
     assert static is not None
     library, notes = find_library()
-    dtype = coarsest_type(check.source, check.manifest.cache_dtype)
-    checks = Checks(check.manifest, check.vocabulary, check.atol, dtype)
-    ours = _StaticModel(check, static, library)
-    theirs = open_model(check.source, check.manifest, library)
-    limit, note = source_limit(check.source)
-    exact = _exact_length(check.packaged, static, limit)
+    source, manifest = finished.source.path, finished.manifest
+    head = find_head(finished.graph.roles)
+    vocabulary = (head.vocabulary_size if head else None) or 2
+    dtype = coarsest_type(source, manifest.cache_dtype)
+    checks = Checks(manifest, vocabulary, finished.options.atol, dtype)
+    ours = _StaticModel(folder, packaged, manifest.logits, static, library)
+    theirs = open_model(source, manifest, library)
+    limit, note = source_limit(source)
+    exact = _exact_length(packaged, static, limit)
     short = min(static.tail.rows, exact)
     reports = _against_source(checks, ours, theirs, [short, exact] if exact > short else [short])
     del theirs
     long = min(max(exact, static.stream.rows + static.tail.rows) + _BEYOND, static.slots)
-    if check.packaged.triangle_layers and long > exact and library is not None:
-        reports.append(_against_kernel(check, checks, ours, (long, library)))
+    if packaged.triangle_layers and long > exact and library is not None:
+        reports.append(_against_kernel(finished, checks, ours, (folder, long, library)))
     return reports, [*notes, *note]
 
 
@@ -94,32 +100,35 @@ def _against_source(
 
 
 def _against_kernel(
-    check: OfflineCheck, checks: Checks, ours: _StaticModel, long: tuple[int, Path]
+    finished: Finished, checks: Checks, ours: _StaticModel, long: tuple[Path, int, Path]
 ) -> VerifyReport:
     """A prompt of which keys are dropped, beside the canonical graph with the native kernel."""
-    tokens, library = long
-    _save_canonical(check)
-    kernel = open_model(check.scratch / MODEL_FILE, check.manifest, library)
+    folder, tokens, library = long
+    path = _save_canonical(finished, folder / WORK_FOLDER / "verify")
+    kernel = open_model(path, finished.manifest, library)
     ids = checks.ids(1, tokens)
     want = kernel.run(checks.feeds(ids, np.ones((1, tokens), np.int64)))
     name = "long prompt against the operator's kernel"
     return checks.compare(name, tokens, ours.read(ids, tokens, is_new=True), want)
 
 
-def _save_canonical(check: OfflineCheck) -> None:
-    """Beside links of the source's weights, in the scratch folder."""
+def _save_canonical(finished: Finished, folder: Path) -> Path:
+    """Beside links of the source's weights; the folder goes away with its parent."""
 
     def silent(done: int, total: int) -> None: ...
 
-    model: ir.Model = check.canonical
-    save_model(model, check.source.parent, check.scratch, "link", silent)
+    folder.mkdir(parents=True)
+    save_model(finished.graph.model, finished.source.path.parent, folder, "link", silent)
+    return folder / MODEL_FILE
 
 
 @dataclass
 class _StaticModel:
     """The folder's graphs over one cache in host memory; sessions are opened when needed."""
 
-    check: OfflineCheck
+    folder: Path
+    manifest: Manifest
+    logits: str  # by the source's name
     static: StaticGraphs
     library: Path | None
 
@@ -130,7 +139,7 @@ class _StaticModel:
 
     def read(self, ids: Array, prompt_end: int, *, is_new: bool) -> dict[str, Array]:
         """Logits, by the source's name, behind tokens `[1, S]` of a new sequence or the last."""
-        manifest = self.check.packaged
+        manifest = self.manifest
         if is_new:
             self._length, self._cache = 0, self._empty_cache()
         begin, end = self._length, self._length + ids.shape[1]
@@ -142,10 +151,10 @@ class _StaticModel:
             outputs = self._session(part.graph.file).run({**self._cache, **small})
             self._store(outputs, part.begin, rows.shape[1])
         self._length = end
-        return {self.check.manifest.logits: outputs[manifest.logits]}
+        return {self.logits: outputs[manifest.logits]}
 
     def _store(self, outputs: dict[str, Array], start: int, rows: int) -> None:
-        for layer in self.check.packaged.cache:
+        for layer in self.manifest.cache:
             for past, present in (
                 (layer.past_key, layer.present_key),
                 (layer.past_value, layer.present_value),
@@ -153,7 +162,7 @@ class _StaticModel:
                 self._cache[past][:, :, start : start + rows] = outputs[present][:, :, :rows]
 
     def _empty_cache(self) -> dict[str, Array]:
-        layers = self.check.packaged.cache
+        layers = self.manifest.cache
         held = {name for layer in layers for name in (layer.past_key, layer.past_value)}
         return {
             tensor.name: np.zeros(tensor.shape, tensor.dtype)
@@ -164,6 +173,6 @@ class _StaticModel:
 
     def _session(self, file: str) -> OpenModel:
         if file not in self._sessions:
-            path = self.check.folder / file
-            self._sessions[file] = open_model(path, self.check.packaged, self.library)
+            path = self.folder / file
+            self._sessions[file] = open_model(path, self.manifest, self.library)
         return self._sessions[file]

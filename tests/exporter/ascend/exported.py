@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from trianglemix.exporter.attention.sites import Sites
-from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.session import TriangleSession
 
@@ -47,7 +48,7 @@ def export_ascend(
 ) -> ExportReport:
     request = request or AscendRequest(chunk=CHUNK, max_length=SLOTS)
     options = ExportOptions(
-        source, output, target="ascend", layers=layers, pattern=PATTERN, ascend=request
+        source, output, target="ascend", layers=layers, pattern=PATTERN, settings=request
     )
     return export(options, Silent())
 

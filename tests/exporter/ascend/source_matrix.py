@@ -22,7 +22,6 @@ from typing import Final
 import numpy as np
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import (
-    AscendRequest,
     ExportOptions,
     LayerRequest,
     PatternRequest,
@@ -31,6 +30,7 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.session import TriangleSession
 
@@ -111,7 +111,7 @@ def _export(path: Path, output: Path, target: str, dense: bool = False) -> bool:
         layers=LayerRequest() if dense else LayerRequest(start_layer=0),
         dense=dense,
         weights="copy",
-        ascend=AscendRequest(_SOC, CHUNK, SLOTS),
+        settings=AscendRequest(_SOC, CHUNK, SLOTS),
     )
     try:
         export(options, Silent())

@@ -16,12 +16,13 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.library import LibraryNotFoundError
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import AscendRequest, LayerRequest
+from trianglemix.exporter.options import LayerRequest
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.targets.ascend.custom_operator import check_custom
 from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.backends import ort_static
 from trianglemix.runtime.session import TriangleSession

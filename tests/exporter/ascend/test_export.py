@@ -13,11 +13,12 @@ import onnx
 import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
@@ -274,7 +275,7 @@ def test_the_dense_twin(tmp_path: Path) -> None:
     for target in ("ascend", "cpu"):
         request = AscendRequest(chunk=CHUNK, max_length=SLOTS)
         options = ExportOptions(
-            tiny_source(), tmp_path / target, target=target, dense=True, ascend=request
+            tiny_source(), tmp_path / target, target=target, dense=True, settings=request
         )
         assert {layer.action for layer in export(options, Silent()).layers} == {"dense"}
     ascend, cpu = (TriangleSession.from_folder(tmp_path / name) for name in ("ascend", "cpu"))

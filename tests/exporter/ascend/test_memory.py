@@ -8,10 +8,11 @@ from pathlib import Path
 import onnx
 import pytest
 from trianglemix.custom_ops.static_graphs import Lowering
-from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.targets.ascend.lint_model import LintModel
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 
 from tests.exporter.ascend.exported import PATTERN, Silent, tiny_source
 from tests.exporter.ascend.half_model import save_half
@@ -45,7 +46,7 @@ def export_slots(source: Path, output: Path, slots: int, lowering: Lowering, den
         layers=LayerRequest() if dense else LayerRequest(layers=(1,)),
         pattern=PATTERN,
         dense=dense,
-        ascend=AscendRequest("Ascend910B3", CHUNK, slots, None, lowering),
+        settings=AscendRequest("Ascend910B3", CHUNK, slots, None, lowering),
     )
     export(options, Silent())
     return output

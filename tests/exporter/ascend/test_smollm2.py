@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from trianglemix.exporter.options import AscendRequest, ExportOptions
+from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.pipeline import export
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.runtime.session import TriangleSession
 
 from benchmarks.smollm2 import SourceModelError, plain_onnx, weights_file
@@ -29,7 +30,7 @@ _TOKENS: Final = 4
 def test_ten_prompts_of_ten_lengths(tmp_path: Path) -> None:
     source = plain_onnx()
     request = AscendRequest(chunk=256, max_length=1024)
-    export(ExportOptions(source, tmp_path / "ascend", target="ascend", ascend=request), Silent())
+    export(ExportOptions(source, tmp_path / "ascend", target="ascend", settings=request), Silent())
     export(ExportOptions(source, tmp_path / "cpu", last_token_logits=True), Silent())
     ascend, cpu = (
         TriangleSession.from_folder(tmp_path / name, threads=2) for name in ("ascend", "cpu")

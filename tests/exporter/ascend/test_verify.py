@@ -11,11 +11,12 @@ import pytest
 from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.options import AscendRequest, ExportOptions, LayerRequest
+from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.report import ExportReport
 from trianglemix.exporter.targets.ascend import verify
 from trianglemix.exporter.targets.ascend.lint import has_errors, lint_file
+from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 
 from tests.exporter.ascend.exported import (
@@ -51,7 +52,7 @@ def verified(
         dense=dense,
         verify=True,
         last_token_logits=True,
-        ascend=AscendRequest("Ascend910B3", CHUNK, SLOTS, None, lowering),
+        settings=AscendRequest("Ascend910B3", CHUNK, SLOTS, None, lowering),
     )
     return export(options, Silent())
 
@@ -128,10 +129,10 @@ def brain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_folder(source: Path, output: Path, dtype: str, soc: str) -> None:
-    request = AscendRequest(soc, CHUNK, SLOTS, dtype=dtype)  # type: ignore[arg-type]
+    request = AscendRequest(soc, CHUNK, SLOTS)
     options = ExportOptions(
         source, output, target="ascend", layers=TRIANGLE, pattern=PATTERN, verify=True,
-        ascend=request,
+        settings=request, dtype=dtype,  # type: ignore[arg-type]
     )  # fmt: skip
     export(options, Silent())
 
@@ -168,7 +169,7 @@ def test_bfloat16_graphs_cannot_be_verified_here(tmp_path: Path) -> None:
     source = save_example(half_example(ir.DataType.BFLOAT16), tmp_path / "source")
     options = ExportOptions(
         source, tmp_path / "out", target="ascend", layers=LayerRequest(layers=(1,)),
-        pattern=PATTERN, verify=True, ascend=AscendRequest(chunk=CHUNK, max_length=SLOTS),
+        pattern=PATTERN, verify=True, settings=AscendRequest(chunk=CHUNK, max_length=SLOTS),
     )  # fmt: skip
     with pytest.raises(ExportError, match="computes nothing in bfloat16; leave --verify out"):
         export(options, Silent())

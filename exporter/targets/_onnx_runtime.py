@@ -1,0 +1,78 @@
+"""Targets that ONNX Runtime runs as one model.onnx: what is written for them, and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.exporter.folder.genai import write_genai_config
+from trianglemix.exporter.folder.model_file import MODEL_FILE, Progress, save_model
+from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.options import Weights
+from trianglemix.exporter.report.report import VerifyReport
+from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.exporter.sources.special_ids import special_ids
+from trianglemix.exporter.targets._target import Finished, GraphPass, Target, TargetExport
+from trianglemix.exporter.verify.verify import Verification, verify_export
+
+CUDA: Final = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeTarget(Target):
+    """`lower` are the passes of a triangle model, `lower_dense` those of a dense twin.
+
+    `provider` is ONNX Runtime's; `--verify` takes the CPU's where it is not installed.
+    """
+
+    lower: ClassVar[Sequence[GraphPass]] = ()
+    lower_dense: ClassVar[Sequence[GraphPass]] = ()
+    provider: ClassVar[str]
+
+    def passes(self, *, dense: bool) -> Sequence[GraphPass]:
+        """See `Target.passes`."""
+        return self.lower_dense if dense else self.lower
+
+    def begin(self, finished: Finished) -> TargetExport:
+        """See `Target.begin`."""
+        return _OneModel(finished, self.provider)
+
+
+@dataclass(frozen=True)
+class _OneModel(TargetExport):
+    finished: Finished
+    provider: str
+
+    def write(self, folder: Path, progress: Progress) -> tuple[Manifest, list[str]]:
+        """The model's files, and genai's configuration where the source has one."""
+        given = self.finished
+        model, source = given.graph.model, given.source
+        ours = source.path.is_relative_to(folder)  # made on the way, and soon to be removed
+        weights: Weights = "link" if ours else given.options.weights
+        notes = save_model(model, source.path.parent, folder, weights, progress)
+        notes = [] if ours else notes
+        library = bool(TriangleNode.all_of(model.graph))
+        notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
+        return given.manifest, notes
+
+    def verify(self, folder: Path, manifest: Manifest) -> tuple[list[VerifyReport], list[str]]:
+        """See `verify_export`."""
+        given = self.finished
+        head = find_head(given.graph.roles)
+        windows = (site.mask.window for site in given.sites)
+        return verify_export(
+            Verification(
+                given.source.path,
+                folder,
+                manifest,
+                vocabulary=(head.vocabulary_size if head else None) or 2,
+                num_heads=max(site.shape.num_heads for site in given.sites),
+                tokens=given.options.verify_tokens,
+                provider=self.provider,
+                atol=given.options.atol,
+                windows=tuple(window for window in windows if window is not None),
+                special_ids=special_ids(given.source.companions),
+            )
+        )
