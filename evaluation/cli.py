@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 from trianglemix.command_line import THREADS, run_command, version_option, wrong_usage
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.manifest import FILE_NAME as MANIFEST
 from trianglemix.evaluation.huggingface import (
     HuggingFaceModel,
     HuggingFaceOptions,
@@ -25,6 +24,7 @@ from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.layers.plan import Plan
 from trianglemix.exporter.options import parse_layers
+from trianglemix.manifest.manifest import FILE_NAME as MANIFEST
 from trianglemix.runtime.backends.providers import PROVIDERS
 
 PROGRAM: Final = "trianglemix-eval"

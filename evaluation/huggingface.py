@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError, first_words
-from trianglemix.custom_ops.weight_files import check_loaded, check_weight_files
 from trianglemix.evaluation.model import Answer, reset_peak_memory
 from trianglemix.exporter.layers.plan import Fingerprint
+from trianglemix.hf.weight_files import check_loaded, check_weight_files
 from trianglemix.runtime.errors import MissingPackageError
 from trianglemix.runtime.memory import peak_resident_bytes
 from trianglemix.runtime.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call
-from trianglemix.custom_ops.interface import fixed_length
+from trianglemix.manifest.feeds import Call
+from trianglemix.manifest.interface import fixed_length
 from trianglemix.runtime.backends.backend import Backend, DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
 

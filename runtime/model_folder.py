@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.errors import FolderError
 
 

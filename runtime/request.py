@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trianglemix.custom_ops.interface import fixed_length
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.interface import fixed_length
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.kv_cache import IntArray, KVCache

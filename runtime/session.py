@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend, Kernel
 from trianglemix.runtime.backends.choose import BackendChoice, choose_backend
 from trianglemix.runtime.errors import FolderError, PromptError

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import GraphInput, InputRole, Shape, fixed_length
 from trianglemix.exporter.attention.roles import (
     FLOATS,
     INTEGERS,
@@ -20,6 +19,7 @@ from trianglemix.exporter.attention.roles import (
 )
 from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
+from trianglemix.manifest.interface import GraphInput, InputRole, Shape, fixed_length
 
 _SECTIONED: Final = 3  # rank of position ids [3, B, S]
 _START: Final = re.compile(r"offset|start|past|cache|pos|step")

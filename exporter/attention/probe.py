@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.feeds import Call as FedCall
-from trianglemix.custom_ops.feeds import call_feeds
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 from trianglemix.exporter.attention.cutout import Array, CutError, CutOut
 from trianglemix.exporter.attention.input_kinds import classify
 from trianglemix.exporter.attention.roles import GraphRoles, is_score_mask
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
+from trianglemix.manifest.feeds import Call as FedCall
+from trianglemix.manifest.feeds import call_feeds
 
 TOLERANCE: Final = 1e-4
 _SMALL_VOCABULARY: Final = 1000

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import GraphInput, has_cache, with_role
-from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
 from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.folder.model_file import MODEL_FILE
 from trianglemix.exporter.graph.triangle_node import TriangleNode
@@ -18,6 +16,8 @@ from trianglemix.exporter.interface.length_switch import length_switches
 from trianglemix.exporter.interface.runtime_fit import RECOMPUTE_LIMIT, takes_chunks, why_not_run
 from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.options import ExportOptions
+from trianglemix.manifest.interface import GraphInput, has_cache, with_role
+from trianglemix.manifest.manifest import RUNS, LayerCache, Manifest
 
 _DTYPES: Final = {
     ir.DataType.FLOAT: "float32",

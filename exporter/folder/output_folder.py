@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from trianglemix.custom_ops import manifest
 from trianglemix.exporter.errors import ExportError
+from trianglemix.manifest import manifest
 
 _UNFINISHED: Final = ".unfinished"
 

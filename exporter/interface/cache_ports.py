@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.manifest import LayerCache
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.graph.walk import is_op, optional_input, small_constant
+from trianglemix.manifest.manifest import LayerCache
 
 _AXES: Final = (0, 1, 2, 3)  # of a cache, as its site has them
 _TOKENS: Final = "S"  # in the letters of a `Layout`

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import GraphInput, GraphOutput, InputRole, Shape
 from trianglemix.exporter.attention.input_kinds import classify, dtype_name, shape_of
 from trianglemix.exporter.attention.roles import FLOATS, GraphRoles
 from trianglemix.exporter.interface.cache_ports import CachePort
+from trianglemix.manifest.interface import GraphInput, GraphOutput, InputRole, Shape
 
 _CACHE_WORDS: Final = re.compile(
     r"past_key_values?|present_key_values?|key_values?|past|present|cache|new|next|updated|out(put)?|in(put)?"

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops.feeds import (
+from trianglemix.exporter.graph.walk import is_op
+from trianglemix.exporter.interface.graph_interface import GraphInterface
+from trianglemix.manifest.feeds import (
     FeedError,
     carried_shape,
     unfed,
     why_not_carried,
     why_unfed,
 )
-from trianglemix.custom_ops.interface import (
+from trianglemix.manifest.interface import (
     GraphInput,
     GraphOutput,
     Shape,
@@ -26,8 +28,6 @@ from trianglemix.custom_ops.interface import (
     has_cache,
     with_role,
 )
-from trianglemix.exporter.graph.walk import is_op
-from trianglemix.exporter.interface.graph_interface import GraphInterface
 
 RECOMPUTE_LIMIT: Final = 4096
 """Tokens that a graph without a cache, which reads the whole text at every step, is given."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from trianglemix.custom_ops.interface import GraphInput, Shape
 from trianglemix.exporter.attention.foreign import roles_of
 from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.attention.sites import (
@@ -31,6 +30,7 @@ from trianglemix.exporter.report.report import print_near_misses
 from trianglemix.exporter.sources.config_check import check_config
 from trianglemix.exporter.sources.find import find_source
 from trianglemix.exporter.sources.model_config import read_context_length
+from trianglemix.manifest.interface import GraphInput, Shape
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from trianglemix.custom_ops.manifest import RUNS, Manifest
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.folder.describe import ExportedGraph
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode, is_triangle_attention
@@ -14,6 +13,7 @@ from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.report.cost import attention_cost, last_token_saving
 from trianglemix.exporter.report.report import ExportReport, layer_reports
 from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.manifest.manifest import RUNS, Manifest
 
 
 def build_report(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.folder.genai import write_genai_config
 from trianglemix.exporter.folder.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.graph.triangle_node import TriangleNode
@@ -17,6 +16,7 @@ from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.exporter.sources.special_ids import special_ids
 from trianglemix.exporter.targets._target import Finished, GraphPass, Target, TargetExport
 from trianglemix.exporter.verify.verify import Verification, verify_export
+from trianglemix.manifest.manifest import Manifest
 
 CUDA: Final = "CUDAExecutionProvider"
 

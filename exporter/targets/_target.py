@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Protocol
 
 import onnx_ir as ir
 from rich.console import Console
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.folder.describe import ExportedGraph
 from trianglemix.exporter.folder.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
 from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
 from trianglemix.exporter.sources.find import Source
+from trianglemix.manifest.manifest import Manifest
 
 CommandOption = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What `click.option(...)` returns."""

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call, call_feeds, carry, empty_carried
-from trianglemix.custom_ops.interface import fixed_length, fixed_past, fixed_total
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.report.report import VerifyReport
+from trianglemix.manifest.feeds import Call, call_feeds, carry, empty_carried
+from trianglemix.manifest.interface import fixed_length, fixed_past, fixed_total
+from trianglemix.manifest.manifest import Manifest
 
 Array = NDArray[Any]
 _MATRIX: Final = 2

@@ -8,11 +8,11 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.custom_ops.interface import fixed_length, fixed_past, fixed_total
 from trianglemix.exporter.configuration.position_tables import table_length
 from trianglemix.exporter.graph.walk import constant_array
 from trianglemix.exporter.verify.checks import Checks
 from trianglemix.exporter.verify.texts import Text, chunk_ends
+from trianglemix.manifest.interface import fixed_length, fixed_past, fixed_total
 
 _SHORT: Final = 157  # tokens of the shorter text, or a little more than the widest window
 _BEYOND_WINDOW: Final = 37

@@ -9,10 +9,10 @@ from typing import Any, Final
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.verify.unround import UnroundActivationsPass
+from trianglemix.manifest.manifest import Manifest
 
 Array = NDArray[Any]
 CPU: Final = "CPUExecutionProvider"

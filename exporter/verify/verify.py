@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from trianglemix.custom_ops.feeds import unfed, why_unfed
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.interface.runtime_fit import strange_logits
 from trianglemix.exporter.report.report import VerifyReport
@@ -30,6 +28,8 @@ from trianglemix.exporter.verify.texts import (
     read,
     read_source,
 )
+from trianglemix.manifest.feeds import unfed, why_unfed
+from trianglemix.manifest.manifest import Manifest
 
 _UNROUNDED: Final = (
     "verify: the source rounds activations to 8 bits, where a last bit moves logits as much as a "

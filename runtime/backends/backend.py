@@ -6,8 +6,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.feeds import Call
+from trianglemix.manifest.manifest import Manifest
 
 Kernel = Literal["native", "fallback", "static"]
 Logits = NDArray[np.float32]

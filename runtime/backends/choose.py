@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trianglemix.custom_ops.manifest import RUNS
+from trianglemix.manifest.manifest import RUNS
 from trianglemix.runtime.backends.backend import Backend
 from trianglemix.runtime.errors import FolderError, MissingPackageError, ProviderError
 from trianglemix.runtime.model_folder import ModelFolder

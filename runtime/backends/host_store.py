@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.manifest.manifest import Manifest
+from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.errors import ExecutionError
 

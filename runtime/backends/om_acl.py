@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.static_graphs import StaticGraph, StaticTensor
+from trianglemix.manifest.static_graphs import StaticGraph, StaticTensor
 from trianglemix.runtime.backends.acl_runtime import AclModel, AclRuntime
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.om_file import find_om, om_file

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.host_store import HostStore
 from trianglemix.runtime.backends.om_file import find_om, om_file
 from trianglemix.runtime.backends.static_cache import StaticStore

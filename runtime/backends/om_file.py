@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.errors import FolderError
 from trianglemix.runtime.model_folder import ModelFolder
 

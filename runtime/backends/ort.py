@@ -11,9 +11,9 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.interface import carried_inputs
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.interface import carried_inputs
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel
 from trianglemix.runtime.backends.ort_cache import (
     SHAREABLE,

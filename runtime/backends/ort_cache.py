@@ -9,14 +9,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
-from trianglemix.custom_ops.feeds import Call, call_feeds, carried_shape, carried_value
-from trianglemix.custom_ops.interface import (
+from trianglemix.manifest.feeds import Call, call_feeds, carried_shape, carried_value
+from trianglemix.manifest.interface import (
     GraphInput,
     InputRole,
     carried_inputs,
     changed_on_the_way,
 )
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.device_memory import DeviceMemory
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error

@@ -12,7 +12,7 @@ from typing import Any, Final
 import onnxruntime as ort
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.static_graphs import StaticGraph
+from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.host_store import HostStore
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 from trianglemix.runtime.backends.static_cache import StaticBackend, StaticStore

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call
-from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs
+from trianglemix.manifest.feeds import Call
+from trianglemix.manifest.manifest import Manifest
+from trianglemix.manifest.static_graphs import StaticGraph, StaticGraphs
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
 

@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from trianglemix.custom_ops.block_form import BlockForm, StaticCall, StaticInputs
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
-from trianglemix.custom_ops.static_tape import StaticTape
+from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticCall, StaticInputs
+from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 Array = NDArray[Any]
 TOLERANCE: Final = {np.dtype(np.float32): 3e-6, np.dtype(np.float16): 6e-3}

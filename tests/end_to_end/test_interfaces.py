@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from trianglemix.custom_ops.manifest import RUNS, Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.report import ExportReport
+from trianglemix.manifest.manifest import RUNS, Manifest
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.errors import FolderError, PromptError
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
+from trianglemix.manifest.manifest import Manifest
 
 from tests.sources.cell import SilentObserver
 from tests.sources.decoder import Decoder

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.report import ExportReport
+from trianglemix.manifest.manifest import Manifest
 
 Array = NDArray[Any]
 SMALL = PatternRequest(sink=2, window=6, last=3)  # drops keys from the 12th token on

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter import cli
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.targets import _onnx_runtime
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
 from tests.exporter.exports import save_example

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import (
     Array,

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.graph.walk import dtype_of
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._softmax_measure import _snapped
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.verify.coarsest_type import coarsest_type
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
 from tests.exporter.spellings import Spelling, spelled

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.manifest.manifest import Manifest
 
 from tests.end_to_end.odd_interfaces import Interface, transposed_logits
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import Pattern
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.registry import all_patterns
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.example_oracle import example_logits
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example

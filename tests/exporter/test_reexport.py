@@ -13,9 +13,9 @@ import pytest
 from onnxscript.optimizer import fold_constants
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST, LayerKind, TriangleNode
 from trianglemix.exporter.patterns.softmax import PATTERN
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits

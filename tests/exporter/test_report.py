@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
 from trianglemix.custom_ops.pattern import keep_mask
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.model_config import read_context_length
+from trianglemix.manifest.manifest import LayerCache, Manifest
 
 from tests.exporter.exports import Session, export_to, random_ids
 from tests.tiny_models import tiny_model

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import ExampleLayer, decomposed_attention
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
 from tests.exporter.exports import (

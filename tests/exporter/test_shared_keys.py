@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.builder import NodeBuilder
@@ -22,6 +21,7 @@ from trianglemix.exporter.patterns._example import (
     merged,
 )
 from trianglemix.exporter.pipeline import export
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime import TriangleSession
 
 from tests.exporter import odd_models

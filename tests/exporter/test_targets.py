@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_targets
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
 from tests.exporter.example_oracle import example_logits

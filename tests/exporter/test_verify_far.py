@@ -10,7 +10,6 @@ from typing import Any
 import onnx
 import pytest
 from onnx import numpy_helper
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import MaskClass
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
@@ -19,6 +18,7 @@ from trianglemix.exporter.report.report import ExportReport
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.special_ids import special_ids
 from trianglemix.exporter.verify.session import Array, OpenModel, open_model
+from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import SMALL, Silent
 from tests.odd.decoder import write_model

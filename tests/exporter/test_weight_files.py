@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from trianglemix.analysis.errors import AnalysisError
 from trianglemix.analysis.model import load_model
 from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError, WeightsError
-from trianglemix.custom_ops.weight_files import check_weight_files
 from trianglemix.evaluation.huggingface import shape_of_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report.report import FILE_NAME
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.hf.weight_files import check_weight_files
 
 from tests.exporter.exports import export_to
 from tests.exporter.huggingface_folders import export_here, save_random

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import onnx_ir as ir
-from trianglemix.custom_ops import feeds
 from trianglemix.exporter.attention import mask_probe
 from trianglemix.exporter.attention import roles as graph_roles
 from trianglemix.exporter.attention.cutout import CutError
@@ -18,6 +17,7 @@ from trianglemix.exporter.normalize import steps as normalize
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
 from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass
+from trianglemix.manifest import feeds
 
 from tests.odd.odd_model import CARRIED_ATTRIBUTES, OddModel
 from tests.odd.scales import SCALES

@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.errors import ExecutionError
 

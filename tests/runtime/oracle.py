@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 
 Presents = dict[str, np.ndarray]
 

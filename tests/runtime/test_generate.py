@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime import GREEDY, Sampling, TriangleSession
 from trianglemix.runtime.errors import PromptError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trianglemix.custom_ops.feeds import Call
+from trianglemix.manifest.feeds import Call
 from trianglemix.runtime import KVCache, TriangleSession
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache

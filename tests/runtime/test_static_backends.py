@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from trianglemix.custom_ops.feeds import Call
-from trianglemix.custom_ops.manifest import Manifest
+from trianglemix.manifest.feeds import Call
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.errors import (
     ExecutionError,
     FolderError,

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.function_body import build_function
-from trianglemix.custom_ops.interface import GraphInput, GraphOutput
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
+from trianglemix.manifest.interface import GraphInput, GraphOutput
+from trianglemix.manifest.manifest import LayerCache, Manifest
 
 from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 

@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.report import ExportReport
+from trianglemix.manifest.manifest import Manifest
 
 from tests.sources.decoder import Decoder
 from tests.sources.expert_nodes import runnable_here

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.manifest import LayerCache, Manifest
+from trianglemix.manifest.manifest import LayerCache, Manifest
 
 from tests.sources.oracle import Text
 

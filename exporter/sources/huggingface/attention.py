@@ -10,8 +10,8 @@ import torch
 from torch.onnx import symbolic_helper
 from transformers.cache_utils import DynamicLayer
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.attention_arguments import describe_arguments, unknown_arguments
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.hf.attention_arguments import describe_arguments, unknown_arguments
 
 _NO_LAST_ROWS: Final = 2**31 - 1
 """prompt_length of an already windowed layer: no row is ever one of the dense last rows."""

@@ -24,9 +24,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from trianglemix.custom_ops.weight_files import check_weight_files, is_pointer
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.refusals import refuse_moving_rope
+from trianglemix.hf.weight_files import check_weight_files, is_pointer
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 MODEL_FILE: Final = "model.onnx"

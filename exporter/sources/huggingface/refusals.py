@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from trianglemix.custom_ops.attention_arguments import uses_alibi
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.hf.attention_arguments import uses_alibi
 
 ONNX_ROUTE: Final = (
     "make its ONNX file with another exporter (for example optimum) and give that file"

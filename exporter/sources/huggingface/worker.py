@@ -22,7 +22,6 @@ from torch.onnx.errors import UnsupportedOperatorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.custom_ops.weight_files import check_loaded
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.attention import TracedMask
 from trianglemix.exporter.sources.huggingface.check import (
@@ -44,6 +43,7 @@ from trianglemix.exporter.sources.huggingface.refusals import (
     rope_types_of_model,
     unsupported_operator,
 )
+from trianglemix.hf.weight_files import check_loaded
 
 _logger = logging.getLogger(__spec__.name)  # __name__ is "__main__" in the worker's own process
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs
+from trianglemix.manifest.static_graphs import StaticGraph, StaticGraphs
 
 FILE_NAME = "build_om.sh"
 

@@ -11,10 +11,10 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.block_form import StaticCall, StaticInputs, StaticOutputs
 from trianglemix.custom_ops.reference import Attention
-from trianglemix.custom_ops.static_tape import StaticTape
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.targets.ascend.block_form import StaticCall, StaticInputs, StaticOutputs
+from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 _ALL_LAST: Final = 0  # i >= 0 - last holds for every row
 

@@ -10,8 +10,6 @@ from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from trianglemix.custom_ops.manifest import RUNS, LayerCache, Manifest
-from trianglemix.custom_ops.static_graphs import StaticGraph, StaticGraphs, StaticTensor
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.folder.model_file import Progress
 from trianglemix.exporter.targets.ascend import build_script, static_plan
@@ -33,6 +31,8 @@ from trianglemix.exporter.targets.ascend.static_graph import (
 from trianglemix.exporter.targets.ascend.static_plan import GraphKind, StaticPlan
 from trianglemix.exporter.targets.ascend.static_shapes import FoldStaticShapesPass, static_shape
 from trianglemix.exporter.targets.ascend.weight_files import WeightFiles, inline_small_weights
+from trianglemix.manifest.manifest import RUNS, LayerCache, Manifest
+from trianglemix.manifest.static_graphs import StaticGraph, StaticGraphs, StaticTensor
 
 _NOT_IN_NUMPY: Final = {ir.DataType.BFLOAT16: "bfloat16"}
 _DEFAULT_LENGTH: Final = 8192

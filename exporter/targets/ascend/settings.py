@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.options import ExportOptions
+from trianglemix.manifest.static_graphs import Lowering
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.block_form import BlockForm, StaticInputs, StaticOutputs
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.manifest import LayerCache
 from trianglemix.custom_ops.reference import Attention
-from trianglemix.custom_ops.static_graphs import Lowering
-from trianglemix.custom_ops.static_tape import StaticTape
 from trianglemix.exporter.attention.roles import FLOATS, GraphRoles, find_roles
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
@@ -24,11 +20,15 @@ from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
 from trianglemix.exporter.targets.ascend import static_plan
+from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticInputs, StaticOutputs
 from trianglemix.exporter.targets.ascend.custom_form import CustomForm
 from trianglemix.exporter.targets.ascend.custom_operator import INPUTS
 from trianglemix.exporter.targets.ascend.position_ranges import find_position_ranges
 from trianglemix.exporter.targets.ascend.row_cut import before_row_cut
 from trianglemix.exporter.targets.ascend.static_plan import GraphKind, StaticPlan
+from trianglemix.exporter.targets.ascend.static_tape import StaticTape
+from trianglemix.manifest.manifest import LayerCache
+from trianglemix.manifest.static_graphs import Lowering
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
 _SCOPE: Final = "trianglemix/static"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from trianglemix.custom_ops.block_form import StaticCall
-from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.targets.ascend.block_form import StaticCall
+from trianglemix.manifest.static_graphs import Lowering
 
 INPUT_IDS: Final = "input_ids"
 START: Final = "start"

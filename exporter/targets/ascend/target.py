@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.folder.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
@@ -25,6 +24,7 @@ from trianglemix.exporter.targets.ascend.row_cut import cuts_its_last_row
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.exporter.targets.ascend.verify import check_can_run, verify_folder
+from trianglemix.manifest.manifest import Manifest
 
 
 class _Ascend(Target):

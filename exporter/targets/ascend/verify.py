@@ -8,8 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.custom_ops.static_graphs import StaticGraphs
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.folder.model_file import MODEL_FILE, save_model
 from trianglemix.exporter.report.report import VerifyReport
@@ -20,6 +18,8 @@ from trianglemix.exporter.verify.checks import Checks
 from trianglemix.exporter.verify.coarsest_type import coarsest_type
 from trianglemix.exporter.verify.session import OpenModel, find_library, open_model
 from trianglemix.exporter.verify.source_limit import source_limit
+from trianglemix.manifest.manifest import Manifest
+from trianglemix.manifest.static_graphs import StaticGraphs
 
 Array = NDArray[Any]
 _BEYOND: Final = 64  # tokens of the long prompt after the first one that drops something

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.options import LayerRequest
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.session import TriangleSession
 
 from tests.exporter.ascend.exported import LAST, export_ascend, last_logits, prompt, tiny_source

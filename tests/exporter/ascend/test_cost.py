@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from trianglemix.custom_ops.block_form import StaticCall
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.pattern import keep_mask
 from trianglemix.custom_ops.reference import Attention
+from trianglemix.exporter.targets.ascend.block_form import StaticCall
 from trianglemix.exporter.targets.ascend.cost import (
     BLOCK_SIZES,
     CostModel,

@@ -14,7 +14,6 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.library import LibraryNotFoundError
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import LayerRequest
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
@@ -24,6 +23,7 @@ from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends import ort_static
 from trianglemix.runtime.session import TriangleSession
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
@@ -20,6 +19,7 @@ from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
+from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.session import TriangleSession

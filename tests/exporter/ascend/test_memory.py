@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx
 import pytest
-from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.targets.ascend.lint_model import LintModel
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.manifest.static_graphs import Lowering
 
 from tests.exporter.ascend.exported import PATTERN, Silent, tiny_source
 from tests.exporter.ascend.half_model import save_half

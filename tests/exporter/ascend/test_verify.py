@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.manifest import Manifest
-from trianglemix.custom_ops.static_graphs import Lowering
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
@@ -18,6 +16,8 @@ from trianglemix.exporter.targets.ascend import verify
 from trianglemix.exporter.targets.ascend.lint import has_errors, lint_file
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
+from trianglemix.manifest.manifest import Manifest
+from trianglemix.manifest.static_graphs import Lowering
 
 from tests.exporter.ascend.exported import (
     CHUNK,

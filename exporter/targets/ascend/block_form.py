@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.reference import Attention
-from trianglemix.custom_ops.static_tape import StaticTape
+from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 MASKED_SCORE: Final = {
     ir.DataType.FLOAT: -3.0e38,

@@ -9,7 +9,7 @@ from typing import Final
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.custom_ops.interface import (
+from trianglemix.manifest.interface import (
     GraphInput,
     GraphOutput,
     fixed_batch,
@@ -17,7 +17,7 @@ from trianglemix.custom_ops.interface import (
     read_inputs,
     read_outputs,
 )
-from trianglemix.custom_ops.static_graphs import StaticGraphs
+from trianglemix.manifest.static_graphs import StaticGraphs
 
 FILE_NAME: Final = "manifest.json"
 FORMAT_VERSION: Final = 2

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.custom_ops.interface import GraphInput, carried_inputs
+from trianglemix.manifest.interface import GraphInput, carried_inputs
 
 Array = NDArray[Any]
 IntArray = NDArray[np.integer[Any]]

@@ -1,0 +1,1 @@
+"""What Hugging Face folders and models are like, told without importing torch."""
