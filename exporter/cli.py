@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from trianglemix.command_line import run_command, version_option, wrong_usage
 from trianglemix.exporter.attention.sites import Sites
+from trianglemix.exporter.inspection import inspect_model, print_inspection
 from trianglemix.exporter.options import (
     ExportOptions,
     LayerRequest,
@@ -25,7 +26,6 @@ from trianglemix.exporter.options import (
 )
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_targets
-from trianglemix.exporter.report.inspection import inspect_model, print_inspection
 from trianglemix.exporter.report.report import print_near_misses, print_report
 
 PROGRAM: Final = "trianglemix-export"

@@ -13,7 +13,6 @@ from typing import Protocol
 import onnx_ir as ir
 from trianglemix.exporter.attention.foreign import roles_of, state_layers
 from trianglemix.exporter.attention.mask_probe import bounded_context
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.attention.sites import (
     MatchContext,
     Sites,
@@ -21,19 +20,21 @@ from trianglemix.exporter.attention.sites import (
     check_understood,
     find_sites,
 )
+from trianglemix.exporter.configuration.config_check import ConfigCheck, check_config
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.folder.describe import (
     ExportedGraph,
     describe,
 )
 from trianglemix.exporter.folder.genai import write_stop_tokens
-from trianglemix.exporter.folder.model_file import load_model
 from trianglemix.exporter.folder.output_folder import output_folder
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.interface.cache_ports import find_ports, layer_caches
 from trianglemix.exporter.interface.graph_interface import input_kinds
 from trianglemix.exporter.layers.choice import LayerChoice, choose_layers
 from trianglemix.exporter.layers.plan import Fingerprint
 from trianglemix.exporter.normalize.steps import normalize
+from trianglemix.exporter.onnx_file.model_file import load_model
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.registry import all_patterns, all_targets
 from trianglemix.exporter.report.report import ExportReport, VerifyReport
@@ -46,7 +47,6 @@ from trianglemix.exporter.rewrite.insert import (
 from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass, find_head
 from trianglemix.exporter.rewrite.leftovers import check_no_square_left
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass, can_share_cache
-from trianglemix.exporter.sources.config_check import ConfigCheck, check_config
 from trianglemix.exporter.sources.find import Source, find_source
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.exporter.sources.prepare import WORK_FOLDER, prepare_source

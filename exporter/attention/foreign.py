@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import GraphRoles, find_roles
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import GraphRoles, find_roles
 
 _CONTRIB: Final = "com.microsoft"
 _STANDARD: Final = ("", "ai.onnx")

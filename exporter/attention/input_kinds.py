@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import (
+from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
+from trianglemix.exporter.graph.roles import (
     FLOATS,
     INTEGERS,
     POSITIONS,
@@ -18,7 +19,6 @@ from trianglemix.exporter.attention.roles import (
     turns,
 )
 from trianglemix.exporter.graph.walk import is_op
-from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 from trianglemix.manifest.interface import GraphInput, InputRole, Shape, fixed_length
 
 _SECTIONED: Final = 3  # rank of position ids [3, B, S]

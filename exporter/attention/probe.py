@@ -18,8 +18,8 @@ from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, Trian
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
 from trianglemix.exporter.attention.cutout import Array, CutError, CutOut
 from trianglemix.exporter.attention.input_kinds import classify
-from trianglemix.exporter.attention.roles import GraphRoles, is_score_mask
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
+from trianglemix.exporter.graph.roles import GraphRoles, is_score_mask
 from trianglemix.manifest.feeds import Call as FedCall
 from trianglemix.manifest.feeds import call_feeds
 

@@ -14,8 +14,8 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.attention.clues import clue
 from trianglemix.exporter.attention.foreign import foreign_attention
 from trianglemix.exporter.attention.head_trace import root_of
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.walk import content_values, dtype_of
 
 logger = logging.getLogger(__name__)

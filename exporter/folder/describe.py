@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import GraphRoles
-from trianglemix.exporter.folder.model_file import MODEL_FILE
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.interface.cache_ports import CachePort
 from trianglemix.exporter.interface.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.interface.length_switch import length_switches
 from trianglemix.exporter.interface.runtime_fit import RECOMPUTE_LIMIT, takes_chunks, why_not_run
 from trianglemix.exporter.layers.choice import LayerChoice
+from trianglemix.exporter.onnx_file.model_file import MODEL_FILE
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.manifest.interface import GraphInput, has_cache, with_role
 from trianglemix.manifest.manifest import RUNS, LayerCache, Manifest

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from trianglemix.custom_ops.library import LIBRARY_NAME, LibraryNotFoundError, library_path
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.file_copy import place_file
+from trianglemix.exporter.onnx_file.file_copy import place_file
 from trianglemix.exporter.sources.companions import Companions
 
 CONFIG_NAME: Final = "genai_config.json"

@@ -9,7 +9,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.exporter.attention.input_kinds import classify, dtype_name, shape_of
-from trianglemix.exporter.attention.roles import FLOATS, GraphRoles
+from trianglemix.exporter.graph.roles import FLOATS, GraphRoles
 from trianglemix.exporter.interface.cache_ports import CachePort
 from trianglemix.manifest.interface import GraphInput, GraphOutput, InputRole, Shape
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import (
     is_op,
     needed_input,

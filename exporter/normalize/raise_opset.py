@@ -7,9 +7,9 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import is_op, needed_input
 from trianglemix.exporter.rewrite.insert import replace_value
 

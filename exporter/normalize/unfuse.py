@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 
 _DOMAIN: Final = "com.microsoft"
 _SWAPPED: Final = {2: [1, 0], 3: [0, 2, 1], 4: [0, 1, 3, 2]}

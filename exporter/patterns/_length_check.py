@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.attention.cutout import CutError, cut_out, run_cut
 from trianglemix.exporter.attention.probe import CallSizes, ProbeInputs
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.attention.sites import MatchContext
+from trianglemix.exporter.graph.roles import rank
 
 _CALLS = (CallSizes(2, 5, 7), CallSizes(3, 1, 4), CallSizes(1, 6, 0))
 

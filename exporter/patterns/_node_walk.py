@@ -10,8 +10,8 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.attention.cutout import CutError
 from trianglemix.exporter.attention.head_trace import Heads, trace_heads
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.attention.sites import LAYOUTS, Layout, MatchContext, Operand
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import optional_input, producer_of, static_size
 
 _WITH_PRESENTS: Final = ("Attention", "MultiHeadAttention", "GroupQueryAttention")

@@ -6,7 +6,6 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.exporter.attention.cutout import CutError
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
@@ -15,6 +14,7 @@ from trianglemix.exporter.attention.sites import (
     Operand,
 )
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import needed_input, static_size
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only

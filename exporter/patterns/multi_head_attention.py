@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
@@ -14,6 +13,7 @@ from trianglemix.exporter.attention.sites import (
     Operand,
 )
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only

@@ -11,7 +11,6 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.exporter.attention.cutout import CutError
-from trianglemix.exporter.attention.roles import rank
 from trianglemix.exporter.attention.sites import (
     LAYOUTS,
     AttentionSite,
@@ -21,6 +20,7 @@ from trianglemix.exporter.attention.sites import (
     Operand,
 )
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import dtype_of
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._site_pattern import NotAttentionError, SitePattern

@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
@@ -17,14 +18,13 @@ from trianglemix.exporter.attention.sites import (
     Operand,
 )
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.fold_rotation import canonical_rows
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._length_check import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import SitePattern, packing_trouble
-from trianglemix.exporter.rewrite.fold_rotation import canonical_rows
-from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 
 _MAY_BE_PACKED: Final = ("key", "value")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
-from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 
 
 def check_exported(

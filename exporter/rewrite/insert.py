@@ -10,14 +10,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
 from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.attention.head_trace import root_of
-from trianglemix.exporter.attention.roles import GraphRoles
-from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
-from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
-from trianglemix.exporter.graph.triangle_node import is_triangle_attention
-from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
-from trianglemix.exporter.rewrite.cache_form import as_type, cache_in, cache_out
-from trianglemix.exporter.rewrite.lengths import (
+from trianglemix.exporter.attention.lengths import (
     Lengths,
     add_prompt_length_input,
     lengths_from_mask,
@@ -25,6 +18,13 @@ from trianglemix.exporter.rewrite.lengths import (
     nan_where,
     never_last,
 )
+from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
+from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import GraphRoles
+from trianglemix.exporter.graph.triangle_node import is_triangle_attention
+from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
+from trianglemix.exporter.rewrite.cache_form import as_type, cache_in, cache_out
 
 _CACHE_RANK: Final = 4
 _SWAP: Final = (0, 2, 1, 3)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import GraphRoles, rank
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import GraphRoles, rank
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import is_op, needed_input, small_constant
 from trianglemix.exporter.rewrite.decoder_tail import find_tail

@@ -7,9 +7,9 @@ import logging
 import onnx_ir as ir
 from trianglemix.exporter.attention.cutout import CutError, cut_out, depends_on_weights, run_cut
 from trianglemix.exporter.attention.probe import CallSizes, ProbeInputs
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.attention.sites import MatchContext
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import GraphRoles
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trianglemix.exporter.folder.file_copy import place_file
+from trianglemix.exporter.onnx_file.file_copy import place_file
 
 _PATTERNS: Final = (
     "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",

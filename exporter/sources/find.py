@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.model_file import MODEL_FILE
+from trianglemix.exporter.onnx_file.model_file import MODEL_FILE
 from trianglemix.exporter.sources.companions import Companions
 
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin", "*.gguf")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from trianglemix.exporter.folder.genai import write_genai_config
-from trianglemix.exporter.folder.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.options import Weights
 from trianglemix.exporter.report.report import VerifyReport
 from trianglemix.exporter.rewrite.last_token import find_head

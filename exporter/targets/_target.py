@@ -16,7 +16,7 @@ import onnx_ir as ir
 from rich.console import Console
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.folder.describe import ExportedGraph
-from trianglemix.exporter.folder.model_file import Progress
+from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
 from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
 from trianglemix.exporter.sources.find import Source

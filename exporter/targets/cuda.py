@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trianglemix.exporter.rewrite.fold_rotation import FoldRotationPass
+from trianglemix.exporter.graph.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
 from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import DENSE_WINDOW
+from trianglemix.exporter.graph.fold_rotation import UnfoldRotationPass
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
-from trianglemix.exporter.rewrite.fold_rotation import UnfoldRotationPass
 
 _WINDOW = "sliding_window_size"
 

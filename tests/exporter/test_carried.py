@@ -14,8 +14,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
-from trianglemix.exporter.attention.roles import find_roles
 from trianglemix.exporter.attention.sites import AttentionSite, MatchContext, Refusal
+from trianglemix.exporter.graph.roles import find_roles
 from trianglemix.exporter.registry import all_patterns
 
 _PATTERNS: Final = {pattern.name: pattern for pattern in all_patterns()}

@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from trianglemix.exporter.attention.roles import find_roles
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext, find_sites
+from trianglemix.exporter.configuration.config_check import check_config, ranges
+from trianglemix.exporter.configuration.rotary_factors import rotaries
+from trianglemix.exporter.graph.roles import find_roles
+from trianglemix.exporter.inspection import inspect_model
 from trianglemix.exporter.patterns.attention import PATTERN
-from trianglemix.exporter.report.inspection import inspect_model
 from trianglemix.exporter.sources.companions import Companions
-from trianglemix.exporter.sources.config_check import check_config, ranges
-from trianglemix.exporter.sources.rotary_factors import rotaries
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import export_to, save_example

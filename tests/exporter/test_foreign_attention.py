@@ -14,10 +14,10 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 from trianglemix.exporter.attention.sites import anchors_of
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.inspection import inspect_model
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_patterns
-from trianglemix.exporter.report.inspection import inspect_model
 
 from tests.exporter.exports import Silent
 

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from trianglemix.exporter.attention.roles import find_roles
 from trianglemix.exporter.cli import command
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import find_roles
+from trianglemix.exporter.inspection import inspect_model
 from trianglemix.exporter.interface.graph_interface import read_interface
 from trianglemix.exporter.interface.runtime_fit import why_not_run
-from trianglemix.exporter.report.inspection import inspect_model
 from trianglemix.manifest.interface import GraphInput, GraphOutput
 from trianglemix.manifest.manifest import Manifest, ManifestError
 

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
+from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trianglemix.exporter.configuration.rotary_factors import rotaries
 from trianglemix.exporter.sources.model_config import LayerAttention, layer_attention
-from trianglemix.exporter.sources.rotary_factors import rotaries
 
 BASE: dict[str, Any] = {
     "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder import file_copy
+from trianglemix.exporter.onnx_file import file_copy
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.sources.find import find_source
 from trianglemix.exporter.verify.plan import graph_facts

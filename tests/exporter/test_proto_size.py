@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder import model_file as model_io
-from trianglemix.exporter.folder.proto_size import (
+from trianglemix.exporter.onnx_file import model_file as model_io
+from trianglemix.exporter.onnx_file.proto_size import (
     INLINE_DATA_FILE,
     MAX_PROTO_BYTES,
     check_proto_size,

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import onnx_ir as ir
 from trianglemix.exporter.attention import mask_probe
-from trianglemix.exporter.attention import roles as graph_roles
 from trianglemix.exporter.attention.cutout import CutError
 from trianglemix.exporter.attention.sites import MaskClass
-from trianglemix.exporter.folder import model_file as model_io
+from trianglemix.exporter.graph import roles as graph_roles
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.normalize import steps as normalize
+from trianglemix.exporter.onnx_file import model_file as model_io
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
 from trianglemix.exporter.patterns.group_query_attention import GroupQueryAttentionPattern
 from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.attention.roles import find_roles
 from trianglemix.exporter.attention.sites import AttentionSite, MatchContext, Refusal
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import find_roles
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_patterns

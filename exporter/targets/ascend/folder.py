@@ -11,7 +11,7 @@ from typing import Final
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.folder.model_file import Progress
+from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.targets.ascend import build_script, static_plan
 from trianglemix.exporter.targets.ascend.cost import CostModel, choose_block, choose_dense_block
 from trianglemix.exporter.targets.ascend.custom_operator import CUSTOM_OPERATOR, check_custom

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from trianglemix.exporter.attention.roles import GraphRoles
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.walk import constant_array, is_op
 
 _MOST_NODES: Final = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import find_roles, rank
+from trianglemix.exporter.graph.roles import find_roles, rank
 from trianglemix.exporter.graph.walk import is_op, needed_input, optional_input, small_constant
 from trianglemix.exporter.rewrite.last_token import find_head
 

@@ -12,12 +12,12 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention
-from trianglemix.exporter.attention.roles import FLOATS, GraphRoles, find_roles
+from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import FLOATS, GraphRoles, find_roles
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op, needed_input
 from trianglemix.exporter.rewrite.last_token import find_head
-from trianglemix.exporter.rewrite.lengths import PROMPT_LENGTH
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
 from trianglemix.exporter.targets.ascend import static_plan
 from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticInputs, StaticOutputs

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.model_file import Progress
+from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
 from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
 from trianglemix.exporter.targets._target import Finished, Target, TargetExport

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.model_file import MODEL_FILE, save_model
+from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, save_model
 from trianglemix.exporter.report.report import VerifyReport
 from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.exporter.sources.prepare import WORK_FOLDER

@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.attention.sites import NodeLengths
 from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 
 PROMPT_LENGTH: Final = "prompt_length"

@@ -14,14 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.configuration.position_tables import table_length
-from trianglemix.exporter.sources.companions import Companions
-from trianglemix.exporter.sources.model_config import (
-    LayerAttention,
-    ModelConfig,
-    read_context_length,
-    read_model_config,
-)
-from trianglemix.exporter.sources.rotary_constants import (
+from trianglemix.exporter.configuration.rotary_constants import (
     RotaryConstant,
     find_rotary_constants,
     holds,
@@ -29,7 +22,14 @@ from trianglemix.exporter.sources.rotary_constants import (
     matches,
     table_magnitude,
 )
-from trianglemix.exporter.sources.rotary_factors import Rotary, rotaries
+from trianglemix.exporter.configuration.rotary_factors import Rotary, rotaries
+from trianglemix.exporter.sources.companions import Companions
+from trianglemix.exporter.sources.model_config import (
+    LayerAttention,
+    ModelConfig,
+    read_context_length,
+    read_model_config,
+)
 
 _LEAST_TABLE: Final = 64
 """Rows below which a table is hardly one of positions."""

@@ -10,8 +10,8 @@ from typing import Final
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.file_copy import Placed, place_file
-from trianglemix.exporter.folder.proto_size import (
+from trianglemix.exporter.onnx_file.file_copy import Placed, place_file
+from trianglemix.exporter.onnx_file.proto_size import (
     INLINE_DATA_FILE,
     check_proto_size,
     move_inline_weights,

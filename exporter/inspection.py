@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from trianglemix.exporter.attention.foreign import roles_of
-from trianglemix.exporter.attention.roles import GraphRoles
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     MatchContext,
@@ -18,16 +17,17 @@ from trianglemix.exporter.attention.sites import (
     check_understood,
     find_sites,
 )
+from trianglemix.exporter.configuration.config_check import check_config
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.folder.model_file import external_tensors, load_model
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.interface.cache_ports import find_ports
 from trianglemix.exporter.interface.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.interface.runtime_fit import why_not_run
 from trianglemix.exporter.normalize.steps import normalize
+from trianglemix.exporter.onnx_file.model_file import external_tensors, load_model
 from trianglemix.exporter.registry import all_patterns
 from trianglemix.exporter.report.report import print_near_misses
-from trianglemix.exporter.sources.config_check import check_config
 from trianglemix.exporter.sources.find import find_source
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.manifest.interface import GraphInput, Shape

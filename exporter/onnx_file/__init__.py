@@ -1,0 +1,1 @@
+"""ONNX files and their weights: loading, checking, saving."""
