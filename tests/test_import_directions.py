@@ -18,11 +18,20 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final = (
-    "custom_ops", "exporter", "runtime", "pytorch", "evaluation", "analysis", "models",
+    "custom_ops", "manifest", "hf", "exporter", "runtime", "pytorch", "evaluation", "analysis",
+    "models",
 )  # fmt: skip
 ANYTHING: Final = frozenset({"*"})
 DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
+    ("manifest", "custom_ops"): ANYTHING,
+    ("hf", "custom_ops"): ANYTHING,
+    ("exporter", "hf"): ANYTHING,
+    ("pytorch", "hf"): ANYTHING,
+    ("evaluation", "hf"): ANYTHING,
     ("exporter", "custom_ops"): ANYTHING,
+    ("exporter", "manifest"): ANYTHING,
+    ("runtime", "manifest"): ANYTHING,
+    ("evaluation", "manifest"): ANYTHING,
     ("runtime", "custom_ops"): ANYTHING,
     ("pytorch", "custom_ops"): ANYTHING,
     ("evaluation", "custom_ops"): ANYTHING,
@@ -37,23 +46,16 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
 }
 """Modules of the second package that the first may import."""
 
+_TORCH: Final = (
+    "analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/sources/huggingface/",
+)  # fmt: skip
 HOMES: Final = {
-    "torch": (
-        "analysis/",
-        "pytorch/",
-        "evaluation/huggingface.py",
-        "exporter/sources/huggingface/",
-    ),
-    "transformers": (
-        "analysis/",
-        "pytorch/",
-        "evaluation/huggingface.py",
-        "exporter/sources/huggingface/",
-    ),
+    "torch": _TORCH,
+    "transformers": _TORCH,
     "onnxruntime": (
         "runtime/backends/ort",
         "runtime/backends/device_memory.py",
-        "exporter/attention/cutout.py",
+        "exporter/graph/ort.py",
     ),
 }
 """Beginnings of the files that may name a large package."""
@@ -108,6 +110,15 @@ def test_no_direction_is_allowed_in_vain() -> None:
         if modules != ANYTHING:
             for module in modules:
                 assert any(way == direction and _within(name, module) for way, name in used)
+
+
+def test_nothing_outside_a_target_imports_it() -> None:
+    """Targets are found by their place (`exporter/registry.py`); what they share has a `_`."""
+    prefix = "trianglemix.exporter.targets."
+    for file, name in _imports():
+        target = name.removeprefix(prefix).split(".", 1)[0]
+        if name.startswith(prefix) and not target.startswith("_"):
+            assert file.startswith((f"exporter/targets/{target}/", f"exporter/targets/{target}.py"))
 
 
 @pytest.mark.parametrize("package", HOMES)

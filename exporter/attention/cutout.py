@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.graph.walk import constant_array, is_op
 
 Array = NDArray[Any]
@@ -289,19 +290,3 @@ def value_sizes(cut: CutOut, feeds: dict[ir.Value, Array]) -> list[int]:
 def _does_not_run(error: Exception) -> CutRunError:
     first_line = (str(error).splitlines() or [""])[0][:300]
     return CutRunError(f"it does not run on its own: {first_line}")
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module.
-
-    Raises:
-        ExportError: it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(
-            "onnxruntime is not installed, and attention is checked with it; "
-            "pip install 'trianglemix[cpu]' (or [gpu])"
-        ) from error
-    return onnxruntime

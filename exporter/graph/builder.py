@@ -125,6 +125,18 @@ class NodeBuilder:
         return name
 
 
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, and its name where it is a graph output, goes to `new`."""
+    new.type = old.type
+    if old.shape is not None:
+        new.shape = ir.Shape(old.shape)
+    was_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if was_output:
+        old.name = f"{name}/replaced"
+        new.name = name
+
+
 def _names_in(graph: ir.Graph) -> set[str]:
     """Names of nodes and values that are taken, kept up to date by all builders of a graph."""
     if _NAMES not in graph.meta:

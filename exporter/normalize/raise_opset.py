@@ -8,10 +8,9 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder, replace_value
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import is_op, needed_input
-from trianglemix.exporter.rewrite.insert import replace_value
 
 OLDEST_OPSET: Final = 11
 _AXES_AS_INPUT: Final = 13

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.cutout import CutOut, import_onnxruntime
+from trianglemix.exporter.attention.cutout import CutOut
+from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.patterns._node_mask import LEFT_WINDOW, RIGHT_WINDOW, Bounds
 

@@ -20,7 +20,7 @@ from trianglemix.exporter.attention.lengths import (
 )
 from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.exporter.graph.builder import NodeBuilder, replace_value
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import is_triangle_attention
 from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
@@ -242,15 +242,3 @@ def _empty_past(
         return build.op("CastLike", build.op("ConstantOfShape", sizes), query)
 
     return empty(shape.head_size), empty(shape.value_head_size)
-
-
-def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Every use of `old`, and its name where it is a graph output, goes to `new`."""
-    new.type = old.type
-    if old.shape is not None:
-        new.shape = ir.Shape(old.shape)
-    was_output, name = old.is_graph_output(), old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if was_output:
-        old.name = f"{name}/replaced"
-        new.name = name

@@ -8,9 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.exporter.attention.lengths import nan_where
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import AttributeValue, NodeBuilder
+from trianglemix.exporter.graph.builder import AttributeValue, NodeBuilder, replace_value
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
-from trianglemix.exporter.rewrite.insert import replace_value
 
 _DOMAIN: Final = "com.microsoft"
 

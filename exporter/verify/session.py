@@ -9,8 +9,8 @@ from typing import Any, Final
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
-from trianglemix.exporter.attention.cutout import import_onnxruntime
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.verify.unround import UnroundActivationsPass
 from trianglemix.manifest.manifest import Manifest
 

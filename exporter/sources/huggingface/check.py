@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.function_body import build_function
-from trianglemix.exporter.attention.cutout import import_onnxruntime
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.sources.huggingface.graph import CacheSizes, graph_names
 
 _PROMPT: Final = 13  # tokens; other sizes than those of the trace, so that frozen ones show
