@@ -17,8 +17,8 @@ _REFUSING: Final = frozenset(
      "WeightsError"}
 )  # fmt: skip
 _REASONS: Final = (
-    "foreign_attention.py", "clues.py", "patterns/_carried.py", "patterns/_softmax_walk.py",
-    "patterns/_softmax_reasons.py",
+    "attention/foreign.py", "attention/clues.py", "patterns/_carried.py",
+    "patterns/_softmax_walk.py", "patterns/_softmax_reasons.py",
 )  # fmt: skip
 """Files of the exporter whose functions return clauses that messages end with."""
 _WORDS: Final = 3
@@ -43,7 +43,7 @@ def _text(node: ast.expr) -> str:
 
 def _messages() -> Iterator[tuple[str, str]]:
     """Where, and the message."""
-    for package in ("exporter", "runtime", "custom_ops"):
+    for package in ("exporter", "runtime", "manifest", "hf", "custom_ops"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):

@@ -139,7 +139,7 @@ def test_verification_runs_on_the_targets_provider(
     path = save_example(PATTERN.example().model, tmp_path / "source")
     asked: list[list[str]] = []
 
-    def session(path: str, options: Any, providers: list[str]) -> None:
+    def session(path: str, options: Any, providers: list[str], **_: object) -> None:
         asked.append(providers)
         raise RuntimeError("seen")
 
