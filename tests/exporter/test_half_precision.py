@@ -15,7 +15,7 @@ from trianglemix.exporter.verify.coarsest_type import coarsest_type
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example
-from tests.exporter.spellings import Spelling, spelled
+from tests.exporter.patterns.spellings import Spelling, spelled
 
 
 def half_example(dtype: ir.DataType) -> ir.Model:

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from tests.exporter.ascend.exported import Pair, export_pair, tiny_source
+from tests.exporter.targets.ascend.exported import Pair, export_pair, tiny_source
 from tests.hardware import ascend_compare
 from tests.runtime.test_static_backends import InferSession
 

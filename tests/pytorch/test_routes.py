@@ -14,7 +14,14 @@ from trianglemix.pytorch import TriangleMixConfig, patch
 from trianglemix.runtime.backends import ort
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import CHUNK, LAST, Pair, export_pair, last_logits, prompt
+from tests.exporter.targets.ascend.exported import (
+    CHUNK,
+    LAST,
+    Pair,
+    export_pair,
+    last_logits,
+    prompt,
+)
 from tests.tiny_models import tiny_folder, tiny_model
 
 CONFIG = TriangleMixConfig(4, 24, LAST, triangle_layer_indices=(1, 2))

@@ -19,8 +19,8 @@ from trianglemix.runtime.errors import ExecutionError, FolderError, MissingPacka
 from trianglemix.runtime.model_folder import ModelFolder
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import CHUNK, SLOTS, export_ascend, prompt, tiny_source
-from tests.exporter.ascend.half_model import save_half
+from tests.exporter.targets.ascend.exported import CHUNK, SLOTS, export_ascend, prompt, tiny_source
+from tests.exporter.targets.ascend.half_model import save_half
 from tests.runtime.fake_acl import FakeAcl
 
 

@@ -20,7 +20,7 @@ from trianglemix.runtime.errors import (
 )
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import Pair, export_pair, prompt, tiny_source
+from tests.exporter.targets.ascend.exported import Pair, export_pair, prompt, tiny_source
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests.exporter.ascend import source_matrix
-from tests.exporter.ascend.exported import tiny_source
-from tests.exporter.ascend.half_model import load_whole
-from tests.exporter.ascend.source_matrix import Cell, lint_folder, measure, table
+from tests.exporter.targets.ascend import source_matrix
+from tests.exporter.targets.ascend.exported import tiny_source
+from tests.exporter.targets.ascend.half_model import load_whole
+from tests.exporter.targets.ascend.source_matrix import Cell, lint_folder, measure, table
 
 
 @pytest.mark.parametrize(

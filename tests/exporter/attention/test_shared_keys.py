@@ -25,7 +25,6 @@ from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime import TriangleSession
 
 from tests.exporter import odd_models
-from tests.exporter.ascend.test_verify import verified
 from tests.exporter.exports import (
     Session,
     Silent,
@@ -34,6 +33,7 @@ from tests.exporter.exports import (
     random_ids,
     save_example,
 )
+from tests.exporter.targets.ascend.test_verify import verified
 
 _KEEP_ALL = PatternRequest(4, 64, 8)
 _SHARING = 2  # the layer that reads layer 0's keys and values

@@ -1,10 +1,10 @@
 """Exports every model of the source matrix for Ascend, lints its graphs, compares their numbers.
 
-python -m tests.exporter.ascend.source_matrix                 # all of build/sources; minutes
-python -m tests.exporter.ascend.source_matrix --routes 'genai-*' --families llama
+python -m tests.exporter.targets.ascend.source_matrix          # all of build/sources; minutes
+python -m tests.exporter.targets.ascend.source_matrix --routes 'genai-*' --families llama
 
 What came of each cell is kept in build/sources/ascend.json; the table of docs/ascend.md is made
-of it by `python -m tests.exporter.ascend.source_matrix --table`.
+of it by `python -m tests.exporter.targets.ascend.source_matrix --table`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import Silent, last_logits, prompt
+from tests.exporter.targets.ascend.exported import Silent, last_logits, prompt
 from tools.make_sources import FAMILIES, ROUTES, SOURCES
 from tools.sources.worker import REASON
 
 CHUNK, SLOTS, LAST = 32, 1024, 16
 LENGTHS: Final = (3, 47, 150)
 RESULTS: Final = SOURCES / "ascend.json"
-PAGE: Final = Path(__file__).resolve().parents[3] / "docs" / "ascend.md"
+PAGE: Final = Path(__file__).resolve().parents[4] / "docs" / "ascend.md"
 _PATTERN: Final = PatternRequest(sink=4, window=24, last=LAST)
 _TOLERANCE: Final = {"float32": 2e-4, "float16": 2e-2}
 _SOC: Final = "Ascend910B3"

@@ -24,7 +24,7 @@ from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import (
+from tests.exporter.targets.ascend.exported import (
     CHUNK,
     LAST,
     SLOTS,
@@ -36,7 +36,7 @@ from tests.exporter.ascend.exported import (
     prompt,
     tiny_source,
 )
-from tests.exporter.ascend.half_model import load_whole, save_half
+from tests.exporter.targets.ascend.half_model import load_whole, save_half
 from tests.tiny_models import PAIRS, tiny_folder
 
 LENGTHS = (1, LAST - 1, LAST, LAST + 1, LAST + CHUNK, 83, 201)

@@ -19,7 +19,8 @@ from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import Lowering
 
-from tests.exporter.ascend.exported import (
+from tests.exporter.exports import save_example
+from tests.exporter.targets.ascend.exported import (
     CHUNK,
     PATTERN,
     SLOTS,
@@ -27,8 +28,7 @@ from tests.exporter.ascend.exported import (
     Silent,
     tiny_source,
 )
-from tests.exporter.ascend.half_model import save_half
-from tests.exporter.exports import save_example
+from tests.exporter.targets.ascend.half_model import save_half
 from tests.exporter.test_half_precision import half_example
 from tests.tiny_models import tiny_folder
 

@@ -15,7 +15,7 @@ from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, LintModel
 from trianglemix.exporter.targets.ascend.operators import versions_of
 from trianglemix.exporter.targets.ascend.soc import find_soc
 
-from tests.exporter.ascend.planted_faults import (
+from tests.exporter.targets.ascend.planted_faults import (
     FAULTS,
     SLOTS,
     Fault,

@@ -11,14 +11,14 @@ from onnx import helper, numpy_helper
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import (
+from tests.exporter.targets.ascend.exported import (
     export_ascend,
     export_pair,
     last_logits,
     prompt,
     tiny_source,
 )
-from tests.exporter.ascend.half_model import load_whole
+from tests.exporter.targets.ascend.half_model import load_whole
 
 
 def without_positions(target: Path, offset: int = 0) -> Path:

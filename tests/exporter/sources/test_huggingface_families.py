@@ -23,7 +23,7 @@ from trianglemix.exporter.sources.huggingface.refusals import (
     rope_types_of_model,
 )
 
-from tests.exporter.huggingface_folders import (
+from tests.exporter.sources.huggingface_folders import (
     LENGTH,
     assert_right,
     export_here,

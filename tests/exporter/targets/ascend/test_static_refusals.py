@@ -11,9 +11,9 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import build_example, decomposed_attention
 
-from tests.exporter.ascend.test_verify import verified
 from tests.exporter.exports import save_example
-from tests.exporter.spellings import Spelling, spelled
+from tests.exporter.patterns.spellings import Spelling, spelled
+from tests.exporter.targets.ascend.test_verify import verified
 
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 

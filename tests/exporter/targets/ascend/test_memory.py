@@ -14,9 +14,9 @@ from trianglemix.exporter.targets.ascend.lint_model import LintModel
 from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.manifest.static_graphs import Lowering
 
-from tests.exporter.ascend.exported import PATTERN, Silent, tiny_source
-from tests.exporter.ascend.half_model import save_half
-from tests.exporter.ascend.peak_memory import LONG, SHORT, export_for, long_source, measure
+from tests.exporter.targets.ascend.exported import PATTERN, Silent, tiny_source
+from tests.exporter.targets.ascend.half_model import save_half
+from tests.exporter.targets.ascend.peak_memory import LONG, SHORT, export_for, long_source, measure
 from tests.tiny_models import tiny_folder
 
 SLOTS = 1000  # no other size, nor its double, is near it

@@ -27,7 +27,7 @@ from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends import ort_static
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import (
+from tests.exporter.targets.ascend.exported import (
     CHUNK,
     LAST,
     SLOTS,
@@ -37,7 +37,7 @@ from tests.exporter.ascend.exported import (
     prompt,
     tiny_source,
 )
-from tests.exporter.ascend.half_model import save_half
+from tests.exporter.targets.ascend.half_model import save_half
 from tests.tiny_models import tiny_folder
 
 WINDOWED = LayerRequest(layers=(1,))

@@ -15,8 +15,8 @@ from trianglemix.exporter.targets.ascend import weight_files
 from trianglemix.exporter.targets.ascend.dequantize import DequantizePass
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import export_ascend, last_logits, prompt, tiny_source
-from tests.exporter.ascend.half_model import load_whole
+from tests.exporter.targets.ascend.exported import export_ascend, last_logits, prompt, tiny_source
+from tests.exporter.targets.ascend.half_model import load_whole
 
 N, K, BLOCK, ROWS = 24, 80, 32, 5
 BLOCKS = -(-K // BLOCK)

@@ -20,7 +20,7 @@ from trianglemix.exporter.verify.coarsest_type import coarsest_type, unrounded_t
 from trianglemix.exporter.verify.forms import form_of
 
 from tests.exporter.exports import Silent
-from tests.exporter.test_verify_far import PLAIN
+from tests.exporter.verify.test_verify_far import PLAIN
 from tests.odd.decoder import write_model
 
 WINDOW = "sliding_window_size"

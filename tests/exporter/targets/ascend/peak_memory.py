@@ -1,6 +1,6 @@
 """Measures the peak resident memory of reading one prompt in static graphs on ONNX Runtime.
 
-python -m tests.exporter.ascend.peak_memory          # the table of docs/experiments.md; a minute
+python -m tests.exporter.targets.ascend.peak_memory   # the table of docs/experiments.md
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.session import TriangleSession
 
-from tests.exporter.ascend.exported import LAST, export_ascend, last_logits, prompt, tiny_source
-from tests.exporter.ascend.half_model import save_half
+from tests.exporter.targets.ascend.exported import (
+    LAST,
+    export_ascend,
+    last_logits,
+    prompt,
+    tiny_source,
+)
+from tests.exporter.targets.ascend.half_model import save_half
 
 CHUNK: Final = 128
 SHORT, LONG = 2048, 16384
-ROOT: Final = Path(__file__).resolve().parents[3]
+ROOT: Final = Path(__file__).resolve().parents[4]
 _MIB: Final = 2**20
 
 
@@ -56,7 +62,7 @@ def export_for(source: Path, output: Path, slots: int, lowering: str, layers: La
 
 def measure(folder: Path, length: int, part: str = "whole") -> Peak:
     """A prompt of `length` tokens in a process of its own; `part` "stream" leaves its tail out."""
-    module = "tests.exporter.ascend.peak_memory"
+    module = "tests.exporter.targets.ascend.peak_memory"
     done = subprocess.run(
         [sys.executable, "-m", module, str(folder), str(length), part],
         cwd=ROOT, check=True, capture_output=True, text=True,

@@ -16,7 +16,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 
-from tests.exporter.huggingface_folders import (
+from tests.exporter.sources.huggingface_folders import (
     LENGTH,
     Exported,
     export_here,

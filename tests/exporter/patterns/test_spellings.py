@@ -14,7 +14,7 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.exporter.options import PatternRequest
 
 from tests.exporter.exports import Array, export_to, random_ids, save_example
-from tests.exporter.spellings import CHOICES, Spelling, draw, spelled
+from tests.exporter.patterns.spellings import CHOICES, Spelling, draw, spelled
 
 _KEEP_ALL = PatternRequest(4, 64, 8)
 _DRAWS = 20

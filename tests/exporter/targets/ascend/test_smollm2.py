@@ -14,7 +14,7 @@ from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.runtime.session import TriangleSession
 
 from benchmarks.smollm2 import SourceModelError, plain_onnx, weights_file
-from tests.exporter.ascend.exported import Silent
+from tests.exporter.targets.ascend.exported import Silent
 
 try:
     weights_file()
@@ -23,7 +23,7 @@ except SourceModelError as error:
 
 LENGTHS: Final = (5, 60, 127, 129, 200, 270, 333, 410, 650, 777)
 """The tail has 128 rows, a chunk 256; from 649 tokens on keys are dropped."""
-_TEXT: Final = Path(__file__).resolve().parents[3] / "docs" / "conventions.md"
+_TEXT: Final = Path(__file__).resolve().parents[4] / "docs" / "conventions.md"
 _TOKENS: Final = 4
 
 
