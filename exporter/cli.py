@@ -26,7 +26,7 @@ from trianglemix.exporter.options import (
 )
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_targets
-from trianglemix.exporter.report.report import print_near_misses, print_report
+from trianglemix.exporter.report.print_report import print_near_misses, print_report
 
 PROGRAM: Final = "trianglemix-export"
 _PIPE_WIDTH: Final = 120

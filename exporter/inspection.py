@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from trianglemix.exporter.attention.foreign import roles_of
+from trianglemix.exporter.attention.foreign_operators import roles_of
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     MatchContext,
@@ -27,8 +27,8 @@ from trianglemix.exporter.interface.runtime_fit import why_not_run
 from trianglemix.exporter.normalize.steps import normalize
 from trianglemix.exporter.onnx_file.model_file import external_tensors, load_model
 from trianglemix.exporter.registry import all_patterns
-from trianglemix.exporter.report.report import print_near_misses
-from trianglemix.exporter.sources.find import find_source
+from trianglemix.exporter.report.print_report import print_near_misses
+from trianglemix.exporter.sources.find_source import find_source
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.manifest.interface import GraphInput, Shape
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.foreign import roles_of, state_layers
+from trianglemix.exporter.attention.foreign_operators import roles_of, state_layers
 from trianglemix.exporter.attention.mask_probe import bounded_context
 from trianglemix.exporter.attention.sites import (
     MatchContext,
@@ -22,11 +22,11 @@ from trianglemix.exporter.attention.sites import (
 )
 from trianglemix.exporter.configuration.config_check import ConfigCheck, check_config
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.describe import (
+from trianglemix.exporter.folder.fill_manifest import (
     ExportedGraph,
     describe,
 )
-from trianglemix.exporter.folder.genai import write_stop_tokens
+from trianglemix.exporter.folder.genai_config import write_stop_tokens
 from trianglemix.exporter.folder.output_folder import output_folder
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.interface.cache_ports import find_ports, layer_caches
@@ -37,19 +37,22 @@ from trianglemix.exporter.normalize.steps import normalize
 from trianglemix.exporter.onnx_file.model_file import load_model
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.registry import all_patterns, all_targets
-from trianglemix.exporter.report.report import ExportReport, VerifyReport
-from trianglemix.exporter.report.summary import build_report
-from trianglemix.exporter.rewrite.check import check_exported, interface_of
-from trianglemix.exporter.rewrite.clean import DropUnusedPass
-from trianglemix.exporter.rewrite.insert import (
+from trianglemix.exporter.report.build_report import build_report
+from trianglemix.exporter.report.export_report import ExportReport, VerifyReport
+from trianglemix.exporter.rewrite.drop_unused import DropUnusedPass
+from trianglemix.exporter.rewrite.insert_operator import (
     InsertTriangleAttentionPass,
 )
 from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass, find_head
-from trianglemix.exporter.rewrite.leftovers import check_no_square_left
+from trianglemix.exporter.rewrite.postconditions import (
+    check_exported,
+    check_no_square_left,
+    interface_of,
+)
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass, can_share_cache
-from trianglemix.exporter.sources.find import Source, find_source
+from trianglemix.exporter.sources.find_source import Source, find_source
 from trianglemix.exporter.sources.model_config import read_context_length
-from trianglemix.exporter.sources.prepare import WORK_FOLDER, prepare_source
+from trianglemix.exporter.sources.prepare_source import WORK_FOLDER, prepare_source
 from trianglemix.exporter.targets._target import Finished, Target, TargetExport
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from trianglemix.exporter.attention.probe import CallSizes
+from trianglemix.exporter.attention.attention_probe import CallSizes
 
 FARTHEST: Final = 1 << 17
 """Tokens up to which a graph with a cache is looked at that does not say its context."""

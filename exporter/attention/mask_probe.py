@@ -13,9 +13,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter.attention import far_calls
+from trianglemix.exporter.attention.attention_probe import CallSizes
 from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
-from trianglemix.exporter.attention.documents import check_documents
-from trianglemix.exporter.attention.probe import CallSizes
+from trianglemix.exporter.attention.packed_documents import check_documents
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass
 
 Bools = NDArray[np.bool_]

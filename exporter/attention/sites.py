@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.exporter.attention.clues import clue
-from trianglemix.exporter.attention.foreign import foreign_attention
+from trianglemix.exporter.attention.foreign_operators import foreign_attention
 from trianglemix.exporter.attention.head_trace import root_of
+from trianglemix.exporter.attention.why_no_attention import clue
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.walk import content_values, dtype_of

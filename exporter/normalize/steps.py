@@ -15,8 +15,7 @@ from trianglemix.exporter.normalize.fuse_softmax import FuseSoftmaxPass
 from trianglemix.exporter.normalize.infer_shapes import InferShapesPass
 from trianglemix.exporter.normalize.plain_form import RemoveIdlePass, SortNodesPass
 from trianglemix.exporter.normalize.raise_opset import OLDEST_OPSET, RaiseOpsetPass, raised_note
-from trianglemix.exporter.normalize.unfuse import UnfuseMatMulPass
-from trianglemix.exporter.normalize.unfuse_einsum import UnfuseEinsumPass
+from trianglemix.exporter.normalize.unfuse_products import UnfuseEinsumPass, UnfuseMatMulPass
 
 _PRODUCTS: Final = frozenset(
     {"MatMul", "Gemm", "MatMulNBits", "Softmax", "Attention", "MultiHeadAttention",

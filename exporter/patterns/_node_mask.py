@@ -8,17 +8,20 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
+from trianglemix.exporter.attention.attention_probe import CallSizes, ShapesOf
+from trianglemix.exporter.attention.cutout import Array, CutError, CutOut, CutRunError
 from trianglemix.exporter.attention.mask_probe import Bools, measure_class, real_rows
 from trianglemix.exporter.attention.mask_rows import CutRows
-from trianglemix.exporter.attention.probe import CallSizes, ShapesOf
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext
-from trianglemix.exporter.graph.walk import optional_input
+from trianglemix.exporter.graph.ort import import_onnxruntime
+from trianglemix.exporter.graph.walk import is_op, optional_input
 
 _HIDDEN: Final = -5e3
 """An additive mask hides what it lowers by more: the smallest in use is -1e4."""
 _CAUSAL: Final = {"Attention": "is_causal", "MultiHeadAttention": "unidirectional"}
 _UNBOUNDED: Final = -1
+_WINDOWS_SINCE: Final = (1, 32)  # before, the attributes of opset 25 are refused
+_SOFTCAP_SINCE: Final = (1, 27)  # before, it is applied after the mask, and hidden keys count
 
 
 @dataclass(frozen=True)
@@ -213,3 +216,24 @@ _OPERANDS: Final = {
     "Attention": ((3, _shown),),
     "MultiHeadAttention": ((4, _shown_by_key), (5, _shown)),
 }
+
+
+def leave_unspecified_out(cut: CutOut, bounds: Bounds, softcap: float) -> tuple[Bounds, float]:
+    """Takes out of a piece's `Attention` what the installed ONNX Runtime computes otherwise.
+
+    Such things are stated by the specification: what a source means must not depend on the version
+    that measures it. Returns the bounds and the softcap that the piece then has.
+    """
+    installed = tuple(int(x) for x in import_onnxruntime().__version__.split(".")[:2])
+    for node in cut.model.graph:
+        if not is_op(node, "Attention"):
+            continue
+        if installed < _WINDOWS_SINCE and {LEFT_WINDOW, RIGHT_WINDOW} & set(node.attributes):
+            node.attributes.pop(LEFT_WINDOW, None)
+            node.attributes.pop(RIGHT_WINDOW, None)
+            node.attributes["is_causal"] = ir.AttrInt64("is_causal", int(bounds.right == 0))
+            bounds = Bounds(right=bounds.right)
+        if installed < _SOFTCAP_SINCE:
+            node.attributes.pop("softcap", None)
+            softcap = 0.0
+    return bounds, softcap

@@ -10,6 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.exporter.attention.attention_probe import (
+    TOLERANCE,
+    CallSizes,
+    ProbeInputs,
+    calls_for,
+    measured_output_layout,
+    pattern_of,
+)
 from trianglemix.exporter.attention.cutout import (
     Array,
     CutError,
@@ -18,14 +26,6 @@ from trianglemix.exporter.attention.cutout import (
     cut_out,
 )
 from trianglemix.exporter.attention.mask_probe import Expected
-from trianglemix.exporter.attention.probe import (
-    TOLERANCE,
-    CallSizes,
-    ProbeInputs,
-    calls_for,
-    measured_output_layout,
-    pattern_of,
-)
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Layout,
@@ -36,13 +36,13 @@ from trianglemix.exporter.attention.sites import (
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 from trianglemix.exporter.graph.walk import layout_chain
-from trianglemix.exporter.patterns._full_lengths import full_lengths
+from trianglemix.exporter.patterns._lengths import full_lengths
 from trianglemix.exporter.patterns._node_mask import (
     Bounds,
     has_mask_operand,
+    leave_unspecified_out,
     node_mask,
 )
-from trianglemix.exporter.patterns._node_versions import leave_unspecified_out
 
 _MAX_WHOLE: Final = 600  # keys of a window that the whole node is run beyond
 _UNIFORM: Final = 1e-3

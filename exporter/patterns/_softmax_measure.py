@@ -12,10 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Attention, Call
-from trianglemix.exporter.attention.cutout import Array, CutError, OpenCut, cut_out, run_cut
-from trianglemix.exporter.attention.far_calls import FARTHEST, row_totals
-from trianglemix.exporter.attention.head_trace import Heads
-from trianglemix.exporter.attention.probe import (
+from trianglemix.exporter.attention.attention_probe import (
     TOLERANCE,
     CallSizes,
     ProbeInputs,
@@ -24,6 +21,9 @@ from trianglemix.exporter.attention.probe import (
     measured_output_layout,
     pattern_of,
 )
+from trianglemix.exporter.attention.cutout import Array, CutError, OpenCut, cut_out, run_cut
+from trianglemix.exporter.attention.far_calls import FARTHEST, row_totals
+from trianglemix.exporter.attention.head_trace import Heads
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 from trianglemix.exporter.graph.walk import Factor, producer_of, small_constant

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.exporter.attention.attention_probe import CallSizes, ShapesOf, heads_apart
 from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
 from trianglemix.exporter.attention.mask_probe import Bools, measure_class
 from trianglemix.exporter.attention.mask_rows import CutRows
-from trianglemix.exporter.attention.probe import CallSizes, ShapesOf, heads_apart
 from trianglemix.exporter.attention.sites import MaskClass, MatchContext
 from trianglemix.exporter.patterns._softmax_reasons import why_uneven
 from trianglemix.exporter.patterns._softmax_walk import Walk

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
@@ -22,8 +23,7 @@ from trianglemix.exporter.graph.rotation import Rotation, head_size, rotate, slo
 from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._carried import Carried, anything, at_least, only
-from trianglemix.exporter.patterns._head_norm import head_norm
-from trianglemix.exporter.patterns._length_check import check_lengths
+from trianglemix.exporter.patterns._lengths import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import (
     SitePattern,
@@ -188,7 +188,27 @@ def _normed(
         return rows
     both = node.attributes.get_float("qk_norm_epsilon", _NORM_EPSILON)
     epsilon = node.attributes.get_float(_EPSILONS[index], both)
-    return head_norm(build, rows, weight, shape.head_size, epsilon)
+    return _head_norm(build, rows, weight, shape.head_size, epsilon)
+
+
+def _head_norm(
+    build: NodeBuilder, rows: ir.Value, weight: ir.Value, head_size: int, epsilon: float
+) -> ir.Value:
+    """`x / sqrt(mean(x^2) + epsilon) * weight` of each head of `[B, S, heads*D]`; `weight [D]`.
+
+    The mean is taken in float32, as the CUDA kernel of GroupQueryAttention does.
+    """
+    heads = build.op("Reshape", rows, build.ints(0, 0, -1, head_size))
+    wide = build.cast(heads, ir.DataType.FLOAT)
+    square = build.op("Mul", wide, wide)
+    if build.opset >= 18:
+        mean = build.op("ReduceMean", square, build.ints(-1))
+    else:
+        mean = build.op("ReduceMean", square, axes=[-1])
+    small = build.constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
+    normed = build.op("Div", wide, build.op("Sqrt", build.op("Add", mean, small)))
+    scaled = build.op("Mul", build.op("CastLike", normed, weight), weight)
+    return build.op("Reshape", scaled, build.ints(0, 0, -1))
 
 
 def _lengths(node: ir.Node, context: MatchContext, build: NodeBuilder) -> tuple[ir.Value, ir.Value]:

@@ -22,7 +22,7 @@ from trianglemix.exporter.graph.fold_rotation import canonical_rows
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import optional_input
 from trianglemix.exporter.patterns import _example
-from trianglemix.exporter.patterns._length_check import check_lengths
+from trianglemix.exporter.patterns._lengths import check_lengths
 from trianglemix.exporter.patterns._node_walk import keys_and_values
 from trianglemix.exporter.patterns._site_pattern import SitePattern, packing_trouble
 

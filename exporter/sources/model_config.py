@@ -1,8 +1,8 @@
-"""What a model's `config.json` (or genai's) says of its attention: layers, heads, windows."""
+"""What a model's `config.json` (or genai's) says: layers, heads, windows, special ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ _OTHER_WINDOWS: Final = ("attention_window_size", "local_attention", "local_atte
 """Windows by names, and of layers, whose rules are not known here."""
 _PATTERNS: Final = {"gemma3": 6, "gemma3_text": 6, "gemma3n": 5, "gemma3n_text": 5, "cohere2": 4,
                     "exaone4": 4, "olmo3": 4}  # fmt: skip
+_ID_FILES: Final = ("config.json", "generation_config.json", "genai_config.json")
+_ID_ENDINGS: Final = ("_token_id", "_token_index", "_token_ids")
 
 
 @dataclass(frozen=True)
@@ -195,3 +197,19 @@ def _first(config: Mapping[str, Any], *keys: str) -> int | None:
 def _number(section: object, key: str) -> int | None:
     value = section.get(key) if isinstance(section, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def special_ids(companions: Companions) -> tuple[int, ...]:
+    """Of every `..._token_id` in the configuration files, ascending."""
+    found = {number for name in _ID_FILES for number in _ids(companions.settings(name))}
+    return tuple(sorted(found))
+
+
+def _ids(section: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _ids(value)
+        elif key.endswith(_ID_ENDINGS):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int):
+                    yield number

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Protocol
 import onnx_ir as ir
 from rich.console import Console
 from trianglemix.exporter.attention.sites import AttentionSite
-from trianglemix.exporter.folder.describe import ExportedGraph
+from trianglemix.exporter.folder.fill_manifest import ExportedGraph
 from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
-from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
-from trianglemix.exporter.sources.find import Source
+from trianglemix.exporter.report.export_report import ExportReport, Prediction, VerifyReport
+from trianglemix.exporter.sources.find_source import Source
 from trianglemix.manifest.manifest import Manifest
 
 CommandOption = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -1,22 +1,28 @@
-"""Sessions of `--verify`: source and export, opened on the target's provider."""
+"""Sessions of `--verify`: the forms of source and export that are compared, opened to be run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.contract import DENSE_WINDOW
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.fold_rotation import UnfoldRotationPass
 from trianglemix.exporter.graph.ort import import_onnxruntime
-from trianglemix.exporter.verify.unround import UnroundActivationsPass
+from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
+from trianglemix.exporter.verify.rounding import UnroundActivationsPass
 from trianglemix.manifest.manifest import Manifest
 
 Array = NDArray[Any]
 CPU: Final = "CPUExecutionProvider"
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_WINDOW = "sliding_window_size"
 
 
 @dataclass(frozen=True)
@@ -89,3 +95,29 @@ def _unrounded(path: Path) -> bytes:
     UnroundActivationsPass()(model)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
+
+
+@contextmanager
+def form_of(path: Path, *, dense: bool, canonical: bool) -> Iterator[Path]:
+    """The export at `path`, or a copy of its graph beside the same weight files.
+
+    `dense`: no triangle layer drops anything; layers that the source windows keep their window.
+    `canonical`: as the operator's function body runs it.
+    """
+    model = ir.load(path)
+    nodes = TriangleNode.all_of(model.graph)
+    dropping = [node for node in nodes if dense and node.kind is LayerKind.TRIANGLE]
+    folded = canonical and any(node.is_folded for node in nodes)
+    if not dropping and not folded:
+        yield path
+        return
+    for triangle in dropping:
+        triangle.node.attributes.add(ir.AttrInt64(_WINDOW, DENSE_WINDOW))
+    if folded:
+        UnfoldRotationPass()(model)
+    copy = path.with_name("verified_form.onnx")
+    try:
+        ir.save(model, copy)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)

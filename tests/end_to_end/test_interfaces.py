@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.manifest.manifest import RUNS, Manifest
 from trianglemix.runtime import TriangleSession
 from trianglemix.runtime.errors import FolderError, PromptError

@@ -14,7 +14,7 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.manifest.manifest import Manifest
 
 Array = NDArray[Any]

@@ -11,7 +11,7 @@ from trianglemix.exporter.graph.walk import dtype_of
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._softmax_measure import _snapped
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.verify.coarsest_type import coarsest_type
+from trianglemix.exporter.verify.rounding import coarsest_type
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import Session, assert_close, export_to, random_ids, save_example

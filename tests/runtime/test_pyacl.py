@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.runtime.backends import om
 from trianglemix.runtime.backends.acl_runtime import AclRuntime
 from trianglemix.runtime.backends.om import open_om_backend

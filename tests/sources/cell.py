@@ -17,7 +17,7 @@ from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.manifest.manifest import Manifest
 
 from tests.sources.decoder import Decoder

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.attention import TracedMask
-from trianglemix.exporter.sources.huggingface.check import (
+from trianglemix.exporter.sources.huggingface.compare_with_transformers import (
     check_traced_model,
     check_written_file,
     compute_reference,

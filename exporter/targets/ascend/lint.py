@@ -11,6 +11,7 @@ from typing import Final
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from rich.console import Console
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.targets.ascend import (
     rules_compiler,
@@ -18,8 +19,7 @@ from trianglemix.exporter.targets.ascend import (
     rules_numbers,
     rules_parser,
 )
-from trianglemix.exporter.targets.ascend.finding import Finding, Severity
-from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, LintModel
+from trianglemix.exporter.targets.ascend.lint_model import Finding, LengthAxes, LintModel, Severity
 from trianglemix.exporter.targets.ascend.soc import Soc
 
 RULES: Final = (
@@ -28,6 +28,7 @@ RULES: Final = (
     *rules_numbers.RULES,
     *rules_custom.RULES,
 )
+_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
 def lint(model: LintModel) -> list[Finding]:
@@ -58,3 +59,23 @@ def lint_file(
 def has_errors(findings: list[Finding]) -> bool:
     """Whether atc would certainly fail, or the numbers be wrong."""
     return any(finding.severity is Severity.ERROR for finding in findings)
+
+
+def print_findings(path: Path, findings: list[Finding], console: Console) -> None:
+    """A line for each finding and a last one with their number.
+
+    Raises:
+        ExportError: there are errors.
+    """
+    for finding in findings:
+        word = finding.severity.value
+        console.print(f"[{_COLOURS[finding.severity]}]{word}[/]", end=" ")
+        text = str(finding).removeprefix(f"{word} ")
+        console.print(text, markup=False, highlight=False)
+    counts = {
+        severity: sum(finding.severity is severity for finding in findings) for severity in Severity
+    }
+    summary = ", ".join(f"{count} {severity.value}s" for severity, count in counts.items())
+    console.print(f"{path}: {summary}; atc itself has not seen it", highlight=False, markup=False)
+    if counts[Severity.ERROR]:
+        raise ExportError(f"{path} would not pass atc: {summary}")

@@ -1,10 +1,11 @@
-"""A model as the linter's rules look at it: nodes in order, types, shapes and small constants."""
+"""What the linter's rules look at, a model, and what they say: a rule, its source, the place."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,3 +145,35 @@ def _dims(kind: onnx.TypeProto) -> Dims | None:
     return tuple(
         dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim
     )
+
+
+class Severity(Enum):
+    """ERROR: atc refuses it, or the numbers would be wrong. WARNING: it depends. NOTE: unproven."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that can be wrong. `check` yields places (a node's or value's name) and texts."""
+
+    name: str
+    severity: Severity
+    source: str
+    check: Callable[[LintModel], Iterator[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where a rule is broken."""
+
+    rule: str
+    severity: Severity
+    place: str
+    message: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.severity.value} [{self.rule}] {self.place}: {self.message} ({self.source})"

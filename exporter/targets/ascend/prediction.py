@@ -7,7 +7,12 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
-from trianglemix.exporter.targets.ascend.cost import BLOCK_SIZES, CostModel, choose_block, tile_fit
+from trianglemix.exporter.targets.ascend.cost_model import (
+    BLOCK_SIZES,
+    CostModel,
+    choose_block,
+    tile_fit,
+)
 from trianglemix.exporter.targets.ascend.soc import SOCS, Soc
 
 TILES: Final = ((64, 128), (128, 128))

@@ -8,8 +8,7 @@ from typing import Final
 
 import onnx
 from onnx import TensorProto
-from trianglemix.exporter.targets.ascend.finding import Rule, Severity
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, place_of
+from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
 
 Place = tuple[str, str]
 _PROTOBUF_LIMIT: Final = 2**31 - 1

@@ -17,8 +17,7 @@ from trianglemix.exporter.targets.ascend.custom_operator import (
     TYPES,
     runs_custom_operator,
 )
-from trianglemix.exporter.targets.ascend.finding import Rule, Severity
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, place_of
+from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
 
 Place = tuple[str, str]
 _PAST, _TOTAL = INPUTS.index("past_key"), INPUTS.index("total_sequence_length")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from importlib import resources
 from typing import Final
 
 import onnx
 from onnx import TensorProto
-from trianglemix.exporter.targets.ascend import operators
-from trianglemix.exporter.targets.ascend.finding import Rule, Severity
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, place_of
+from trianglemix.custom_ops import contract
+from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
 
 Place = tuple[str, str]
 _STANDARD: Final = ("", "ai.onnx")
@@ -18,12 +19,43 @@ _PARSED_TYPES: Final = frozenset(range(1, 17)) | {
     TensorProto.FLOAT8E4M3FN,
     TensorProto.FLOAT8E5M2,
 }
+OPSET_RANGE: Final = range(11, 19)
+"""Versions of the default operator set that the plugins are registered for as a whole."""
+_BUILT_IN: Final = frozenset({"Constant"})
+"""Handled by the parser itself, at every version."""
+_CUSTOM_DOMAINS: Final = {contract.DOMAIN: contract.OP_VERSION, "npu": 1, "mmdeploy": 1}
+"""Domains that a plugin may exist for, and the version that its registration names."""
+_CUSTOM_OPERATORS: Final = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
+"""What our own operator package has a plugin for; nothing else of its domain can be read."""
+
+
+@cache
+def _table() -> dict[str, frozenset[int]]:
+    text = resources.files(__package__).joinpath("operators.txt").read_text(encoding="utf-8")
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {name: frozenset(_versions(spec)) for name, spec in lines}
+
+
+def _versions(spec: str) -> list[int]:
+    """`8,12-18` as numbers."""
+    found: list[int] = []
+    for part in spec.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def versions_of(domain: str, op_type: str) -> frozenset[int]:
+    """The versions at which the parser knows the operator; empty where it never does."""
+    if domain in _STANDARD and op_type in _BUILT_IN:
+        return frozenset(OPSET_RANGE)
+    return _table().get(f"{domain or 'ai.onnx'}::{op_type}", frozenset())
 
 
 def _opset(model: LintModel) -> Iterator[Place]:
     version = model.opsets.get("")
-    first, last = operators.OPSET_RANGE[0], operators.OPSET_RANGE[-1]
-    if version is None or version not in operators.OPSET_RANGE:
+    first, last = OPSET_RANGE[0], OPSET_RANGE[-1]
+    if version is None or version not in OPSET_RANGE:
         yield (
             model.graph.name or "graph",
             f"opset {version}, but {first} to {last} are read; export at opset {last}",
@@ -33,14 +65,14 @@ def _opset(model: LintModel) -> Iterator[Place]:
 def _operator(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         domain = "" if node.domain in _STANDARD else node.domain
-        known = operators.versions_of(domain, node.op_type)
+        known = versions_of(domain, node.op_type)
         version = model.opsets.get(domain)
-        if (domain, node.op_type) in operators.CUSTOM_OPERATORS:
+        if (domain, node.op_type) in _CUSTOM_OPERATORS:
             continue  # needs its own plugin: see the rules on custom operators
         if not known:
             name = f"{domain}::{node.op_type}" if domain else node.op_type
             yield place_of(node), f"no plugin reads {name}; write it in listed operators"
-        elif version not in known and (domain or version in operators.OPSET_RANGE):
+        elif version not in known and (domain or version in OPSET_RANGE):
             yield (
                 place_of(node),
                 f"{node.op_type} is not read at version {version}, only at "
@@ -50,7 +82,7 @@ def _operator(model: LintModel) -> Iterator[Place]:
 
 def _domain_version(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
-        wanted = operators.CUSTOM_DOMAINS.get(node.domain)
+        wanted = _CUSTOM_DOMAINS.get(node.domain)
         version = model.opsets.get(node.domain)
         if wanted is not None and version is not None and version != wanted:
             yield (
@@ -87,7 +119,7 @@ def _schema(model: LintModel) -> Iterator[Place]:
     context.ir_version = model.proto.ir_version or onnx.IR_VERSION
     context.opset_imports = dict(model.opsets)
     for node in model.nodes:
-        if node.domain not in _STANDARD or not operators.versions_of("", node.op_type):
+        if node.domain not in _STANDARD or not versions_of("", node.op_type):
             continue
         try:
             onnx.checker.check_node(node, context)

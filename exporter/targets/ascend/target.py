@@ -11,19 +11,23 @@ from rich.console import Console
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.options import Dtype, ExportOptions
-from trianglemix.exporter.report.report import ExportReport, Prediction, VerifyReport
+from trianglemix.exporter.report.export_report import ExportReport, Prediction, VerifyReport
 from trianglemix.exporter.targets._target import Finished, Target, TargetExport
-from trianglemix.exporter.targets.ascend.command import OPTIONS, lint_alone, read_request
-from trianglemix.exporter.targets.ascend.folder import AscendModel, plan_folder, write_folder
+from trianglemix.exporter.targets.ascend.lint import lint_file, print_findings
+from trianglemix.exporter.targets.ascend.options import (
+    OPTIONS,
+    AscendRequest,
+    read_request,
+)
 from trianglemix.exporter.targets.ascend.prediction import (
     AscendPrediction,
     predict,
     print_prediction,
 )
 from trianglemix.exporter.targets.ascend.row_cut import cuts_its_last_row
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
-from trianglemix.exporter.targets.ascend.verify import check_can_run, verify_folder
+from trianglemix.exporter.targets.ascend.static_folder import AscendModel, plan_folder, write_folder
+from trianglemix.exporter.targets.ascend.verify_static import check_can_run, verify_folder
 from trianglemix.manifest.manifest import Manifest
 
 
@@ -38,8 +42,13 @@ class _Ascend(Target):
         return read_request(given)
 
     def runs_alone(self, given: Mapping[str, Any], console: Console) -> bool:
-        """`--lint`."""
-        return lint_alone(given, console)
+        """`--lint`; raises ExportError where the source cannot be read, or has errors."""
+        request = read_request(given)
+        if not given["lint"] or request is None:
+            return False
+        source = given["source"]
+        print_findings(source, lint_file(source, find_soc(request.soc)), console)
+        return True
 
     def tells_without_output(self, given: Mapping[str, Any]) -> bool:
         """`--cost`."""

@@ -33,7 +33,7 @@ from tests.exporter.exports import (
     random_ids,
     save_example,
 )
-from tests.exporter.targets.ascend.test_verify import verified
+from tests.exporter.targets.ascend.test_verify_static import verified
 
 _KEEP_ALL = PatternRequest(4, 64, 8)
 _SHARING = 2  # the layer that reads layer 0's keys and values

@@ -84,7 +84,7 @@ def test_verification_compares_with_the_function_body(target: str, tmp_path: Pat
 def test_verification_without_the_library_runs_on_the_function_body(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_library = "trianglemix.exporter.verify.verify.find_library"
+    find_library = "trianglemix.exporter.verify.verify_export.find_library"
     monkeypatch.setattr(find_library, lambda: (None, ["no library"]))
     source = tiny_model("llama", GQA_ROUTE).path
     report = export_to(source, tmp_path / "out", layers=(1, 2), target="cuda", verify=True)

@@ -19,8 +19,8 @@ import pytest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.onnx_file import file_copy
 from trianglemix.exporter.patterns.softmax import PATTERN
-from trianglemix.exporter.sources.find import find_source
-from trianglemix.exporter.verify.plan import graph_facts
+from trianglemix.exporter.sources.find_source import find_source
+from trianglemix.exporter.verify.graph_facts import graph_facts
 
 from tests.end_to_end.odd_interfaces import Interface
 from tests.exporter.exports import Session, assert_close, export_to, random_ids

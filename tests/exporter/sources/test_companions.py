@@ -10,7 +10,7 @@ import pytest
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.sources import companions as module
 from trianglemix.exporter.sources.companions import Companions
-from trianglemix.exporter.sources.find import find_source
+from trianglemix.exporter.sources.find_source import find_source
 
 CONFIG: dict[str, Any] = {"model_type": "llama"}
 

@@ -16,7 +16,7 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.sources.huggingface import attention as torch_attention
 from trianglemix.exporter.sources.huggingface import worker as torch_worker
 from trianglemix.exporter.sources.huggingface.attention import classify_mask, refuse_unknown
-from trianglemix.exporter.sources.huggingface.check import compute_reference
+from trianglemix.exporter.sources.huggingface.compare_with_transformers import compute_reference
 from trianglemix.exporter.sources.huggingface.graph import refuse_frozen_values, write_onnx
 from trianglemix.exporter.sources.huggingface.refusals import (
     refuse_moving_rope,

@@ -18,7 +18,7 @@ from trianglemix.analysis.model import load_model
 from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError, WeightsError
 from trianglemix.evaluation.huggingface import shape_of_folder
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.report.report import FILE_NAME
+from trianglemix.exporter.report.export_report import FILE_NAME
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.hf.weight_files import check_weight_files
 

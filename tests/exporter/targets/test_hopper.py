@@ -150,7 +150,7 @@ def test_verification_runs_on_the_targets_provider(
         InferenceSession=session,
     )
     monkeypatch.setattr("trianglemix.exporter.verify.session.import_onnxruntime", lambda: fake)
-    nowhere = "trianglemix.exporter.verify.verify.find_library"
+    nowhere = "trianglemix.exporter.verify.verify_export.find_library"
     monkeypatch.setattr(nowhere, lambda: (None, []))
     with pytest.raises(ExportError, match="does not open: seen"):
         export_to(path, tmp_path / "out", layers=(1,), target=target, verify=True)

@@ -15,9 +15,9 @@ from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
-from trianglemix.exporter.verify.coarsest_type import coarsest_type, unrounded_type
-from trianglemix.exporter.verify.forms import form_of
+from trianglemix.exporter.report.export_report import ExportReport
+from trianglemix.exporter.verify.rounding import coarsest_type, unrounded_type
+from trianglemix.exporter.verify.session import form_of
 
 from tests.exporter.exports import Silent
 from tests.exporter.verify.test_verify_far import PLAIN
@@ -97,6 +97,6 @@ def test_small_faults_are_seen(
             copy.unlink()
 
     by_dense = dense
-    monkeypatch.setattr("trianglemix.exporter.verify.verify.form_of", faulty)
+    monkeypatch.setattr("trianglemix.exporter.verify.verify_export.form_of", faulty)
     with pytest.raises(ExportError, match="verification failed"):
         verified(source, tmp_path / "out")

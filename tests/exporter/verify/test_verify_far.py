@@ -14,9 +14,9 @@ from trianglemix.exporter.attention.sites import MaskClass
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
+from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.exporter.sources.companions import Companions
-from trianglemix.exporter.sources.special_ids import special_ids
+from trianglemix.exporter.sources.model_config import special_ids
 from trianglemix.exporter.verify.session import Array, OpenModel, open_model
 from trianglemix.manifest.manifest import Manifest
 
@@ -175,7 +175,7 @@ def test_one_model_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         opened.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("trianglemix.exporter.verify.verify.open_model", counted)
+    monkeypatch.setattr("trianglemix.exporter.verify.verify_export.open_model", counted)
     verified(PLAIN, tmp_path, verify_tokens=200)
     assert len(opened) == 4  # source, dense form, kernel, function body
 
@@ -231,7 +231,7 @@ def test_nothing_is_read_beyond_tables_of_positions(
 def test_which_part_of_the_vocabulary_was_compared_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trianglemix.exporter.verify.texts._KEPT", 1 << 14)
+    monkeypatch.setattr("trianglemix.exporter.verify.text_reading._KEPT", 1 << 14)
     notes = verified(PLAIN, tmp_path, verify_tokens=470).notes
     assert [
         x

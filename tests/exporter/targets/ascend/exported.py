@@ -9,8 +9,8 @@ import numpy as np
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.report.export_report import ExportReport
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.session import TriangleSession
 

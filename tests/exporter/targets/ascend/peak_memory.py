@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 from trianglemix.exporter.options import LayerRequest
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.session import TriangleSession
 

@@ -27,10 +27,9 @@ from trianglemix.exporter.options import (
     PatternRequest,
 )
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, Severity
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.session import TriangleSession
 

@@ -18,10 +18,9 @@ from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import LayerRequest
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.targets.ascend.custom_operator import check_custom
-from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, Severity
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends import ort_static

@@ -14,10 +14,9 @@ import pytest
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.targets.ascend.finding import Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, Severity
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.static_cache import StaticBackend

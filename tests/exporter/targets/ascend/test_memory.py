@@ -11,7 +11,7 @@ from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.exporter.targets.ascend.lint_model import LintModel
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.manifest.static_graphs import Lowering
 
 from tests.exporter.targets.ascend.exported import PATTERN, Silent, tiny_source

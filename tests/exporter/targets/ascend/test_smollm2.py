@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.runtime.session import TriangleSession
 
 from benchmarks.smollm2 import SourceModelError, plain_onnx, weights_file

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.targets.ascend.opset import LowerOpsetPass
+from trianglemix.exporter.targets.ascend.lower_opset import LowerOpsetPass
 from trianglemix.exporter.targets.ascend.standard_ops import SPELLINGS, SpellOutPass
 from trianglemix.exporter.targets.ascend.static_shapes import FoldStaticShapesPass
 

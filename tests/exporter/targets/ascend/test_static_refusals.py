@@ -13,7 +13,7 @@ from trianglemix.exporter.patterns._example import build_example, decomposed_att
 
 from tests.exporter.exports import save_example
 from tests.exporter.patterns.spellings import Spelling, spelled
-from tests.exporter.targets.ascend.test_verify import verified
+from tests.exporter.targets.ascend.test_verify_static import verified
 
 _FLOAT, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 

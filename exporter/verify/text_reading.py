@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.report.report import VerifyReport
-from trianglemix.exporter.verify.checks import Checks
+from trianglemix.exporter.report.export_report import VerifyReport
+from trianglemix.exporter.verify.comparisons import Checks
 from trianglemix.exporter.verify.session import OpenModel
 
 Array = NDArray[Any]

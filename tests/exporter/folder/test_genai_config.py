@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from trianglemix.custom_ops.library import LIBRARY_NAME
-from trianglemix.exporter.folder.genai import write_genai_config, write_stop_tokens
+from trianglemix.exporter.folder.genai_config import write_genai_config, write_stop_tokens
 from trianglemix.exporter.sources.companions import Companions
 
 

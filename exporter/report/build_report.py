@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.sites import Sites
-from trianglemix.exporter.folder.describe import ExportedGraph
+from trianglemix.exporter.attention.sites import AttentionSite, Sites
+from trianglemix.exporter.folder.fill_manifest import ExportedGraph
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode, is_triangle_attention
 from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.options import ExportOptions
-from trianglemix.exporter.report.cost import attention_cost, last_token_saving
-from trianglemix.exporter.report.report import ExportReport, layer_reports
+from trianglemix.exporter.report.export_report import ExportReport, LayerReport
+from trianglemix.exporter.report.predicted_savings import attention_cost, last_token_saving
 from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.manifest.manifest import RUNS, Manifest
 
@@ -47,7 +47,7 @@ def build_report(
         ir_version=graph.model.ir_version,
         pattern=choice.pattern if choice.layers else None,
         layer_choice=choice.origin,
-        layers=layer_reports(sites.found, choice, runs_as, _operators(graph.model)),
+        layers=_layer_reports(sites.found, choice, runs_as, _operators(graph.model)),
         cost=attention_cost(sites.found, patterns, options.prompt_length),
         last_token=saving,
         shared_cache=graph.shared_cache,
@@ -55,6 +55,47 @@ def build_report(
         notes=tuple(notes),
         warnings=(*((choice.warning,) if choice.warning else ()), *_runtime_warnings(manifest)),
     )
+
+
+def _layer_reports(
+    sites: tuple[AttentionSite, ...],
+    choice: LayerChoice,
+    runs_as: Mapping[str, str],
+    operators: Mapping[int, str],
+) -> tuple[LayerReport, ...]:
+    """A row per layer, with what it ended up as: by its action, or else by its operator."""
+    return tuple(
+        _layer_report(site, *action, runs_as.get(action[0], operators.get(site.layer, "")))
+        for site in sites
+        for action in [_action(site, choice)]
+    )
+
+
+def _layer_report(site: AttentionSite, action: str, reason: str, runs_as: str) -> LayerReport:
+    return LayerReport(
+        layer=site.layer,
+        node=site.anchor.name or site.anchor.outputs[0].name or "",
+        form=site.form,
+        num_heads=site.shape.num_heads,
+        kv_num_heads=site.shape.kv_num_heads,
+        head_size=site.shape.head_size,
+        value_head_size=site.shape.value_head_size,
+        scale=site.scale,
+        softcap=site.softcap,
+        mask=str(site.mask),
+        action=action,
+        runs_as=runs_as,
+        reason=reason,
+    )
+
+
+def _action(site: AttentionSite, choice: LayerChoice) -> tuple[str, str]:
+    if site.layer in choice.layers:
+        return "triangle", choice.origin
+    if site.mask.window is not None:
+        chosen = "chosen, but " if site.layer in choice.skipped else ""
+        return "windowed", f"{chosen}the source slides a window here; kept exactly"
+    return "dense", "not among the triangle layers"
 
 
 def _runtime_warnings(manifest: Manifest) -> tuple[str, ...]:

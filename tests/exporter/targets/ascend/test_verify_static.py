@@ -11,10 +11,10 @@ import pytest
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.report.report import ExportReport
-from trianglemix.exporter.targets.ascend import verify
+from trianglemix.exporter.report.export_report import ExportReport
+from trianglemix.exporter.targets.ascend import verify_static
 from trianglemix.exporter.targets.ascend.lint import has_errors, lint_file
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import Lowering
@@ -87,14 +87,14 @@ def test_every_comparison_can_fail(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits of one kind of call are spoiled; nothing is left behind."""
-    read, calls = verify._StaticModel.read, iter(_NAMES)
+    read, calls = verify_static._StaticModel.read, iter(_NAMES)
 
     def spoiled(self: object, *arguments: object, **named: object) -> dict[str, np.ndarray]:
         logits = read(self, *arguments, **named)  # type: ignore[arg-type]
         factor = 2.0 if next(calls) == name else 1.0
         return {key: array * factor for key, array in logits.items()}
 
-    monkeypatch.setattr(verify._StaticModel, "read", spoiled)
+    monkeypatch.setattr(verify_static._StaticModel, "read", spoiled)
     with pytest.raises(ExportError, match=rf"verification failed: {name}"):
         verified(tiny_source("qwen3"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -103,7 +103,7 @@ def test_every_comparison_can_fail(
 def test_a_cache_that_is_not_stored_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify._StaticModel, "_store", lambda *_: None)
+    monkeypatch.setattr(verify_static._StaticModel, "_store", lambda *_: None)
     with pytest.raises(ExportError, match="verification failed: prompt in chunks and the tail"):
         verified(tiny_source("qwen3"), tmp_path / "out")
 

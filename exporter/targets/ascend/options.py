@@ -1,23 +1,39 @@
-"""What the target ascend adds to the command line: its options, and the linter's output."""
+"""What the user may ask of the target ascend, and what it adds to the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.targets.ascend.finding import Finding, Severity
-from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
-from trianglemix.exporter.targets.ascend.soc import find_soc
+from trianglemix.exporter.options import ExportOptions
+from trianglemix.manifest.static_graphs import Lowering
 
 TARGET_NAME: Final = "ascend"
 _NAMES: Final = {"soc": "--soc", "chunk": "--chunk", "max_length": "--max-length",
                  "block": "--block", "lowering": "--lowering"}  # fmt: skip
-_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+
+
+@dataclass(frozen=True)
+class AscendRequest:
+    """Options of the target; tokens. `max_length` and `block` None leave it to us.
+
+    `cost` prints the cost model's tables.
+    """
+
+    soc: str = "Ascend910B3"
+    chunk: int = 1024
+    max_length: int | None = None
+    block: int | None = None
+    lowering: Lowering = "block"
+    cost: bool = False
+
+    @classmethod
+    def of(cls, options: ExportOptions) -> AscendRequest:
+        """An export's own; the defaults where it was asked for nothing."""
+        return options.settings if isinstance(options.settings, cls) else cls()
+
 
 OPTIONS: Final = (
     click.option("--soc", help="Ascend: the chip, as atc names it.  [default: Ascend910B3]"),
@@ -72,36 +88,3 @@ def _check_custom(given: Mapping[str, Any]) -> None:
                 f"{option} is about the block form, but --lowering custom keeps the operator; "
                 f"leave {option} out"
             )
-
-
-def lint_alone(given: Mapping[str, Any], console: Console) -> bool:
-    """Lints the source if `--lint` was given.
-
-    Raises:
-        ExportError: the source cannot be read, or has errors.
-    """
-    request = read_request(given)
-    if not given["lint"] or request is None:
-        return False
-    print_findings(given["source"], lint_file(given["source"], find_soc(request.soc)), console)
-    return True
-
-
-def print_findings(path: Path, findings: list[Finding], console: Console) -> None:
-    """A line for each finding and a last one with their number.
-
-    Raises:
-        ExportError: there are errors.
-    """
-    for finding in findings:
-        word = finding.severity.value
-        console.print(f"[{_COLOURS[finding.severity]}]{word}[/]", end=" ")
-        text = str(finding).removeprefix(f"{word} ")
-        console.print(text, markup=False, highlight=False)
-    counts = {
-        severity: sum(finding.severity is severity for finding in findings) for severity in Severity
-    }
-    summary = ", ".join(f"{count} {severity.value}s" for severity, count in counts.items())
-    console.print(f"{path}: {summary}; atc itself has not seen it", highlight=False, markup=False)
-    if counts[Severity.ERROR]:
-        raise ExportError(f"{path} would not pass atc: {summary}")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.exporter.report.report import VerifyReport
+from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.manifest.feeds import Call, call_feeds, carry, empty_carried
 from trianglemix.manifest.interface import fixed_length, fixed_past, fixed_total
 from trianglemix.manifest.manifest import Manifest

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import Dtype, ExportOptions
-from trianglemix.exporter.sources.find import Source
+from trianglemix.exporter.sources.find_source import Source
 
 WORK_FOLDER: Final = ".work"
 

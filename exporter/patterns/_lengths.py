@@ -1,12 +1,13 @@
-"""Checks that the lengths which an attention node reads are those of a growing cache."""
+"""Lengths of an attention node: its own, checked, or those of a node that has none."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.exporter.attention.attention_probe import CallSizes, ProbeInputs
 from trianglemix.exporter.attention.cutout import CutError, cut_out, run_cut
-from trianglemix.exporter.attention.probe import CallSizes, ProbeInputs
-from trianglemix.exporter.attention.sites import MatchContext
+from trianglemix.exporter.attention.sites import MatchContext, NodeLengths
+from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import rank
 
 _CALLS = (CallSizes(2, 5, 7), CallSizes(3, 1, 4), CallSizes(1, 6, 0))
@@ -39,3 +40,15 @@ def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -
                 f"total_sequence_length {length.ravel()[:4]} in a call of {sizes.total} tokens"
             )
     return axes
+
+
+def full_lengths(context: MatchContext, build: NodeBuilder) -> NodeLengths:
+    """No padding is skipped, whatever the graph's attention mask holds; as its source has it."""
+    mask = context.roles.attention_mask
+    ends, whole = ("full_ends", mask), ("full_total", mask)
+    if whole not in context.shared:
+        total = build.cast(build.dimension(mask, 1), ir.DataType.INT32)
+        last = build.op("Sub", total, build.int32(1))
+        context.shared[whole] = total
+        context.shared[ends] = build.op("Expand", last, build.dimension(mask, 0))
+    return NodeLengths(context.shared[ends], context.shared[whole])

@@ -16,7 +16,7 @@ from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, Trian
 from trianglemix.custom_ops.pattern import keep_mask
 from trianglemix.custom_ops.reference import Attention
 from trianglemix.exporter.targets.ascend.block_form import StaticCall
-from trianglemix.exporter.targets.ascend.cost import (
+from trianglemix.exporter.targets.ascend.cost_model import (
     BLOCK_SIZES,
     CostModel,
     choose_block,

@@ -1,15 +1,22 @@
-"""Checks the finished graph before it is written: what every route promises."""
+"""What must hold of a rewritten graph before it is written: what every route promises."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.exporter.attention.attention_probe import CallSizes, ProbeInputs
+from trianglemix.exporter.attention.cutout import CutError, cut_out, depends_on_weights, run_cut
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
-from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.attention.sites import AttentionSite, MatchContext
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
+
+logger = logging.getLogger(__name__)
+_SIZES = CallSizes(batch=1, length=67, past=30)  # no head count, head size or constant is 67 or 97
 
 
 def check_exported(
@@ -60,3 +67,33 @@ def interface_of(graph: ir.Graph) -> tuple[list[str], list[str]]:
     """Names of the graph's inputs that must be given, and of its outputs, in order."""
     given = [str(value.name) for value in graph.inputs if value.name not in graph.initializers]
     return given, [str(value.name) for value in graph.outputs]
+
+
+def check_no_square_left(graph: ir.Graph, roles: GraphRoles) -> None:
+    """No value that is made without weights (masks, positions) has both an `S` and a `T` axis.
+
+    Raises:
+        RefusedError: something besides attention keeps a mask alive; the message names its node.
+    """
+    values = [
+        node.outputs[0]
+        for node in graph
+        if node.domain in ("", "ai.onnx") and not depends_on_weights(node.outputs[0], set())
+    ]
+    if not values:
+        return
+    try:
+        cut = cut_out(graph, [], values)
+        context = MatchContext(graph, roles)
+        results = run_cut(cut, ProbeInputs(context).feeds(cut, _SIZES, {}))
+    except CutError as error:
+        logger.info("masks left over could not be looked for: %s", error)
+        return
+    for value, result in zip(values, results, strict=True):
+        if {_SIZES.length, _SIZES.total} <= set(result.shape):
+            node = value.producer()
+            raise RefusedError(
+                f"something besides attention needs the mask {value.name} (node "
+                f"{node.name if node else None}, {node.op_type if node else None}), which grows "
+                "with the square of the prompt"
+            )

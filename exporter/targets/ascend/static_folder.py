@@ -13,14 +13,17 @@ from onnx_ir.passes import common
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.onnx_file.model_file import Progress
 from trianglemix.exporter.targets.ascend import build_script, static_plan
-from trianglemix.exporter.targets.ascend.cost import CostModel, choose_block, choose_dense_block
+from trianglemix.exporter.targets.ascend.cost_model import (
+    CostModel,
+    choose_block,
+    choose_dense_block,
+)
 from trianglemix.exporter.targets.ascend.custom_operator import CUSTOM_OPERATOR, check_custom
 from trianglemix.exporter.targets.ascend.dequantize import DequantizePass
-from trianglemix.exporter.targets.ascend.finding import Finding, Severity
 from trianglemix.exporter.targets.ascend.lint import lint_file
-from trianglemix.exporter.targets.ascend.lint_model import LengthAxes
-from trianglemix.exporter.targets.ascend.opset import LowerOpsetPass
-from trianglemix.exporter.targets.ascend.settings import AscendRequest
+from trianglemix.exporter.targets.ascend.lint_model import Finding, LengthAxes, Severity
+from trianglemix.exporter.targets.ascend.lower_opset import LowerOpsetPass
+from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import Soc, find_soc
 from trianglemix.exporter.targets.ascend.standard_ops import SpellOutPass
 from trianglemix.exporter.targets.ascend.static_graph import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.attention.foreign import keeps_state
+from trianglemix.exporter.attention.foreign_operators import keeps_state
 from trianglemix.exporter.graph.walk import is_op, optional_input, producer_of
 
 _QUANTISED: Final = frozenset(

@@ -13,14 +13,13 @@ from typing import Final
 import numpy as np
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.interface.runtime_fit import strange_logits
-from trianglemix.exporter.report.report import VerifyReport
-from trianglemix.exporter.verify.checks import Checks
-from trianglemix.exporter.verify.coarsest_type import coarsest_type, unrounded_type
-from trianglemix.exporter.verify.forms import form_of
-from trianglemix.exporter.verify.plan import Planner, graph_facts
-from trianglemix.exporter.verify.session import OpenModel, find_library, open_model
-from trianglemix.exporter.verify.source_limit import source_limit
-from trianglemix.exporter.verify.texts import (
+from trianglemix.exporter.report.export_report import VerifyReport
+from trianglemix.exporter.verify.comparisons import Checks
+from trianglemix.exporter.verify.graph_facts import graph_facts, source_limit
+from trianglemix.exporter.verify.rounding import coarsest_type, unrounded_type
+from trianglemix.exporter.verify.session import OpenModel, find_library, form_of, open_model
+from trianglemix.exporter.verify.text_plan import Planner
+from trianglemix.exporter.verify.text_reading import (
     OneTokenError,
     Reading,
     Text,

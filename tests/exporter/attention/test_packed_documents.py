@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from trianglemix.exporter.attention import far_calls
+from trianglemix.exporter.attention.attention_probe import CallSizes
 from trianglemix.exporter.attention.cutout import CutError
-from trianglemix.exporter.attention.documents import check_documents
-from trianglemix.exporter.attention.probe import CallSizes
+from trianglemix.exporter.attention.packed_documents import check_documents
 from trianglemix.exporter.errors import RefusedError
 
 from tests.end_to_end.odd_interfaces import Interface

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, save_model
-from trianglemix.exporter.report.report import VerifyReport
+from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.exporter.rewrite.last_token import find_head
-from trianglemix.exporter.sources.prepare import WORK_FOLDER
+from trianglemix.exporter.sources.prepare_source import WORK_FOLDER
 from trianglemix.exporter.targets._target import Finished
-from trianglemix.exporter.verify.checks import Checks
-from trianglemix.exporter.verify.coarsest_type import coarsest_type
+from trianglemix.exporter.verify.comparisons import Checks
+from trianglemix.exporter.verify.graph_facts import source_limit
+from trianglemix.exporter.verify.rounding import coarsest_type
 from trianglemix.exporter.verify.session import OpenModel, find_library, open_model
-from trianglemix.exporter.verify.source_limit import source_limit
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import StaticGraphs
 

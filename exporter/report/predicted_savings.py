@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.pattern import kept_pairs
-from trianglemix.exporter.attention.probe import pattern_of
+from trianglemix.exporter.attention.attention_probe import pattern_of
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.rewrite.last_token import LanguageModelHead
 

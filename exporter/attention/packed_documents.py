@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.exporter.attention.attention_probe import CallSizes
 from trianglemix.exporter.attention.cutout import CutError
-from trianglemix.exporter.attention.probe import CallSizes
 
 _Visible = Callable[[CallSizes], NDArray[np.bool_]]
 

@@ -1,0 +1,82 @@
+"""The export report on the screen: the table of layers, the prediction, notes, near misses."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from trianglemix.exporter.attention.sites import Refusal
+from trianglemix.exporter.report.export_report import ExportReport
+
+
+def print_report(report: ExportReport, console: Console) -> None:
+    """The table, the prediction, notes and warnings."""
+    table = Table(title=f"{report.source} → {report.target}", title_justify="left")
+    for name in ("layer", "found as", "heads", "head size", "scale", "mask", "action", "runs as"):
+        table.add_column(name, justify="right" if name == "layer" else "left", no_wrap=True)
+    for row in report.layers:
+        heads = f"{row.num_heads}" + (f"/{row.kv_num_heads}" if row.kv_num_heads else "")
+        size = (
+            f"{row.head_size}"
+            if row.head_size == row.value_head_size
+            else f"{row.head_size}/{row.value_head_size}"
+        )
+        scale = f"{row.scale:.5g}" + (f" cap {row.softcap:g}" if row.softcap else "")
+        table.add_row(
+            str(row.layer), row.form, heads, size, scale, row.mask, row.action, row.runs_as
+        )
+    console.print(table)
+    console.print(f"layers chosen by: {report.layer_choice}", highlight=False)
+    for line in summary_lines(report):
+        console.print(line, highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+
+
+def summary_lines(report: ExportReport) -> list[str]:
+    """The prediction and the notes, a line each."""
+    cost = report.cost
+    lines = [
+        f"attention over a prompt of {cost.prompt_length} tokens: "
+        f"{_count(cost.triangle_flops)}FLOP instead of {_count(cost.dense_flops)}FLOP "
+        f"({100 * cost.share:.1f} %)"
+    ]
+    if report.pattern is not None:
+        pattern = report.pattern
+        lines.append(
+            f"pattern: {pattern.num_sink_tokens} sinks, window {pattern.sliding_window_size}, "
+            f"last {pattern.num_last_tokens}; nothing is dropped up to "
+            f"{pattern.exact_length} tokens"
+        )
+    if report.last_token is not None:
+        saved = report.last_token
+        lines.append(
+            f"last-token logits save {_count(saved.logits_bytes)}B of logits and "
+            f"{_count(saved.head_flops)}FLOP of the LM head at {cost.prompt_length} tokens"
+            + (f", and {_count(saved.tail_flops)}FLOP of the last layer" * bool(saved.tail_flops))
+        )
+    for check in report.verification:
+        verdict = "ok" if check.passed else "FAILED"
+        lines.append(
+            f"verify {check.name} ({check.tokens} tokens): max error {check.max_error:.2e}, "
+            f"allowed {check.tolerance:.2e}: {verdict}"
+        )
+    return [*lines, *report.notes]
+
+
+def print_near_misses(refusals: tuple[Refusal, ...], console: Console) -> None:
+    """What looked like attention, and why it was not taken."""
+    if not refusals:
+        console.print("near misses: none")
+    for refusal in refusals:
+        kind = "attention not understood" if refusal.is_attention else "not attention"
+        console.print(f"{kind}: {refusal.node}: {refusal.reason}", highlight=False, markup=False)
+
+
+def _count(number: float) -> str:
+    """`1234567` as `1.23 M`."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} E"
