@@ -71,7 +71,7 @@ families: setup
 
 # Gemma 3 270M end to end (250 MB to fetch, 3 GB on disk, some minutes; Gemma's terms: tests only).
 gemma3: setup
-	$(BIN)/python -m benchmarks.gemma3
+	$(BIN)/python -m source_models.gemma3
 	$(BIN)/python -m pytest -q tests/end_to_end/test_gemma3.py
 
 # Exports run by older and newer versions of ONNX Runtime: docs/versions.md (80 MB and 8 s each).

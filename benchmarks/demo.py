@@ -25,8 +25,9 @@ from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime.tokenizer import Tokenizer
 
 from benchmarks.demo_prompt import HiddenNumber, hide_number
-from benchmarks.model_cache import BUILD
-from benchmarks.smollm2 import SourceModelError, hugging_face_folder, plain_onnx
+from benchmarks.machine import describe_run
+from source_models.model_cache import BUILD
+from source_models.smollm2 import SourceModelError, hugging_face_folder, plain_onnx
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEMO: Final = BUILD / "demo"
@@ -52,8 +53,9 @@ def demo(rounds: int, prompt_tokens: int) -> None:
     tokenizer = Tokenizer.from_folder(folders["dense"])
     assert tokenizer is not None, "the source model has a tokenizer"
     prompt = hide_number(tokenizer, prompt_tokens)
+    run = describe_run(["onnxruntime"])
     runs = measure(console, folders, prompt, rounds)
-    report = summarize(runs, prompt)
+    report = summarize(runs, prompt) | {"run": run}
     DEMO.mkdir(parents=True, exist_ok=True)
     (DEMO / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     show(console, report)

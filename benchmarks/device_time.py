@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import statistics
 import threading
@@ -12,8 +11,6 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.machine import commit_name
 
 Run = Callable[[], object]
 
@@ -74,17 +71,3 @@ class PeakMemory:
         while not self._stop.wait(self.interval):
             free, total = torch.cuda.mem_get_info()
             self.peak = max(self.peak, total - free)
-
-
-def describe_device() -> dict[str, Any]:
-    """Name and memory of the GPU, versions, commit (see `commit_name`) and date."""
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "device": properties.name,
-        "device_memory": properties.total_memory,
-        "multiprocessors": properties.multi_processor_count,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit_name(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }

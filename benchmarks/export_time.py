@@ -2,10 +2,10 @@
 
     python -m benchmarks.export_time        # a table, and benchmarks/results/export_time.json
 
-The graphs are a tiny 32-layer Llama's by real exporters (`tools.make_sources`, minutes, once). Each
-export runs in a process of its own, the sources in turn. *Probing* is the time inside the functions
-that cut attention out and run it (`exporter.cutout`, `exporter.probe`, the reference; the import of
-ONNX Runtime with it), *matching* the rest of the search.
+The graphs are a tiny 32-layer Llama's by real exporters (`source_models.matrix`, minutes, once).
+Each export runs in a process of its own, the sources in turn. *Probing* is the time inside the
+functions that cut attention out and run it (`exporter/attention/cutout.py`, `probe.py`, the
+reference; the import of ONNX Runtime with it), *matching* the rest of the search.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from trianglemix.custom_ops import reference
+from trianglemix.exporter.attention import cutout, probe
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.registry import all_patterns
 
 from benchmarks.machine import describe_run, save_result
-from benchmarks.model_cache import BUILD
-from tools.make_big_model import make_big_model
-from tools.make_sources import DEEP_FAMILY, SOURCES, make_sources
+from source_models.big_model import make_big_model
+from source_models.matrix import DEEP_FAMILY, SOURCES, make_sources
+from source_models.model_cache import BUILD
 
 ROUTES: Final = (
     "dynamo-sdpa-20", "torchscript-sdpa-18", "dynamo-sdpa-23", "mobius", "genai-fp32-cpu",
 )  # fmt: skip
-_PROBING: Final = ("exporter.cutout", "exporter.probe", "custom_ops.reference")
+_PROBING: Final = {module.__name__ for module in (cutout, probe, reference)}
 _FIND: Final = "find attention"
 _CHILD: Final = "--measure-one"
 
@@ -114,7 +116,7 @@ def measure_stages(source: Path) -> dict[str, Any]:
     clock = _StageClock(watch)
     for module in _exporter_modules():
         for name, function in list(vars(module).items()):
-            if isinstance(function, types.FunctionType) and function.__module__.endswith(_PROBING):
+            if isinstance(function, types.FunctionType) and function.__module__ in _PROBING:
                 setattr(module, name, watch.wrap(function))
     with tempfile.TemporaryDirectory() as folder:
         options = ExportOptions(source, Path(folder) / "out", layers=LayerRequest(start_layer=16))
@@ -263,7 +265,7 @@ def main() -> None:
     if arguments.measure_one is not None:
         print(json.dumps(measure_stages(arguments.measure_one)))
         return
-    run = describe_run(["onnxruntime", "onnx-ir", "numpy"], threads=1)
+    run = describe_run(["onnxruntime", "onnx_ir", "numpy"], threads=1)
     graphs, weights = _time_graphs(arguments.rounds), _time_weights(arguments.rounds)
     _print(graphs, weights)
     content = {"run": run, "rounds": arguments.rounds, "graphs": graphs, "weights": weights}

@@ -30,7 +30,8 @@ from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.pattern import keep, kept_pairs
 
-from benchmarks.device_time import describe_device, event_time, kernel_times
+from benchmarks.device_time import event_time, kernel_times
+from benchmarks.machine import describe_run
 
 APPEND: Final = "append_kernel"
 ELEMENTS: Final = {torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16}
@@ -359,6 +360,7 @@ def main() -> None:
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     torch.cuda.set_stream(torch.cuda.Stream())
+    run = describe_run(["onnxruntime", "torch"])
     rate = matrix_rate()
     skip = set(filter(None, o.skip.split(",")))
     print(f"matrix rate {rate / 1e12:.0f} TFLOP/s; milliseconds on the device, medians")
@@ -369,7 +371,7 @@ def main() -> None:
     for length, new in shapes:
         rows += measure(length, new, rate, skip)
         content = {
-            "machine": {**describe_device(), "onnxruntime": ort.__version__},
+            "run": run,
             "shape": "B=1 H=32 G=8 D=128 bfloat16, sinks 8, window 512, last 128",
             "matrix_rate": rate,
             "milliseconds": [asdict(row) for row in rows],

@@ -17,7 +17,7 @@ from typing import Final
 
 from trianglemix.custom_ops.contract import TrianglePattern
 
-from benchmarks.model_cache import BUILD
+from source_models.model_cache import BUILD
 
 SOURCE: Final = BUILD.parent / "custom_ops"
 REQUIRED_FLAGS: Final = {

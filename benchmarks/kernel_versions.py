@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import math
 import random
 import statistics
@@ -25,6 +26,7 @@ from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.pattern import keep
 
 from benchmarks.device_time import event_time, kernel_times
+from benchmarks.machine import describe_run
 from tests.custom_ops.tolerances import TOLERANCES
 
 APPEND: Final = "append_kernel"
@@ -287,6 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--shapes", default=",".join(TIMED), help="names of the shapes to time")
     o = parser.parse_args()
+    print(json.dumps(describe_run(["torch"])))
     libraries = [Library(path) for path in o.libraries]
     for library in libraries:
         check(library, o.calls, o.seed)

@@ -5,7 +5,7 @@
 Retrieval among 4 keys (`benchmarks.four_keys`), every sample answered by the dense model, with the
 plan's 20 layers, and with the first 15 layers as triangle layers. Several processes share the GPU:
 answering in PyTorch waits for the processor. Needs torch, transformers and tokenizers; the folder
-is a Hugging Face one (`benchmarks.packed_smollm2` makes it on the machine).
+is a Hugging Face one (`source_models.packed_smollm2` makes it on the machine).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from trianglemix.pytorch.flex import flex_triangle
 from trianglemix.pytorch.layout import Rows
 
 from benchmarks.four_keys import TASKS
+from benchmarks.machine import describe_run
 
 PLAN: Final = Path(__file__).resolve().parent.parent / "models" / "smollm2" / "plan.json"
 PLANS: Final[dict[str, tuple[int, ...]]] = {
@@ -54,8 +55,7 @@ def main() -> None:
     options = _parse()
     pattern = TrianglePattern()
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
+        "run": describe_run(["torch", "transformers"]),
         "pattern": pattern.as_attributes(),
     }
     parts: dict[str, Callable[[], dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.genai_graph import Array, Decoder, build_decoder
+from source_models.genai_graph import Array, Decoder, build_decoder
 
 DATA_FILE: Final = "model.onnx.data"
 _HALF: Final = ir.DataType.FLOAT16

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +38,11 @@ def commit_name() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
-def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
-    """Machine, commit (with `+` where files are changed), versions and date."""
+def describe_run(modules: Sequence[str], threads: int | None = None) -> dict[str, Any]:
+    """Machine, commit (with `+` where files are changed), versions and date.
+
+    `threads` is None where the libraries were left to choose.
+    """
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -45,9 +50,24 @@ def describe_run(packages: list[str], threads: int) -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {name: importlib.import_module(name).__version__ for name in modules},
+        **_describe_gpu(),
         "commit": commit_name(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _describe_gpu() -> dict[str, Any]:
+    """The first GPU, where the benchmark has loaded torch and torch sees one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "device_memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
     }
 
 

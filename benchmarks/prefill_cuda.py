@@ -26,8 +26,9 @@ import numpy as np
 import torch  # before onnxruntime: it brings the CUDA libraries
 from onnx import TensorProto
 
-from benchmarks.device_time import PeakMemory, describe_device, kernel_times
+from benchmarks.device_time import PeakMemory, kernel_times
 from benchmarks.llama_graph import DATA_FILE, LlamaShape, build_llama
+from benchmarks.machine import describe_run
 
 GRAPHS: Final = ("dense", "triangle", "hopper")
 TARGETS: Final = {"triangle": "cuda", "hopper": "hopper"}
@@ -226,7 +227,7 @@ def main() -> None:
 
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    results: dict[str, Any] = {"machine": {**describe_device(), "onnxruntime": ort.__version__}}
+    results: dict[str, Any] = {"run": describe_run(["onnxruntime", "torch"])}
     results["weight_sets"] = shape.weight_sets
     measure_all(settings, results)
     print(table(results, lengths))

@@ -45,6 +45,13 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("analysis", "runtime"): frozenset({"tokenizer"}),
 }
 """Modules of the second package that the first may import."""
+AROUND: Final[dict[str, tuple[str, ...]]] = {
+    "source_models": ("source_models",),
+    "benchmarks": ("benchmarks", "source_models", "tests.custom_ops.tolerances"),
+    "tools": ("tools", "source_models", "tests.sources"),
+    **dict.fromkeys(PACKAGES, ()),
+}
+"""What each folder may import of what is not installed; tests import anything."""
 
 _TORCH: Final = (
     "analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/sources/huggingface/",
@@ -75,11 +82,11 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 @cache
-def _imports() -> tuple[tuple[str, str], ...]:
-    """`(file, imported name)` of every package's sources."""
+def _imports(folders: tuple[str, ...] = PACKAGES) -> tuple[tuple[str, str], ...]:
+    """`(file, imported name)` of the folders' sources."""
     found = []
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found += [(str(path.relative_to(ROOT)), name) for name in _imported(tree)]
     return tuple(found)
@@ -110,6 +117,18 @@ def test_no_direction_is_allowed_in_vain() -> None:
         if modules != ANYTHING:
             for module in modules:
                 assert any(way == direction and _within(name, module) for way, name in used)
+
+
+def test_models_are_made_below_benchmarks_and_tools() -> None:
+    """Both take them from `source_models`, and neither imports the other."""
+    folders = {"benchmarks", "source_models", "tests", "tools"}
+    wrong = [
+        f"{file} imports {name}"
+        for file, name in _imports(tuple(AROUND))
+        if name.split(".", 1)[0] in folders
+        and not any(_within(name, allowed) for allowed in AROUND[file.split("/", 1)[0]])
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_nothing_outside_a_target_imports_it() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.model_cache import cached_folder
+from source_models.model_cache import cached_folder
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.genai_graph import Array, Decoder, build_decoder
+from source_models.genai_graph import Array, Decoder, build_decoder
 
 
 class _Checkpoint:

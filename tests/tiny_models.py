@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.model_cache import BUILD, cached_folder, copy_companions
-from benchmarks.plain_onnx import PlainExport, export_plain
+from source_models.model_cache import BUILD, cached_folder, copy_companions
+from source_models.plain_onnx import PlainExport, export_plain
+from source_models.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 from tests.tiny_gqa import build_gqa
-from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 
 CACHE: Final = BUILD / "tiny_models"
 SEED: Final = 20261122

@@ -15,9 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from source_models.matrix import FAMILIES, ROUTES
 from tests.sources.cell import Status
 from tests.sources.matrix import load_results
-from tools.make_sources import FAMILIES, ROUTES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "sources.md")

@@ -17,8 +17,8 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
 from trianglemix.runtime.session import TriangleSession
 
-from benchmarks.gemma3 import hugging_face_folder, plain_onnx, weights_file
-from benchmarks.smollm2 import SourceModelError
+from source_models.gemma3 import hugging_face_folder, plain_onnx, weights_file
+from source_models.smollm2 import SourceModelError
 from tests.end_to_end.test_tiny_llm import SilentObserver
 
 try:

@@ -16,7 +16,7 @@ from trianglemix.runtime.session import TriangleSession
 
 from benchmarks.demo import PLAN, summarize
 from benchmarks.demo_prompt import NUMBER, HiddenNumber, hide_number
-from benchmarks.smollm2 import SourceModelError, hugging_face_folder, plain_onnx, weights_file
+from source_models.smollm2 import SourceModelError, hugging_face_folder, plain_onnx, weights_file
 from tests.end_to_end.test_tiny_llm import SilentObserver
 
 try:

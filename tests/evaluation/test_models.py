@@ -20,10 +20,10 @@ from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternReq
 from trianglemix.exporter.pipeline import export
 from trianglemix.runtime.session import TriangleSession
 
+from source_models.tiny_tokenizer import save_tokenizer
 from tests.commands import run_main
 from tests.end_to_end.test_tiny_llm import SilentObserver
 from tests.tiny_models import tiny_folder, tiny_model
-from tests.tiny_tokenizer import save_tokenizer
 
 PATTERN = TrianglePattern(4, 24, 8)
 LAYERS = (1, 2)

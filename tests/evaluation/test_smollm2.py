@@ -13,7 +13,7 @@ from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 
 from benchmarks.four_keys import TASKS
-from benchmarks.smollm2 import SourceModelError, plain_onnx, weights_file
+from source_models.smollm2 import SourceModelError, plain_onnx, weights_file
 from tests.end_to_end.test_tiny_llm import SilentObserver
 
 try:

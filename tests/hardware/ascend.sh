@@ -28,10 +28,10 @@ command -v npu-smi >/dev/null 2>&1 || skip "no npu-smi: this machine has no NPU 
 
 set -e
 if [ "$LOWERING" = custom ]; then
-  MODEL="${1:-$("$PYTHON" -c 'from benchmarks.smollm2 import hugging_face_folder as f; print(f())')}"
+  MODEL="${1:-$("$PYTHON" -c 'from source_models.smollm2 import hugging_face_folder as f; print(f())')}"
   OUT="$OUT/custom"
 else
-  MODEL="${1:-$("$PYTHON" -c 'from benchmarks.smollm2 import plain_onnx; print(plain_onnx())')}"
+  MODEL="${1:-$("$PYTHON" -c 'from source_models.smollm2 import plain_onnx; print(plain_onnx())')}"
 fi
 set -- --target ascend --soc "$SOC" --max-length 8192 --lowering "$LOWERING" --force
 if [ "$LOWERING" = custom ] && [ -d "$MODEL" ]; then

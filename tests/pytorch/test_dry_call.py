@@ -16,8 +16,8 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.pytorch import TriangleMixConfig, UnsupportedModelError, patch, unpatch
 
+from source_models.tiny_tokenizer import save_tokenizer
 from tests.tiny_models import tiny_folder
-from tests.tiny_tokenizer import save_tokenizer
 
 CONFIG = TriangleMixConfig(2, 8, 4, triangle_layer_indices=[1])
 GPT2_LIKE = dict(vocab_size=259, n_embd=32, n_layer=2, n_head=4, n_positions=256)

@@ -17,7 +17,7 @@ from trianglemix.custom_ops.function_body import build_function
 from trianglemix.manifest.interface import GraphInput, GraphOutput
 from trianglemix.manifest.manifest import LayerCache, Manifest
 
-from tests.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
+from source_models.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 
 PATTERN: Final = TrianglePattern(num_sink_tokens=2, sliding_window_size=6, num_last_tokens=4)
 HEADS, KV_HEADS, HEAD_SIZE, WIDTH = 4, 2, 8, 32

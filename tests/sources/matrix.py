@@ -15,9 +15,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
+from source_models.matrix import FAMILIES, ROUTES, RUNNABLE_TWINS, SOURCES
+from source_models.routes.worker import REASON
 from tests.sources.cell import Cell, CellPaths, Status, measure_cell
-from tools.make_sources import FAMILIES, ROUTES, RUNNABLE_TWINS, SOURCES
-from tools.sources.worker import REASON
 
 RESULTS: Final = SOURCES / "results.json"
 
@@ -26,7 +26,7 @@ def run_cell(route: str, family: str) -> Cell:
     """The cell of a model under `build/sources`; it must have been made before."""
     folder = SOURCES / route / family
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: run python tools/make_sources.py first")
+        raise FileNotFoundError(f"{folder}: run python -m source_models.matrix first")
     if (folder / REASON).is_file():
         reason = (folder / REASON).read_text(encoding="utf-8").splitlines()[0]
         return Cell(route, family, Status.NO_SOURCE, reason)

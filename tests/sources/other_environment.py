@@ -1,4 +1,4 @@
-"""Runs a program in an environment of `tools/make_sources.py`, where other packages live."""
+"""Runs a program in an environment of `source_models/matrix.py`, where other packages live."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def made_source(environment: str, route: str, family: str) -> Path:
     if not complete or not list(folder.glob("*.onnx")):
         pytest.skip(
             f"needs build/sources/{route}/{family} and build/envs/{environment}: "
-            f"python tools/make_sources.py --routes {route} --families {family}"
+            f"python -m source_models.matrix --routes {route} --families {family}"
         )
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.export_time import measure_process
-from tools.make_big_model import make_big_model
+from source_models.big_model import make_big_model
 
 _MEMORY = 400 << 20  # bytes, of the whole process
 _PROCESSOR_SECONDS = 4.0

@@ -22,9 +22,9 @@ from trianglemix.exporter.report.export_report import FILE_NAME
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 from trianglemix.hf.weight_files import check_weight_files
 
+from source_models.tiny_tokenizer import save_tokenizer
 from tests.exporter.exports import export_to
 from tests.exporter.sources.huggingface_folders import export_here, save_random
-from tests.tiny_tokenizer import save_tokenizer
 
 POINTER: Final = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 1234\n"
 SAFE: Final = "model.safetensors"

@@ -33,9 +33,9 @@ from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.exporter.targets.ascend.soc import find_soc
 from trianglemix.runtime.session import TriangleSession
 
+from source_models.matrix import FAMILIES, ROUTES, SOURCES
+from source_models.routes.worker import REASON
 from tests.exporter.targets.ascend.exported import Silent, last_logits, prompt
-from tools.make_sources import FAMILIES, ROUTES, SOURCES
-from tools.sources.worker import REASON
 
 CHUNK, SLOTS, LAST = 32, 1024, 16
 LENGTHS: Final = (3, 47, 150)

@@ -13,7 +13,7 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.runtime.session import TriangleSession
 
-from benchmarks.smollm2 import SourceModelError, plain_onnx, weights_file
+from source_models.smollm2 import SourceModelError, plain_onnx, weights_file
 from tests.exporter.targets.ascend.exported import Silent
 
 try:

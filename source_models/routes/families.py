@@ -58,7 +58,7 @@ def save_folder(family: str, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tests.tiny_tokenizer import save_tokenizer
+    from source_models.tiny_tokenizer import save_tokenizer
 
     kind, sizes = FAMILIES[family]
     torch.manual_seed(SEED)
@@ -76,6 +76,6 @@ def make(job: str, folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    from tools.sources.worker import work
+    from source_models.routes.worker import work
 
     sys.exit(work(make))

@@ -1,11 +1,11 @@
 """SmolLM2's weights in small parts, to carry to a machine that reaches no package index.
 
-    python -m benchmarks.packed_smollm2 pack                # here: writes .smol0, .smol1, .smol2
-    python -m benchmarks.packed_smollm2 store .smol0        # there, once for each part
-    python -m benchmarks.packed_smollm2 unpack FOLDER       # there: a Hugging Face folder
+    python -m source_models.packed_smollm2 pack                # here: writes .smol0, .smol1, .smol2
+    python -m source_models.packed_smollm2 store .smol0        # there, once for each part
+    python -m source_models.packed_smollm2 unpack FOLDER       # there: a Hugging Face folder
 
 The quantised blocks travel as they are in the package's GGUF file; unpacking gives the numbers that
-`benchmarks.smollm2` gives, with numpy, torch and transformers alone.
+`source_models.smollm2` gives, with numpy, torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pack(root: Path) -> list[Path]:
     """Writes the parts into folders `.smol<n>` of `root`; needs the packages of `make setup`."""
     from gguf import GGUFReader
 
-    from benchmarks.smollm2 import hugging_face_folder, weights_file
+    from source_models.smollm2 import hugging_face_folder, weights_file
 
     folder = hugging_face_folder()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

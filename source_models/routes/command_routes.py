@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tools.sources.worker import NoSourceError, work
+from source_models.routes.worker import NoSourceError, work
 
 _BIN: Final = Path(sys.executable).parent
 _GENAI: Final = (sys.executable, "-m", "onnxruntime_genai.models.builder")

@@ -1,7 +1,7 @@
 """Makes the tiny random models of every export route and family, under `build/sources/`.
 
-    python tools/make_sources.py                             # everything (most of an hour, once)
-    python tools/make_sources.py --routes optimum 'dynamo-*' --families llama
+    python -m source_models.matrix                             # everything (most of an hour, once)
+    python -m source_models.matrix --routes optimum 'dynamo-*' --families llama
 
 Each model lies in `build/sources/<route>/<family>/`; a folder that holds only `no_source.txt` says
 why the route cannot make the family. Routes whose pins conflict run in environments of their
@@ -50,7 +50,7 @@ ROUTES: Final[dict[str, tuple[str, str]]] = {
     "onnx-exporter-cuda": (_HERE, "transformers_route"),
     "onnx-exporter-dml": (_HERE, "transformers_route"),
 }
-"""Route: the environment and the module of `tools.sources` that make it."""
+"""Route: the environment and the module of `source_models.routes` that make it."""
 
 RUNNABLE_TWINS: Final = {"genai-fp16-cuda": "genai-fp16-cuda-unfused"}
 """Route whose graphs ONNX Runtime's CPU provider may not run: the same exporter's that it runs."""
@@ -91,7 +91,7 @@ def _run(environment: str, module: str, cells: list[tuple[str, str]]) -> None:
     ]
     if not missing:
         return
-    command = [str(_python(environment)), "-m", f"tools.sources.{module}"]
+    command = [str(_python(environment)), "-m", f"source_models.routes.{module}"]
     for route, family in missing:
         command += [route, str(SOURCES / "folder" / family), str(SOURCES / route / family)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

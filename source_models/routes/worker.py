@@ -1,4 +1,4 @@
-"""One process of `make_sources.py`: makes models of one route, each whole or not at all."""
+"""One process of `source_models.matrix`: makes models of one route, each whole or not at all."""
 
 from __future__ import annotations
 

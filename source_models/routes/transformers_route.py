@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tools.sources.worker import work
+from source_models.routes.worker import work
 
 _NAME: Final = re.compile(r"onnx-exporter(?:-(cpu|cuda|dml))?")
 

@@ -1,7 +1,7 @@
 """Makes an ONNX decoder with gigabytes of external weights in a second: its data file is sparse.
 
-    python tools/make_big_model.py build/big            # 32 layers, 5 GB
-    python tools/make_big_model.py build/big --shards 4 --gigabytes 12
+    python -m source_models.big_model build/big            # 32 layers, 5 GB
+    python -m source_models.big_model build/big --shards 4 --gigabytes 12
 
 The weights are zeros that take no disk. Attention is decomposed and small (4 heads of 16): what
 an export costs depends on how many nodes and bytes there are, not on the size of a head.

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Final, cast
 
-from benchmarks.plain_onnx import Attention, PlainExport, Route, export_plain
-from tools.sources.worker import work
+from source_models.plain_onnx import Attention, PlainExport, Route, export_plain
+from source_models.routes.worker import work
 
 _NAME: Final = re.compile(r"(dynamo|torchscript)-(sdpa|eager)-(\d+)")
 
