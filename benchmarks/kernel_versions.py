@@ -55,7 +55,7 @@ class _Rotation(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    """`TriangleProblem` of custom_ops/src/problem.h."""
+    """`AttentionProblem` of custom_ops/src/problem.h."""
 
     _fields_ = [
         ("dtype", ctypes.c_int32),
@@ -82,7 +82,7 @@ class Problem(ctypes.Structure):
 
 
 class _Table(ctypes.Structure):
-    """`CudaLibrary` of custom_ops/src/cuda/cuda_library.h."""
+    """`CudaKernels` of custom_ops/src/cuda/cuda_library.h."""
 
     _fields_ = [
         ("abi", ctypes.c_int32),
@@ -106,7 +106,7 @@ class Library:
         entry.restype = ctypes.POINTER(_Table)
         self._table = entry().contents
         if self._table.problem_bytes != ctypes.sizeof(Problem):
-            raise SystemExit(f"{path} has another TriangleProblem than this script; build it anew")
+            raise SystemExit(f"{path} has another AttentionProblem than this script; build it anew")
 
     def run(self, call: Call) -> None:
         """Enqueues append and attention on the current stream."""

@@ -152,7 +152,7 @@ class Api {
     if (status == nullptr) return;
     const std::string message = GetErrorMessage(status);
     ReleaseStatus(status);
-    throw Error(ErrorCode::kFail, "TriangleAttention: " + message);
+    throw Error(ErrorCode::kFail, message);
   }
 
   // True on success; a failure is an answer here, not an error.
@@ -162,22 +162,27 @@ class Api {
     return false;
   }
 
-  // Runs `body` and turns what it throws into a status: nothing may be thrown into ONNX Runtime.
+  // Runs `body` and turns what it throws into a status that begins with `name`, the operator's:
+  // nothing may be thrown into ONNX Runtime.
   template <typename Body>
-  OrtStatus* Guard(Body&& body) const noexcept {
+  OrtStatus* Guard(const char* name, Body&& body) const noexcept {
     try {
       body();
       return nullptr;
     } catch (const Error& error) {
-      return CreateStatus(static_cast<int>(error.code()), error.what());
+      return Fail(name, error.code(), error.what());
     } catch (const std::bad_alloc&) {
-      return CreateStatus(static_cast<int>(ErrorCode::kFail), "TriangleAttention: out of memory");
+      return Fail(name, ErrorCode::kFail, "out of memory");
     } catch (const std::exception& error) {
-      return CreateStatus(static_cast<int>(ErrorCode::kFail), error.what());
+      return Fail(name, ErrorCode::kFail, error.what());
     }
   }
 
  private:
+  OrtStatus* Fail(const char* name, ErrorCode code, const char* message) const {
+    return CreateStatus(static_cast<int>(code), (std::string(name) + ": " + message).c_str());
+  }
+
   void* const* slots_;
 };
 

@@ -1,5 +1,5 @@
-// One call of the operator as a kernel sees it: pointers, sizes and the pattern, nothing of ONNX
-// Runtime.
+// One call of an attention operator as a kernel sees it: pointers, sizes and the pattern, nothing
+// of ONNX Runtime.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +37,8 @@ struct Rotation {
 // All tensors are contiguous in the layouts given, but for the new tokens: their rows lie `stride`
 // numbers apart, since queries, keys and values may come packed as one tensor. Pointers live where
 // the kernel runs, lengths included (device memory on CUDA, where the host never reads them);
-// `total` is known to the host.
-struct TriangleProblem {
+// `total` is known to the host. An operator that has more to say extends this.
+struct AttentionProblem {
   DType dtype;
   Pattern pattern;
   float scale;    // already resolved: never 0
@@ -78,8 +78,8 @@ struct TriangleProblem {
   bool prepares_queries() const {
     return rotation.cos != nullptr || query_stride != num_heads * head_size;
   }
-  TriangleProblem with_prepared_queries() const {
-    TriangleProblem prepared = *this;
+  AttentionProblem with_prepared_queries() const {
+    AttentionProblem prepared = *this;
     prepared.query = output;
     prepared.query_stride = num_heads * head_size;
     prepared.rotation = {};

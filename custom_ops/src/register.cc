@@ -1,13 +1,12 @@
-// Registers the operator with ONNX Runtime: one OrtCustomOp for each data type and device.
+// Registers the operators with ONNX Runtime: an OrtCustomOp for each data type and device.
 #include <cstdio>
 #include <map>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "cuda_loader.h"
-#include "op.h"
-#include "ort_abi.h"
+#include "binding/cuda_loader.h"
+#include "operator.h"
 
 namespace trianglemix {
 namespace {
@@ -18,7 +17,15 @@ using ort::ElementType;
 using ort::MemoryType;
 
 constexpr const char* kDomain = "trianglemix";
-constexpr const char* kOpType = "TriangleAttention";
+
+const std::vector<Operator>& Operators() {
+#define TRIANGLEMIX_OPERATOR(name) name(),
+  static const auto* operators = new std::vector<Operator>{
+#include "operators.inc"
+  };
+#undef TRIANGLEMIX_OPERATOR
+  return *operators;
+}
 
 struct Runtime {
   const OrtApi* table;
@@ -36,14 +43,14 @@ bool InfersShapes(const char* version) {
 }
 
 struct Registration : CustomOp {
-  Registration(const Runtime& runtime, DType dtype, Device device);
+  Registration(const Runtime& runtime, const Operator& entry, DType dtype, Device device);
 
-  ElementType element_type() const {
-    if (dtype == DType::kFloat32) return ElementType::kFloat32;
-    return dtype == DType::kFloat16 ? ElementType::kFloat16 : ElementType::kBFloat16;
+  ElementType TypeOf(const Port& port) const {
+    return port.type == kKernelType ? ElementTypeOf(dtype) : port.type;
   }
 
   ort::Api api;
+  const Operator& entry;
   DType dtype;
   Device device;
 };
@@ -54,68 +61,70 @@ const char* Provider(const CustomOp* op) {
   return Self(op).device == Device::kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
 }
 
-ElementType InputType(const CustomOp* op, size_t index) {
-  const bool is_length = index >= kSeqlensK && index <= kFirstValid;
-  return is_length ? ElementType::kInt32 : Self(op).element_type();
+Characteristic CharacteristicOf(const Port& port) {
+  return port.required ? Characteristic::kRequired : Characteristic::kOptional;
 }
 
-Characteristic InputCharacteristic(const CustomOp*, size_t index) {
-  const bool required = index == kQuery || index == kSeqlensK || index == kTotalSequenceLength;
-  return required ? Characteristic::kRequired : Characteristic::kOptional;
-}
-
-// The lengths stay on the device: CUDA graphs freeze inputs that the host reads.
+// CUDA graphs freeze inputs that the host reads.
 MemoryType InputMemory(const CustomOp* op, size_t index) {
-  const bool host = Self(op).device == Device::kCuda && index == kTotalSequenceLength;
+  const bool host = Self(op).device == Device::kCuda && Self(op).entry.inputs[index].on_host;
   return host ? MemoryType::kCpuInput : MemoryType::kDefault;
 }
 
-OrtStatus* MakeKernel(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info,
-                      void** kernel) {
-  const ort::Api api(table);
-  return api.Guard([&] { *kernel = new OpKernel(api, info, Self(op).dtype, Self(op).device); });
+// What a session holds of a node.
+struct Instance {
+  const Registration& op;
+  std::unique_ptr<Kernel> kernel;
+};
+
+OrtStatus* MakeInstance(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info,
+                        void** instance) {
+  const Registration& self = Self(op);
+  const Node node{ort::Api(table), info, self.dtype, self.device};
+  return node.api.Guard(self.entry.name,
+                        [&] { *instance = new Instance{self, self.entry.make_kernel(node)}; });
 }
 
-OrtStatus* RunKernel(void* kernel, OrtKernelContext* context) {
-  const auto* self = static_cast<const OpKernel*>(kernel);
-  return self->api().Guard([&] { self->Compute(context); });
+OrtStatus* RunInstance(void* instance, OrtKernelContext* context) {
+  const auto* self = static_cast<const Instance*>(instance);
+  return self->op.api.Guard(self->op.entry.name, [&] { self->kernel->Compute(context); });
 }
 
 OrtStatus* InferShapes(const CustomOp* op, OrtShapeInferContext* context) {
-  const ort::Api& api = Self(op).api;
-  return api.Guard([&] { InferOutputShapes(api, context); });
+  const Registration& self = Self(op);
+  return self.api.Guard(self.entry.name, [&] { self.entry.infer_shapes(self.api, context); });
 }
 
-// The cache may be updated in place: past_key to present_key, past_value to present_value.
-size_t MayInplace(int** inputs, int** outputs) {
-  static int from[] = {kPastKey, kPastValue};
-  static int to[] = {kPresentKey, kPresentValue};
-  *inputs = from;
-  *outputs = to;
-  return 2;
-}
-
-Registration::Registration(const Runtime& runtime, DType dtype_, Device device_)
-    : CustomOp{}, api(runtime.table), dtype(dtype_), device(device_) {
+Registration::Registration(const Runtime& runtime, const Operator& entry_, DType dtype_,
+                           Device device_)
+    : CustomOp{}, api(runtime.table), entry(entry_), dtype(dtype_), device(device_) {
   version = ort::kApiVersion;
-  GetName = [](const CustomOp*) { return kOpType; };
+  GetName = [](const CustomOp* op) { return Self(op).entry.name; };
   GetExecutionProviderType = Provider;
-  GetInputType = InputType;
-  GetInputTypeCount = [](const CustomOp*) -> size_t { return kInputCount; };
-  GetOutputType = [](const CustomOp* op, size_t) { return Self(op).element_type(); };
-  GetOutputTypeCount = [](const CustomOp*) -> size_t { return kOutputCount; };
-  GetInputCharacteristic = InputCharacteristic;
-  GetOutputCharacteristic = [](const CustomOp*, size_t) { return Characteristic::kRequired; };
+  GetInputType = [](const CustomOp* op, size_t i) {
+    return Self(op).TypeOf(Self(op).entry.inputs[i]);
+  };
+  GetInputTypeCount = [](const CustomOp* op) { return Self(op).entry.inputs.size(); };
+  GetOutputType = [](const CustomOp* op, size_t i) {
+    return Self(op).TypeOf(Self(op).entry.outputs[i]);
+  };
+  GetOutputTypeCount = [](const CustomOp* op) { return Self(op).entry.outputs.size(); };
+  GetInputCharacteristic = [](const CustomOp* op, size_t i) {
+    return CharacteristicOf(Self(op).entry.inputs[i]);
+  };
+  GetOutputCharacteristic = [](const CustomOp* op, size_t i) {
+    return CharacteristicOf(Self(op).entry.outputs[i]);
+  };
   GetInputMemoryType = InputMemory;
   GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 0; };
   GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const CustomOp*) { return 0; };
-  CreateKernelV2 = MakeKernel;
-  KernelComputeV2 = RunKernel;
-  KernelDestroy = [](void* kernel) { delete static_cast<OpKernel*>(kernel); };
-  InferOutputShapeFn = runtime.infers_shapes ? InferShapes : nullptr;
+  CreateKernelV2 = MakeInstance;
+  KernelComputeV2 = RunInstance;
+  KernelDestroy = [](void* instance) { delete static_cast<Instance*>(instance); };
+  InferOutputShapeFn = runtime.infers_shapes && entry.infer_shapes ? InferShapes : nullptr;
   GetStartVersion = [](const CustomOp*) { return 1; };
   GetEndVersion = [](const CustomOp*) { return 1; };
-  GetMayInplace = MayInplace;
+  GetMayInplace = entry.may_inplace;
   ReleaseMayInplace = [](int*, int*) {};
 }
 
@@ -124,11 +133,12 @@ class Domain {
  public:
   explicit Domain(const Runtime& runtime) {
     const ort::Api api(runtime.table);
-    std::vector<Device> devices = {Device::kCpu};
-    if (HasCudaLibrary()) devices.push_back(Device::kCuda);
-    for (Device device : devices)
-      for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
-        registrations_.emplace_back(runtime, dtype, device);
+    const bool has_cuda = HasCudaLibrary();
+    for (const Operator& entry : Operators())
+      for (Device device : {Device::kCpu, Device::kCuda})
+        for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+          if (device == Device::kCpu || (has_cuda && entry.has_cuda))
+            registrations_.emplace_back(runtime, entry, dtype, device);
     api.Check(api.CreateCustomOpDomain(kDomain, &domain_));
     for (const Registration& op : registrations_) api.Check(api.CustomOpDomain_Add(domain_, &op));
   }
@@ -150,10 +160,11 @@ OrtCustomOpDomain* DomainOf(const Runtime& runtime) {
 }
 
 OrtStatus* RefuseOldRuntime(const OrtApiBase* base) {
-  const std::string message = std::string(
-                                  "TriangleAttention needs ONNX Runtime 1.20 or later, "
-                                  "this is ") +
-                              base->GetVersionString() + "; install a newer one";
+  std::string message;
+  for (const Operator& entry : Operators())
+    message += std::string(message.empty() ? "" : ", ") + entry.name;
+  message += std::string(" needs ONNX Runtime 1.20 or later, this is ") + base->GetVersionString() +
+             "; install a newer one";
   const ort::Api first(base->GetApi(1));
   return first.CreateStatus(static_cast<int>(ort::ErrorCode::kNotImplemented), message.c_str());
 }
@@ -168,5 +179,5 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(
   if (table == nullptr) return RefuseOldRuntime(base);
   const ort::Api api(table);
   const Runtime runtime{table, InfersShapes(base->GetVersionString())};
-  return api.Guard([&] { api.Check(api.AddCustomOpDomain(options, DomainOf(runtime))); });
+  return api.Guard(kDomain, [&] { api.Check(api.AddCustomOpDomain(options, DomainOf(runtime))); });
 }

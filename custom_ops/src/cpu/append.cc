@@ -25,19 +25,20 @@ struct Cache {
 };
 
 struct Work {
-  const TriangleProblem& problem;
+  const AttentionProblem& problem;
   Cache caches[2];
   bool in_place;
   int64_t slots;   // of a head that are looked at
   int64_t chunks;  // of them
 };
 
-int64_t StartOf(const TriangleProblem& p, int64_t b) {
+int64_t StartOf(const AttentionProblem& p, int64_t b) {
   return Larger(0, int64_t{p.seqlens_k[b]} + 1 - p.query_length);
 }
 
 // Reads every token once, from front to back; each head has its own place to write.
-void CopyNewTokens(const TriangleProblem& p, const Cache& cache, int64_t b, const KeyRange& slots) {
+void CopyNewTokens(const AttentionProblem& p, const Cache& cache, int64_t b,
+                   const KeyRange& slots) {
   const int64_t head_bytes = p.present_capacity * cache.row_bytes;
   const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
   const char* from = cache.fresh + token * cache.token_bytes;
@@ -56,7 +57,7 @@ void CopyNewTokens(const TriangleProblem& p, const Cache& cache, int64_t b, cons
 }
 
 // Queries that attention cannot read where they lie, into the output: [B, S, H*D].
-void PrepareQueries(const TriangleProblem& p, int64_t b, const KeyRange& slots) {
+void PrepareQueries(const AttentionProblem& p, int64_t b, const KeyRange& slots) {
   const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
   const int64_t head = p.head_size * element;
   const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
@@ -67,7 +68,7 @@ void PrepareQueries(const TriangleProblem& p, int64_t b, const KeyRange& slots) 
 }
 
 // Slots that no new token goes to: the past's, and zeros behind it.
-void CopyPast(const TriangleProblem& p, const Cache& cache, int64_t head, const KeyRange& slots) {
+void CopyPast(const AttentionProblem& p, const Cache& cache, int64_t head, const KeyRange& slots) {
   const int64_t known = Clamp(p.past_capacity, slots.begin, slots.end);
   char* to = cache.present + (head * p.present_capacity + slots.begin) * cache.row_bytes;
   const int64_t bytes = (known - slots.begin) * cache.row_bytes;
@@ -77,7 +78,7 @@ void CopyPast(const TriangleProblem& p, const Cache& cache, int64_t head, const 
 }
 
 void AppendChunk(const Work& work, int64_t index) {
-  const TriangleProblem& p = work.problem;
+  const AttentionProblem& p = work.problem;
   const int64_t b = index / work.chunks;
   const int64_t start = StartOf(p, b);
   const int64_t begin = (work.in_place ? start : 0) + index % work.chunks * kChunkSlots;
@@ -93,7 +94,7 @@ void AppendChunk(const Work& work, int64_t index) {
   if (p.prepares_queries()) PrepareQueries(p, b, fresh);
 }
 
-Cache KeyCache(const TriangleProblem& p, int64_t element) {
+Cache KeyCache(const AttentionProblem& p, int64_t element) {
   return {static_cast<const char*>(p.key),
           p.key_stride * element,
           static_cast<const char*>(p.past_key),
@@ -102,7 +103,7 @@ Cache KeyCache(const TriangleProblem& p, int64_t element) {
           p.rotation.cos != nullptr};
 }
 
-Cache ValueCache(const TriangleProblem& p, int64_t element) {
+Cache ValueCache(const AttentionProblem& p, int64_t element) {
   return {static_cast<const char*>(p.value),
           p.value_stride * element,
           static_cast<const char*>(p.past_value),
@@ -113,7 +114,7 @@ Cache ValueCache(const TriangleProblem& p, int64_t element) {
 
 }  // namespace
 
-const char* Append(const TriangleProblem& p, ParallelFor& pool) {
+const char* Append(const AttentionProblem& p, ParallelFor& pool) {
   const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
   Work work{p, {KeyCache(p, element), ValueCache(p, element)}, false, 0, 0};
   work.in_place = work.caches[0].in_place() && work.caches[1].in_place();

@@ -8,6 +8,6 @@ namespace trianglemix::cpu {
 
 // Fills present_key and present_value, and puts the queries into the output where the problem
 // prepares_queries(). Null on success, else a text.
-const char* Append(const TriangleProblem& problem, ParallelFor& pool);
+const char* Append(const AttentionProblem& problem, ParallelFor& pool);
 
 }  // namespace trianglemix::cpu

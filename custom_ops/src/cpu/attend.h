@@ -11,7 +11,7 @@
 namespace trianglemix::cpu {
 
 struct TileCall {
-  const TriangleProblem& problem;
+  const AttentionProblem& problem;
   const BatchRow& row;
   const Tile& tile;
   float* scratch;
@@ -26,8 +26,8 @@ struct TileCall {
 struct Variant {
   const char* name;
   int64_t panel_rows;  // rows that share a visit to a key
-  size_t (*scratch_floats)(const TriangleProblem& problem);
-  size_t (*state_floats)(const TriangleProblem& problem);
+  size_t (*scratch_floats)(const AttentionProblem& problem);
+  size_t (*state_floats)(const AttentionProblem& problem);
   void (*run)(const TileCall& call);
 };
 

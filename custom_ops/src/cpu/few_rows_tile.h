@@ -20,17 +20,17 @@ class FewRowsTile {
   static_assert(kBlockKeys % kWidth == 0, "a block is a whole number of vectors");
 
  public:
-  static size_t StateFloats(const TriangleProblem& p) {
+  static size_t StateFloats(const AttentionProblem& p) {
     return kRows * (Padded(p.value_head_size) + 2);
   }
-  static size_t ScratchFloats(const TriangleProblem& p) {
+  static size_t ScratchFloats(const AttentionProblem& p) {
     return kRows * (kBlockKeys + Padded(p.head_size)) +
            kBlockKeys * (Padded(p.head_size) + Padded(p.value_head_size));
   }
 
   // The sums are kept in `state`.
-  FewRowsTile(const TriangleProblem& problem, const BatchRow& row, const Tile& tile, float* scratch,
-              float* state)
+  FewRowsTile(const AttentionProblem& problem, const BatchRow& row, const Tile& tile,
+              float* scratch, float* state)
       : problem_(problem),
         tile_(tile),
         size_(Padded(problem.head_size)),
@@ -240,7 +240,7 @@ class FewRowsTile {
       for (int v = 0; v < vectors; ++v) V::Store(to + r * value_size_ + v * kWidth, sums[r][v]);
   }
 
-  const TriangleProblem& problem_;
+  const AttentionProblem& problem_;
   const Tile& tile_;
   const int64_t size_;        // D, padded to whole vectors
   const int64_t value_size_;  // Dv, padded

@@ -37,7 +37,7 @@ struct Scoring {
 
 class GroupRows {
  public:
-  GroupRows(const TriangleProblem& problem, const BatchRow& row, const Tile& tile)
+  GroupRows(const AttentionProblem& problem, const BatchRow& row, const Tile& tile)
       : problem_(problem),
         row_(row),
         tile_(tile),
@@ -113,7 +113,7 @@ class GroupRows {
     return (token * problem_.num_heads + tile_.kv_head * group_ + r % group_) * size;
   }
 
-  const TriangleProblem& problem_;
+  const AttentionProblem& problem_;
   const BatchRow& row_;
   const Tile& tile_;
   const int64_t group_;  // query heads of a key head

@@ -31,7 +31,7 @@ Floats Allocate(size_t floats) {
 // The tiles of a call, which the threads take one after the other.
 class Work {
  public:
-  Work(const TriangleProblem& problem, const Variant& variant)
+  Work(const AttentionProblem& problem, const Variant& variant)
       : problem_(problem),
         variant_(variant),
         plan_(MakePlan(problem)),
@@ -93,7 +93,7 @@ class Work {
       variant_.run({problem_, row, tile, scratch, states, split.pieces});
   }
 
-  const TriangleProblem& problem_;
+  const AttentionProblem& problem_;
   const Variant& variant_;
   const Plan plan_;
   const size_t state_floats_;
@@ -106,9 +106,9 @@ class Work {
 
 }  // namespace
 
-const char* Run(const TriangleProblem& problem, ParallelFor& pool) {
+const char* Run(const AttentionProblem& problem, ParallelFor& pool) {
   if (const char* message = Append(problem, pool)) return message;
-  const TriangleProblem ready =
+  const AttentionProblem ready =
       problem.prepares_queries() ? problem.with_prepared_queries() : problem;
   return Work(ready, ChooseVariant()).Run(pool);
 }

@@ -20,6 +20,6 @@ class ParallelFor {
 
 // Appends the new tokens to the cache and computes the attention. The lengths of the problem must
 // have been checked. Null on success, else a text that lives for ever.
-const char* Run(const TriangleProblem& problem, ParallelFor& pool);
+const char* Run(const AttentionProblem& problem, ParallelFor& pool);
 
 }  // namespace trianglemix::cpu

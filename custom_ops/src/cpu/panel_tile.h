@@ -15,16 +15,16 @@ class PanelTile {
   static_assert(kTileRows % kPanelRows == 0, "a tile is a whole number of panels");
 
  public:
-  static size_t StateFloats(const TriangleProblem& p) {
+  static size_t StateFloats(const AttentionProblem& p) {
     return kTileRows * (p.value_head_size + 2);
   }
-  static size_t ScratchFloats(const TriangleProblem& p) {
+  static size_t ScratchFloats(const AttentionProblem& p) {
     return kTileRows * (p.head_size + 2) +
            kBlockKeys * (kPanelRows + p.head_size + p.value_head_size);
   }
 
   // The sums are kept in `state`.
-  PanelTile(const TriangleProblem& problem, const BatchRow& row, const Tile& tile, float* scratch,
+  PanelTile(const AttentionProblem& problem, const BatchRow& row, const Tile& tile, float* scratch,
             float* state)
       : problem_(problem),
         tile_(tile),
@@ -181,7 +181,7 @@ class PanelTile {
       rows_.StoreOutput<V, Element>(panel.first_row + lane + i, rows[i]);
   }
 
-  const TriangleProblem& problem_;
+  const AttentionProblem& problem_;
   const Tile& tile_;
   const GroupRows rows_;
   const Scoring scoring_;

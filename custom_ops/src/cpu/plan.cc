@@ -14,13 +14,13 @@ struct TokenRange {
   bool dense;
 };
 
-int64_t GroupSize(const TriangleProblem& p) { return p.num_heads / p.kv_num_heads; }
+int64_t GroupSize(const AttentionProblem& p) { return p.num_heads / p.kv_num_heads; }
 
 int64_t CountKeys(const KeyRanges& keys) {
   return keys.sink.end - keys.sink.begin + keys.window.end - keys.window.begin;
 }
 
-void DescribeRows(const TriangleProblem& p, Plan* plan) {
+void DescribeRows(const AttentionProblem& p, Plan* plan) {
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t end = int64_t{p.seqlens_k[b]} + 1;
     plan->batch_rows.push_back(DescribeRow(p.pattern, p.query_length, end,
@@ -30,7 +30,7 @@ void DescribeRows(const TriangleProblem& p, Plan* plan) {
 }
 
 // Appends the tiles of some tokens, the last rows (which keep the most keys) first.
-void AppendTiles(const TriangleProblem& p, int64_t b, const TokenRange& tokens,
+void AppendTiles(const AttentionProblem& p, int64_t b, const TokenRange& tokens,
                  std::vector<Tile>* tiles) {
   const int64_t begin = tokens.begin * GroupSize(p), end = tokens.end * GroupSize(p);
   for (int64_t n = CeilDivide(end - begin, kTileRows); n-- > 0;) {
@@ -57,7 +57,7 @@ void AppendPieces(const Tile& whole, const KeyRange& window, int64_t pieces, Pla
 
 }  // namespace
 
-Plan MakePlan(const TriangleProblem& p) {
+Plan MakePlan(const AttentionProblem& p) {
   Plan plan;
   DescribeRows(p, &plan);
   std::vector<Tile> whole;
@@ -84,7 +84,7 @@ Plan MakePlan(const TriangleProblem& p) {
   return plan;
 }
 
-KeyRanges KeysOfTile(const TriangleProblem& p, const Plan& plan, const Tile& tile, int64_t first,
+KeyRanges KeysOfTile(const AttentionProblem& p, const Plan& plan, const Tile& tile, int64_t first,
                      int64_t rows) {
   const BatchRow& row = plan.batch_rows[tile.batch];
   const int64_t begin = tile.first_row + first, group = GroupSize(p);

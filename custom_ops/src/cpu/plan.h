@@ -40,10 +40,10 @@ struct Plan {
   int64_t results = 0;
 };
 
-Plan MakePlan(const TriangleProblem& problem);
+Plan MakePlan(const AttentionProblem& problem);
 
 // Keys that `rows` rows of the tile, from its row `first` on, keep between them.
-KeyRanges KeysOfTile(const TriangleProblem& problem, const Plan& plan, const Tile& tile,
+KeyRanges KeysOfTile(const AttentionProblem& problem, const Plan& plan, const Tile& tile,
                      int64_t first, int64_t rows);
 
 }  // namespace trianglemix::cpu

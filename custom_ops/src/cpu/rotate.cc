@@ -39,7 +39,7 @@ void WidenRow(const Bits* from, int64_t count, float* to) {
 
 // `Bits` is how an Element lies in memory.
 template <class Element, class Bits>
-void Rotate(const TriangleProblem& p, int64_t position, const Bits* from, Bits* to) {
+void Rotate(const AttentionProblem& p, int64_t position, const Bits* from, Bits* to) {
   const Rotation& rotation = p.rotation;
   const int64_t half = rotation.size / 2, row = position * half;
   float head[kMaxHeadSize], cosines[kMaxHeadSize / 2], sines[kMaxHeadSize / 2];
@@ -58,14 +58,14 @@ void Rotate(const TriangleProblem& p, int64_t position, const Bits* from, Bits* 
 }
 
 template <class Half>
-void RotateShort(const TriangleProblem& p, int64_t position, const char* from, char* to) {
+void RotateShort(const AttentionProblem& p, int64_t position, const char* from, char* to) {
   Rotate<Half>(p, position, reinterpret_cast<const uint16_t*>(from),
                reinterpret_cast<uint16_t*>(to));
 }
 
 }  // namespace
 
-void RotateHead(const TriangleProblem& p, int64_t position, const char* from, char* to) {
+void RotateHead(const AttentionProblem& p, int64_t position, const char* from, char* to) {
   if (p.rotation.cos == nullptr) {
     std::memcpy(to, from, p.head_size * (p.dtype == DType::kFloat32 ? 4 : 2));
     return;

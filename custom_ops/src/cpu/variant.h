@@ -16,13 +16,13 @@ void WithElement(DType dtype, Body&& body) {
 }
 
 template <class V>
-size_t StateFloats(const TriangleProblem& problem) {
+size_t StateFloats(const AttentionProblem& problem) {
   return Larger(PanelTile<V, float>::StateFloats(problem),
                 FewRowsTile<V, float>::StateFloats(problem));
 }
 
 template <class V>
-size_t ScratchFloats(const TriangleProblem& problem) {
+size_t ScratchFloats(const AttentionProblem& problem) {
   return Larger(PanelTile<V, float>::ScratchFloats(problem),
                 FewRowsTile<V, float>::ScratchFloats(problem));
 }

@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-NewTokens cache_tokens(const TriangleProblem& problem, Part part, int bytes) {
+NewTokens cache_tokens(const AttentionProblem& problem, Part part, int bytes) {
   const bool is_key = part == kKeys;
   const int64_t pieces = (is_key ? problem.head_size : problem.value_head_size) * bytes / 16;
   const int64_t token = (is_key ? problem.key_stride : problem.value_stride) * bytes / 16;
@@ -229,7 +229,7 @@ NewTokens cache_tokens(const TriangleProblem& problem, Part part, int bytes) {
 }
 
 // The cache's new slots begin where the row's tokens do, which only the device knows.
-NewTokens query_tokens(const TriangleProblem& problem, int bytes) {
+NewTokens query_tokens(const AttentionProblem& problem, int bytes) {
   const int64_t pieces = problem.head_size * bytes / 16;
   const int64_t token = problem.query_stride * bytes / 16, row = problem.num_heads * pieces;
   return {static_cast<const uint4*>(problem.query),
@@ -252,7 +252,7 @@ cudaError_t launch(const AppendParams& params, dim3 grid, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t launch_append(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                           cudaStream_t stream) {
   const int bytes = problem.dtype == DType::kFloat32 ? 4 : 2;
   const bool queries = problem.prepares_queries();

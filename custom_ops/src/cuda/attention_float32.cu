@@ -158,8 +158,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_float32(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
-                           cudaStream_t stream) {
+cudaError_t launch_float32(const AttentionProblem& problem, const Plan& plan,
+                           const Scratch& scratch, cudaStream_t stream) {
   const auto pointer = [](const void* p) { return static_cast<const float*>(p); };
   const Float32Params params{plan,
                              scratch,

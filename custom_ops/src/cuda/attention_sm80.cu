@@ -51,7 +51,7 @@ cudaError_t launch_type(const Sm80Params& params, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t launch_sm80(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_sm80(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         cudaStream_t stream) {
   const Sm80Params params{plan,          lengths_of(problem), scratch,
                           problem.query, problem.present_key, problem.present_value,

@@ -49,7 +49,7 @@ bool encode_map(CUtensorMap* map, bool half, int swizzle, const void* base, cons
 }
 
 template <int kD>
-bool encode_maps(Sm90Params& params, const TriangleProblem& problem, const Plan& plan) {
+bool encode_maps(Sm90Params& params, const AttentionProblem& problem, const Plan& plan) {
   using Tile = Sm90Tile<kD>;
   const bool half = problem.dtype == DType::kFloat16;
   const cuuint64_t line = 2 * kD, d = kD;
@@ -76,7 +76,7 @@ bool encode_maps(Sm90Params& params, const TriangleProblem& problem, const Plan&
 }
 
 template <typename T, int kD>
-cudaError_t launch(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                    const Device& device, cudaStream_t stream) {
   using Tile = Sm90Tile<kD>;
   Sm90Params params;
@@ -106,7 +106,7 @@ cudaError_t launch(const TriangleProblem& problem, const Plan& plan, const Scrat
 }
 
 template <typename T>
-cudaError_t launch_type(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_type(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         const Device& device, cudaStream_t stream) {
   switch (plan.head_size) {
 #ifndef TM_ONLY_128
@@ -126,7 +126,7 @@ cudaError_t launch_type(const TriangleProblem& problem, const Plan& plan, const 
 
 }  // namespace
 
-cudaError_t launch_sm90(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_sm90(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         const Device& device, cudaStream_t stream) {
   return problem.dtype == DType::kFloat16
              ? launch_type<__half>(problem, plan, scratch, device, stream)

@@ -5,23 +5,23 @@
 #include "../problem.h"
 
 #define TRIANGLEMIX_CUDA_ABI 2
-#define TRIANGLEMIX_CUDA_ENTRY "trianglemix_cuda_library"
 
 namespace trianglemix {
 
-struct CudaLibrary {
+// What the library has for one operator. Each operator has a symbol of its own, a function that
+// begins with trianglemix_cuda_ and returns this:
+//   extern "C" const trianglemix::CudaKernels* trianglemix_cuda_library();  // TriangleAttention
+struct CudaKernels {
   int32_t abi;           // TRIANGLEMIX_CUDA_ABI
-  size_t problem_bytes;  // sizeof(TriangleProblem) as the library was compiled
+  size_t problem_bytes;  // of its AttentionProblem, or what extends it, as the library was compiled
 
   // Bytes of device scratch that run() needs; from sizes only, so that a captured graph stays
   // right.
-  size_t (*workspace_bytes)(const TriangleProblem* problem);
+  size_t (*workspace_bytes)(const AttentionProblem* problem);
 
   // Enqueues everything (append to the cache, attention) on `stream` (a cudaStream_t).
   // Null on success, else a text that lives for ever.
-  const char* (*run)(const TriangleProblem* problem, void* workspace, void* stream);
+  const char* (*run)(const AttentionProblem* problem, void* workspace, void* stream);
 };
 
 }  // namespace trianglemix
-
-// extern "C" const trianglemix::CudaLibrary* trianglemix_cuda_library();

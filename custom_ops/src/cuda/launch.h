@@ -31,23 +31,23 @@ constexpr int sm80_many_rows = 128, sm80_few_rows = 64;
 enum class Kernel { kSm90, kSm80, kFloat32 };
 
 // The kernel that runs this problem, and its tiles. Sizes only: a captured graph stays right.
-Kernel choose_kernel(const TriangleProblem& problem, const Device& device);
-Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& device);
+Kernel choose_kernel(const AttentionProblem& problem, const Device& device);
+Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& device);
 
 size_t scratch_bytes(const Plan& plan);
 Scratch scratch_at(const Plan& plan, void* workspace);
 
 // Each enqueues one launch and returns its error.
-cudaError_t launch_append(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                           cudaStream_t stream);
-cudaError_t launch_sm90(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_sm90(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         const Device& device, cudaStream_t stream);
-cudaError_t launch_sm80(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
+cudaError_t launch_sm80(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         cudaStream_t stream);
-cudaError_t launch_float32(const TriangleProblem& problem, const Plan& plan, const Scratch& scratch,
-                           cudaStream_t stream);
+cudaError_t launch_float32(const AttentionProblem& problem, const Plan& plan,
+                           const Scratch& scratch, cudaStream_t stream);
 
-inline Lengths lengths_of(const TriangleProblem& problem) {
+inline Lengths lengths_of(const AttentionProblem& problem) {
   return {problem.seqlens_k, problem.prompt_length, problem.first_valid};
 }
 

@@ -1,4 +1,4 @@
-// The library's one symbol: plans a call and enqueues its kernels (append, then attention).
+// TriangleAttention's symbol: plans a call and enqueues its kernels (append, then attention).
 #include "cuda_library.h"
 #include "launch.h"
 #include "partial.cuh"
@@ -6,7 +6,7 @@
 namespace trianglemix {
 namespace {
 
-const char* check(const TriangleProblem& p) {
+const char* check(const AttentionProblem& p) {
   if (p.present_capacity >= kMaxTokens || p.query_length >= kMaxTokens) {
     return "the CUDA kernels take caches and prompts of fewer than 2^29 tokens";
   }
@@ -19,7 +19,7 @@ const char* check(const TriangleProblem& p) {
 // takes) at each new length.
 constexpr size_t kWorkspaceStep = size_t{32} << 20;
 
-size_t workspace_bytes(const TriangleProblem* problem) {
+size_t workspace_bytes(const AttentionProblem* problem) {
   Device device;
   if (query_device(&device) || check(*problem) || problem->batch * problem->query_length == 0) {
     return 0;
@@ -28,7 +28,7 @@ size_t workspace_bytes(const TriangleProblem* problem) {
   return (bytes + kWorkspaceStep - 1) / kWorkspaceStep * kWorkspaceStep;
 }
 
-cudaError_t launch_attention(Kernel kernel, const TriangleProblem& problem, const Plan& plan,
+cudaError_t launch_attention(Kernel kernel, const AttentionProblem& problem, const Plan& plan,
                              const Scratch& scratch, const Device& device, cudaStream_t stream) {
   switch (kernel) {
     case Kernel::kSm90:
@@ -40,7 +40,7 @@ cudaError_t launch_attention(Kernel kernel, const TriangleProblem& problem, cons
   }
 }
 
-const char* run(const TriangleProblem* problem, void* workspace, void* stream_pointer) {
+const char* run(const AttentionProblem* problem, void* workspace, void* stream_pointer) {
   Device device;
   if (const char* error = query_device(&device)) return error;
   if (const char* error = check(*problem)) return error;
@@ -50,18 +50,18 @@ const char* run(const TriangleProblem* problem, void* workspace, void* stream_po
   const Plan plan = make_plan(*problem, kernel, device);
   const Scratch scratch = scratch_at(plan, workspace);
   cudaError_t e = launch_append(*problem, plan, scratch, stream);
-  const TriangleProblem ready =
+  const AttentionProblem ready =
       problem->prepares_queries() ? problem->with_prepared_queries() : *problem;
   if (e == cudaSuccess) e = launch_attention(kernel, ready, plan, scratch, device, stream);
   return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
 
-const CudaLibrary kLibrary{TRIANGLEMIX_CUDA_ABI, sizeof(TriangleProblem), workspace_bytes, run};
+const CudaKernels kKernels{TRIANGLEMIX_CUDA_ABI, sizeof(AttentionProblem), workspace_bytes, run};
 
 }  // namespace
 }  // namespace trianglemix
 
-extern "C" __attribute__((visibility("default"))) const trianglemix::CudaLibrary*
+extern "C" __attribute__((visibility("default"))) const trianglemix::CudaKernels*
 trianglemix_cuda_library() {
-  return &trianglemix::kLibrary;
+  return &trianglemix::kKernels;
 }

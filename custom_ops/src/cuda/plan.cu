@@ -108,14 +108,14 @@ const char* query_device(Device* device) {
   return nullptr;
 }
 
-Kernel choose_kernel(const TriangleProblem& problem, const Device& device) {
+Kernel choose_kernel(const AttentionProblem& problem, const Device& device) {
   if (problem.dtype == DType::kFloat32) return Kernel::kFloat32;
   const int64_t d = problem.head_size;
   const bool fits = d == problem.value_head_size && (d == 64 || d == 96 || d == 128 || d == 256);
   return device.architecture == 90 && fits && problem.scale > 0 ? Kernel::kSm90 : Kernel::kSm80;
 }
 
-Plan make_plan(const TriangleProblem& problem, Kernel kernel, const Device& device) {
+Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& device) {
   Plan plan{};
   plan.batch = static_cast<int>(problem.batch);
   plan.length = static_cast<int>(problem.query_length);

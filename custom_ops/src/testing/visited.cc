@@ -5,7 +5,7 @@
 namespace trianglemix::cpu {
 namespace {
 
-int64_t CountPairs(const TriangleProblem& problem) {
+int64_t CountPairs(const AttentionProblem& problem) {
   const Plan plan = MakePlan(problem);
   const int64_t panel = ChooseVariant().panel_rows;
   int64_t pairs = 0;
@@ -27,7 +27,7 @@ int64_t CountPairs(const TriangleProblem& problem) {
 extern "C" __attribute__((visibility("default"))) int64_t
 trianglemix_visited_pairs(int64_t num_heads, int64_t kv_num_heads, int64_t length, int64_t sink,
                           int64_t window, int64_t last) {
-  trianglemix::TriangleProblem problem{};
+  trianglemix::AttentionProblem problem{};
   const int32_t last_key = static_cast<int32_t>(length - 1);
   problem.pattern = {sink, window, last};
   problem.batch = 1;

@@ -1,4 +1,4 @@
-#include "op_inputs.h"
+#include "inputs.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,24 +9,12 @@ using ort::Api;
 using ort::ElementType;
 
 void Refuse(const std::string& message) {
-  throw ort::Error(ort::ErrorCode::kInvalidArgument, "TriangleAttention: " + message);
+  throw ort::Error(ort::ErrorCode::kInvalidArgument, message);
 }
 
 std::string Text(int64_t value) { return std::to_string(value); }
 
 namespace {
-
-constexpr std::array<const char*, kInputCount> kInputNames = {"query",
-                                                              "key",
-                                                              "value",
-                                                              "past_key",
-                                                              "past_value",
-                                                              "seqlens_k",
-                                                              "total_sequence_length",
-                                                              "prompt_length",
-                                                              "first_valid",
-                                                              "cos_cache",
-                                                              "sin_cache"};
 
 const char* TypeName(ElementType type) {
   switch (type) {
@@ -41,11 +29,6 @@ const char* TypeName(ElementType type) {
     default:
       return "another type";
   }
-}
-
-ElementType TypeOf(DType dtype) {
-  if (dtype == DType::kFloat32) return ElementType::kFloat32;
-  return dtype == DType::kFloat16 ? ElementType::kFloat16 : ElementType::kBFloat16;
 }
 
 }  // namespace
@@ -78,7 +61,7 @@ Inputs ReadInputs(const Api& api, const OrtKernelContext* context) {
   for (size_t i = 0; i < std::min<size_t>(count, kInputCount); ++i) {
     const OrtValue* value = nullptr;
     api.Check(api.KernelContext_GetInput(context, i, &value));
-    inputs[i] = ReadTensor(api, value, kInputNames[i]);
+    inputs[i] = ReadTensor(api, value, kInputs[i].name);
   }
   return inputs;
 }
@@ -87,29 +70,25 @@ Inputs ReadInputs(const Api& api, const OrtKernelContext* context) {
 
 namespace {
 
-void CheckType(const Inputs& inputs, Input index, ElementType type) {
-  const Tensor& tensor = inputs[index];
-  if (tensor && tensor.type != type)
-    Refuse(std::string(kInputNames[index]) + " is " + TypeName(tensor.type) + ", but must be " +
-           TypeName(type));
-}
-
 void CheckShape(const Inputs& inputs, Input index, const Shape& expected, const char* meaning) {
   const Tensor& tensor = inputs[index];
   if (tensor && tensor.shape != expected)
-    Refuse(std::string(kInputNames[index]) + " has shape " + tensor.shape.text() +
+    Refuse(std::string(kInputs[index].name) + " has shape " + tensor.shape.text() +
            ", but must be " + meaning + " = " + expected.text());
 }
 
 void CheckTypes(const Inputs& inputs, DType dtype) {
-  for (Input required : {kQuery, kSeqlensK, kTotalSequenceLength})
-    if (!inputs[required]) Refuse(std::string(kInputNames[required]) + " is missing");
+  for (size_t i = 0; i < kInputCount; ++i)
+    if (kInputs[i].required && !inputs[i]) Refuse(std::string(kInputs[i].name) + " is missing");
   if (bool(inputs[kKey]) != bool(inputs[kValue]))
     Refuse("key and value go together, but only one of them is given");
-  for (Input index : {kQuery, kKey, kValue, kPastKey, kPastValue, kCosCache, kSinCache})
-    CheckType(inputs, index, TypeOf(dtype));
-  for (Input index : {kSeqlensK, kTotalSequenceLength, kPromptLength, kFirstValid})
-    CheckType(inputs, index, ElementType::kInt32);
+  for (size_t i = 0; i < kInputCount; ++i) {
+    const ElementType type =
+        kInputs[i].type == kKernelType ? ElementTypeOf(dtype) : kInputs[i].type;
+    if (inputs[i] && inputs[i].type != type)
+      Refuse(std::string(kInputs[i].name) + " is " + TypeName(inputs[i].type) + ", but must be " +
+             TypeName(type));
+  }
 }
 
 int64_t HeadSize(const Tensor& tensor, const char* name, int64_t heads) {
@@ -125,7 +104,7 @@ int64_t HeadSize(const Tensor& tensor, const char* name, int64_t heads) {
 }
 
 // Queries, keys and values side by side in each token of one tensor.
-void SetPackedTokens(const Tensor& packed, DType dtype, TriangleProblem* p) {
+void SetPackedTokens(const Tensor& packed, DType dtype, AttentionProblem* p) {
   p->head_size = HeadSize(packed, "packed query", p->num_heads + 2 * p->kv_num_heads);
   p->value_head_size = p->head_size;
   p->query_stride = p->key_stride = p->value_stride = packed.shape.dims[2];
@@ -136,10 +115,10 @@ void SetPackedTokens(const Tensor& packed, DType dtype, TriangleProblem* p) {
   p->value = data + (p->num_heads + p->kv_num_heads) * p->head_size * element;
 }
 
-void SetNewTokens(const Inputs& inputs, TriangleProblem* p) {
+void SetNewTokens(const Inputs& inputs, AttentionProblem* p) {
   for (Input index : {kQuery, kKey, kValue})
     if (inputs[index] && inputs[index].shape.rank != 3)
-      Refuse(std::string(kInputNames[index]) + " has shape " + inputs[index].shape.text() +
+      Refuse(std::string(kInputs[index].name) + " has shape " + inputs[index].shape.text() +
              ", but must have three dimensions [B, S, heads * head size]");
   p->batch = inputs[kQuery].shape.dims[0];
   p->query_length = inputs[kQuery].shape.dims[1];
@@ -160,7 +139,7 @@ void SetNewTokens(const Inputs& inputs, TriangleProblem* p) {
   p->value_stride = p->kv_num_heads * p->value_head_size;
 }
 
-void SetRotation(const Inputs& inputs, bool interleaved, TriangleProblem* p) {
+void SetRotation(const Inputs& inputs, bool interleaved, AttentionProblem* p) {
   if (bool(inputs[kCosCache]) != bool(inputs[kSinCache]))
     Refuse("cos_cache and sin_cache go together, but only one of them is given");
   if (!inputs[kCosCache]) return;
@@ -180,13 +159,13 @@ void SetRotation(const Inputs& inputs, bool interleaved, TriangleProblem* p) {
                  interleaved};
 }
 
-void SetPast(const Inputs& inputs, TriangleProblem* p) {
+void SetPast(const Inputs& inputs, AttentionProblem* p) {
   if (bool(inputs[kPastKey]) != bool(inputs[kPastValue]))
     Refuse("past_key and past_value go together, but only one of them is given");
   if (!inputs[kPastKey]) return;
   for (Input index : {kPastKey, kPastValue})
     if (inputs[index].shape.rank != 4)
-      Refuse(std::string(kInputNames[index]) + " has shape " + inputs[index].shape.text() +
+      Refuse(std::string(kInputs[index].name) + " has shape " + inputs[index].shape.text() +
              ", but must have four dimensions [B, kv_num_heads, P, head size]");
   p->past_capacity = inputs[kPastKey].shape.dims[2];
   CheckShape(inputs, kPastKey, {p->batch, p->kv_num_heads, p->past_capacity, p->head_size},
@@ -196,7 +175,7 @@ void SetPast(const Inputs& inputs, TriangleProblem* p) {
 }
 
 // total_sequence_length lies in host memory on every device.
-void SetTotal(const Inputs& inputs, TriangleProblem* p) {
+void SetTotal(const Inputs& inputs, AttentionProblem* p) {
   const Tensor& tensor = inputs[kTotalSequenceLength];
   if (tensor.shape != Shape{} && tensor.shape != Shape{1})
     Refuse("total_sequence_length has shape " + tensor.shape.text() +
@@ -216,7 +195,7 @@ std::string Row(const char* name, int64_t b, int64_t value) {
 
 }  // namespace
 
-void CheckLengths(const TriangleProblem& p) {
+void CheckLengths(const AttentionProblem& p) {
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t end = int64_t{p.seqlens_k[b]} + 1;
     const int64_t most = std::min(p.total, p.past_capacity + p.query_length);
@@ -232,8 +211,8 @@ void CheckLengths(const TriangleProblem& p) {
   }
 }
 
-TriangleProblem MakeProblem(const Attributes& attributes, DType dtype, const Inputs& inputs) {
-  TriangleProblem p{};
+AttentionProblem MakeProblem(const Attributes& attributes, DType dtype, const Inputs& inputs) {
+  AttentionProblem p{};
   p.dtype = dtype;
   p.pattern = attributes.pattern;
   p.softcap = attributes.softcap;

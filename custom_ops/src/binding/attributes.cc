@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "op_inputs.h"
+#include "inputs.h"
 
 namespace trianglemix {
 namespace {
@@ -11,7 +11,6 @@ using ort::Api;
 
 // Positions are below 2^31, so a larger sink, window or last means the same and cannot overflow.
 constexpr int64_t kUnbounded = int64_t{1} << 32;
-constexpr Pattern kDefaultPattern = {8, 512, 128};
 
 // Whether reading an attribute worked. False: the node lacks it. Another type is refused; only
 // ONNX Runtime's message tells the two apart.
@@ -22,14 +21,6 @@ bool Found(const Api& api, OrtStatus* status, const char* name, const char* type
   if (message.find("type") != std::string::npos)
     Refuse(std::string(name) + " is an attribute of another type, but must be " + type);
   return false;
-}
-
-bool ReadInt(const Api& api, const OrtKernelInfo* info, const char* name, int64_t* value) {
-  return Found(api, api.KernelInfoGetAttribute_int64(info, name, value), name, "an integer");
-}
-
-bool ReadFloat(const Api& api, const OrtKernelInfo* info, const char* name, float* value) {
-  return Found(api, api.KernelInfoGetAttribute_float(info, name, value), name, "a float");
 }
 
 void CheckHeads(const Attributes& a) {
@@ -54,8 +45,16 @@ void CheckNumbers(const Attributes& a) {
 
 }  // namespace
 
-Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info) {
-  Attributes a{0, 0, 0.0f, 0.0f, kDefaultPattern, false};
+bool ReadInt(const Api& api, const OrtKernelInfo* info, const char* name, int64_t* value) {
+  return Found(api, api.KernelInfoGetAttribute_int64(info, name, value), name, "an integer");
+}
+
+bool ReadFloat(const Api& api, const OrtKernelInfo* info, const char* name, float* value) {
+  return Found(api, api.KernelInfoGetAttribute_float(info, name, value), name, "a float");
+}
+
+Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info, Pattern pattern) {
+  Attributes a{0, 0, 0.0f, 0.0f, pattern, false};
   if (!ReadInt(api, info, "num_heads", &a.num_heads))
     Refuse("attribute num_heads is missing; give the number of query heads");
   if (!ReadInt(api, info, "kv_num_heads", &a.kv_num_heads))

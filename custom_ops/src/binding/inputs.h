@@ -1,4 +1,4 @@
-// Inputs and outputs of one call, read from ONNX Runtime and checked.
+// Inputs of one call, read from ONNX Runtime and checked.
 #pragma once
 
 #include <algorithm>
@@ -6,9 +6,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "op.h"
-#include "ort_abi.h"
-#include "problem.h"
+#include "attention.h"
 
 namespace trianglemix {
 
@@ -72,9 +70,9 @@ Inputs ReadInputs(const ort::Api& api, const OrtKernelContext* context);
 
 // Everything of the problem but its outputs. Throws ort::Error where types or shapes are no call of
 // the operator. On the CPU, CheckLengths() has to follow.
-TriangleProblem MakeProblem(const Attributes& attributes, DType dtype, const Inputs& inputs);
+AttentionProblem MakeProblem(const Attributes& attributes, DType dtype, const Inputs& inputs);
 
 // Refuses lengths that no cache can have. They must be in host memory.
-void CheckLengths(const TriangleProblem& problem);
+void CheckLengths(const AttentionProblem& problem);
 
 }  // namespace trianglemix
