@@ -17,7 +17,7 @@ _REFUSING: Final = frozenset(
      "WeightsError"}
 )  # fmt: skip
 _REASONS: Final = (
-    "attention/foreign.py", "attention/clues.py", "patterns/_carried.py",
+    "attention/foreign_operators.py", "attention/why_no_attention.py", "patterns/_carried.py",
     "patterns/_softmax_walk.py", "patterns/_softmax_reasons.py",
 )  # fmt: skip
 """Files of the exporter whose functions return clauses that messages end with."""
