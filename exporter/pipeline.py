@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
 from trianglemix.exporter.attention.foreign_operators import roles_of, state_layers
-from trianglemix.exporter.attention.mask_probe import bounded_context
+from trianglemix.exporter.attention.mask_probe import bound_note, bounded_context
 from trianglemix.exporter.attention.sites import (
     MatchContext,
     Sites,
@@ -21,29 +18,22 @@ from trianglemix.exporter.attention.sites import (
     find_sites,
 )
 from trianglemix.exporter.configuration.config_check import ConfigCheck, check_config
-from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.folder.fill_manifest import (
-    ExportedGraph,
-    describe,
-)
+from trianglemix.exporter.folder.fill_manifest import ExportedGraph, describe
 from trianglemix.exporter.folder.genai_config import write_stop_tokens
-from trianglemix.exporter.folder.output_folder import output_folder
+from trianglemix.exporter.folder.output_folder import workplace
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.interface.cache_ports import find_ports, layer_caches
 from trianglemix.exporter.interface.graph_interface import input_kinds
-from trianglemix.exporter.layers.choice import LayerChoice, choose_layers
-from trianglemix.exporter.layers.plan import Fingerprint
+from trianglemix.exporter.layers.choice import LayerChoice, choose_layers, fingerprint
 from trianglemix.exporter.normalize.steps import normalize
 from trianglemix.exporter.onnx_file.model_file import load_model
 from trianglemix.exporter.options import ExportOptions
-from trianglemix.exporter.registry import all_patterns, all_targets
+from trianglemix.exporter.registry import all_patterns, find_target
 from trianglemix.exporter.report.build_report import build_report
-from trianglemix.exporter.report.export_report import ExportReport, VerifyReport
+from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.exporter.rewrite.drop_unused import DropUnusedPass
-from trianglemix.exporter.rewrite.insert_operator import (
-    InsertTriangleAttentionPass,
-)
-from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass, find_head
+from trianglemix.exporter.rewrite.insert_operator import InsertTriangleAttentionPass
+from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass
 from trianglemix.exporter.rewrite.postconditions import (
     check_exported,
     check_no_square_left,
@@ -54,6 +44,7 @@ from trianglemix.exporter.sources.find_source import Source, find_source
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.exporter.sources.prepare_source import WORK_FOLDER, prepare_source
 from trianglemix.exporter.targets._target import Finished, Target, TargetExport
+from trianglemix.exporter.verify.comparisons import check_passed
 
 
 class Observer(Protocol):
@@ -97,8 +88,8 @@ def export(options: ExportOptions, observer: Observer) -> ExportReport:
         ExportError (RefusedError, PlanError): see each stage; nothing is left behind.
         ConfigurationError: a pattern parameter out of its range.
     """
-    target = _find_target(options.target)
-    with _workplace(options) as folder:
+    target = find_target(options.target)
+    with workplace(options) as folder:
         job = _Job(options, target, folder, observer)
         found = _find(job)
         observer.stage("rewrite")
@@ -145,19 +136,9 @@ def _find(job: _Job) -> _Found:
         sites = find_sites(context, all_patterns(), observer.progress)
         check_understood(sites, context)
         source = replace(source, companions=config.companions)
-    choice = choose_layers(job.options, sites.found, _fingerprint(sites, roles))
-    notes += _bound_note(config.context_length, sites)
+    choice = choose_layers(job.options, sites.found, fingerprint(sites.found, roles))
+    notes += bound_note(config.context_length, sites.found)
     return _Found(source, model, roles, interface, sites, choice, config, tuple(notes))
-
-
-def _bound_note(context_length: int | None, sites: Sites) -> list[str]:
-    bound = bounded_context(context_length, sites.found)
-    if bound == context_length:
-        return []
-    return [
-        f"its masks could be looked at up to {bound} tokens only (there they end, or cost too "
-        "much): longer texts are refused"
-    ]
 
 
 def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
@@ -170,7 +151,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     insert = InsertTriangleAttentionPass(sites, roles, patterns)
     insert(model)
     last = KeepLastLogitsPass(roles, insert.row_end)
-    if job.options.last_token_logits and not job.target.cuts_logits:
+    if job.target.cuts_logits(job.options):
         last(model)
     FreeCacheLengthPass(roles)(model)
     for lower in job.target.passes(dense=job.options.dense):
@@ -200,54 +181,10 @@ def _write(job: _Job, found: _Found, begun: TargetExport, report: ExportReport) 
     report = replace(report, notes=(*found.source.notes, *report.notes, *notes, *copied))
     if options.verify:
         observer.stage("verify")
-        report = _verified(report, *begun.verify(folder, manifest))
+        checks, more = begun.verify(folder, manifest)
+        check_passed(checks)
+        report = replace(report, verification=tuple(checks), notes=(*report.notes, *more))
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     report.save(folder)
     manifest.save(folder)
     return report
-
-
-def _find_target(name: str) -> Target:
-    targets = all_targets()
-    if name not in targets:
-        raise ExportError(f"there is no target {name}; targets: {', '.join(sorted(targets))}")
-    return targets[name]
-
-
-@contextmanager
-def _workplace(options: ExportOptions) -> Iterator[Path]:
-    """The unfinished output folder; for a dry run a temporary one that goes away."""
-    if options.dry_run:
-        with tempfile.TemporaryDirectory(prefix="trianglemix-") as folder:
-            yield Path(folder)
-        return
-    if options.output is None:
-        raise ExportError("no output folder given; add -o FOLDER (or --dry-run)")
-    source = options.source if options.source.is_dir() else options.source.parent
-    if options.output.resolve() == source.resolve():
-        raise ExportError(f"the output {options.output} is the source's own folder; give another")
-    with output_folder(options.output, force=options.force) as folder:
-        yield folder
-
-
-def _fingerprint(sites: Sites, roles: GraphRoles) -> Fingerprint:
-    head, shape = find_head(roles), sites.found[0].shape
-    return Fingerprint(
-        num_layers=len(sites.found),
-        num_heads=shape.num_heads,
-        kv_num_heads=shape.kv_num_heads,
-        head_size=shape.head_size,
-        hidden_size=head.hidden_size if head else None,
-        vocabulary_size=head.vocabulary_size if head else None,
-    )
-
-
-def _verified(report: ExportReport, checks: list[VerifyReport], notes: list[str]) -> ExportReport:
-    """Raises ExportError where a comparison fails: the export is then not kept."""
-    for check in checks:
-        if not check.passed:
-            raise ExportError(
-                f"verification failed: {check.name} ({check.tokens} tokens) is off by "
-                f"{check.max_error:.2e}, allowed {check.tolerance:.2e}; nothing was written"
-            )
-    return replace(report, verification=tuple(checks), notes=(*report.notes, *notes))

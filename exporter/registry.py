@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import cast
 
 from trianglemix.exporter.attention.sites import Pattern
+from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.targets._target import Target
 
 
@@ -22,6 +23,14 @@ def all_targets() -> dict[str, Target]:
     """The `TARGET` of every file in `targets/`, and of every folder's `target.py`, by its name."""
     targets = [cast(Target, plugin) for plugin in _plugins("targets", "TARGET")]
     return {target.name: target for target in targets}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name; raises ExportError where there is none."""
+    targets = all_targets()
+    if name not in targets:
+        raise ExportError(f"there is no target {name}; targets: {', '.join(sorted(targets))}")
+    return targets[name]
 
 
 def _plugins(folder: str, attribute: str) -> list[object]:

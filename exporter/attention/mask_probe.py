@@ -62,6 +62,17 @@ def bounded_context(context_length: int | None, sites: Iterable[AttentionSite]) 
     return least
 
 
+def bound_note(context_length: int | None, sites: Iterable[AttentionSite]) -> list[str]:
+    """Says so where the context is bounded."""
+    bound = bounded_context(context_length, sites)
+    if bound == context_length:
+        return []
+    return [
+        f"its masks could be looked at up to {bound} tokens only (there they end, or cost too "
+        "much): longer texts are refused"
+    ]
+
+
 def measure_class(rows: MaskRows, context_length: int | None) -> MaskClass:
     """Causal, or causal with a sliding window, as every row that was looked at has it.
 

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.options import ExportOptions
 from trianglemix.manifest import manifest
 
 _UNFINISHED: Final = ".unfinished"
+
+
+@contextmanager
+def workplace(options: ExportOptions) -> Iterator[Path]:
+    """The unfinished output folder; for a dry run a temporary one that goes away."""
+    if options.dry_run:
+        with tempfile.TemporaryDirectory(prefix="trianglemix-") as folder:
+            yield Path(folder)
+        return
+    if options.output is None:
+        raise ExportError("no output folder given; add -o FOLDER (or --dry-run)")
+    source = options.source if options.source.is_dir() else options.source.parent
+    if options.output.resolve() == source.resolve():
+        raise ExportError(f"the output {options.output} is the source's own folder; give another")
+    with output_folder(options.output, force=options.force) as folder:
+        yield folder
 
 
 @contextmanager

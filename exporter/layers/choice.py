@@ -9,6 +9,8 @@ from typing import Final
 from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.roles import GraphRoles
+from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.layers.plan import Fingerprint, Plan, find_shipped_plan
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 
@@ -24,6 +26,19 @@ class LayerChoice:
     origin: str
     warning: str | None = None
     skipped: tuple[int, ...] = ()
+
+
+def fingerprint(sites: Sequence[AttentionSite], roles: GraphRoles) -> Fingerprint:
+    """What a plan is compared with."""
+    head, shape = find_head(roles), sites[0].shape
+    return Fingerprint(
+        num_layers=len(sites),
+        num_heads=shape.num_heads,
+        kv_num_heads=shape.kv_num_heads,
+        head_size=shape.head_size,
+        hidden_size=head.hidden_size if head else None,
+        vocabulary_size=head.vocabulary_size if head else None,
+    )
 
 
 def choose_layers(

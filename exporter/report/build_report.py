@@ -8,11 +8,11 @@ import onnx_ir as ir
 from trianglemix.exporter.attention.sites import AttentionSite, Sites
 from trianglemix.exporter.folder.fill_manifest import ExportedGraph
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode, is_triangle_attention
+from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.layers.choice import LayerChoice
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.exporter.report.export_report import ExportReport, LayerReport
 from trianglemix.exporter.report.predicted_savings import attention_cost, last_token_saving
-from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.manifest.manifest import RUNS, Manifest
 
 

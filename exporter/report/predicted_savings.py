@@ -9,7 +9,7 @@ from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.pattern import kept_pairs
 from trianglemix.exporter.attention.attention_probe import pattern_of
 from trianglemix.exporter.attention.sites import AttentionSite
-from trianglemix.exporter.rewrite.last_token import LanguageModelHead
+from trianglemix.exporter.interface.language_model_head import LanguageModelHead
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import ClassVar, Final
 
 from trianglemix.exporter.folder.genai_config import write_genai_config
 from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.options import Weights
 from trianglemix.exporter.report.export_report import VerifyReport
-from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.exporter.sources.model_config import special_ids
 from trianglemix.exporter.targets._target import Finished, GraphPass, Target, TargetExport
 from trianglemix.exporter.verify.verify_export import Verification, verify_export

@@ -71,14 +71,12 @@ class Target(ABC):
     """A device. What a target leaves out is what most of them do.
 
     `summary` is what `--help` says. `left_padding`: rows of a batch may be padded on the left in
-    a triangle model, where its source takes that. `cuts_logits`: the target's own graphs give the
-    last token's logits only. `options` are what it adds to the command line.
+    a triangle model, where its source takes that. `options` are what it adds to the command line.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     left_padding: ClassVar[bool] = False
-    cuts_logits: ClassVar[bool] = False
     options: ClassVar[Sequence[CommandOption]] = ()
 
     def read_settings(self, given: Mapping[str, Any]) -> object | None:
@@ -104,6 +102,10 @@ class Target(ABC):
             ExportError: the device has no bfloat16.
         """
         return "auto"
+
+    def cuts_logits(self, options: ExportOptions) -> bool:
+        """Whether the canonical graph shall give the last token's logits only."""
+        return options.last_token_logits
 
     def passes(self, *, dense: bool) -> Sequence[GraphPass]:
         """What is done to the canonical graph; `dense` where it has no triangle layer."""

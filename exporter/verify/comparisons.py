@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.manifest.feeds import Call, call_feeds, carry, empty_carried
 from trianglemix.manifest.interface import fixed_length, fixed_past, fixed_total
@@ -90,6 +91,16 @@ class Checks:
         largest = max(float(np.abs(theirs.astype(np.float64)).max()) for _, theirs in pairs)
         tolerance = _RELATIVE[self.dtype] * largest if self.atol is None else self.atol
         return VerifyReport(name, tokens, error, tolerance, error <= tolerance)
+
+
+def check_passed(checks: list[VerifyReport]) -> None:
+    """Raises ExportError where a comparison fails: the export is then not kept."""
+    for check in checks:
+        if not check.passed:
+            raise ExportError(
+                f"verification failed: {check.name} ({check.tokens} tokens) is off by "
+                f"{check.max_error:.2e}, allowed {check.tolerance:.2e}; nothing was written"
+            )
 
 
 def _error(ours: Array, theirs: Array) -> float:

@@ -7,7 +7,7 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.exporter.graph.roles import find_roles, rank
 from trianglemix.exporter.graph.walk import is_op, needed_input, optional_input, small_constant
-from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.exporter.interface.language_model_head import find_head
 
 _FAR: Final = 2**31 - 1  # an end beyond every length
 _ROWS: Final = 1  # axis of hidden states `[B, S, hidden]`

@@ -17,7 +17,7 @@ from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import FLOATS, GraphRoles, find_roles
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op, needed_input
-from trianglemix.exporter.rewrite.last_token import find_head
+from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
 from trianglemix.exporter.targets.ascend import static_plan
 from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticInputs, StaticOutputs

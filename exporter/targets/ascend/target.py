@@ -34,7 +34,6 @@ from trianglemix.manifest.manifest import Manifest
 class _Ascend(Target):
     name = "ascend"
     summary = "static graphs for CANN's atc"
-    cuts_logits = True
     options = OPTIONS
 
     def read_settings(self, given: Mapping[str, Any]) -> AscendRequest | None:
@@ -63,6 +62,10 @@ class _Ascend(Target):
                 "--dtype float16 (a weight that float16 cannot hold is then refused by its name)"
             )
         return "auto"
+
+    def cuts_logits(self, options: ExportOptions) -> bool:
+        """Never: its own graphs cut the row, and give no others."""
+        return False
 
     def runs_as(self, options: ExportOptions) -> Mapping[str, str]:
         """See `Target.runs_as`."""

@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, save_model
 from trianglemix.exporter.report.export_report import VerifyReport
-from trianglemix.exporter.rewrite.last_token import find_head
 from trianglemix.exporter.sources.prepare_source import WORK_FOLDER
 from trianglemix.exporter.targets._target import Finished
 from trianglemix.exporter.verify.comparisons import Checks
