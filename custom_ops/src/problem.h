@@ -5,23 +5,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tiles.h"
+
 namespace trianglemix {
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-// keep(i, j) = j <= i and (j - first_valid < sink or i - j < window or i >= N - last);
-// window == kDenseWindow keeps everything.
-constexpr int64_t kDenseWindow = -1;
-
 // Head sizes are multiples of the one, up to the other.
 constexpr int64_t kHeadSizeStep = 8;
 constexpr int64_t kMaxHeadSize = 256;
-
-struct Pattern {
-  int64_t sink;
-  int64_t window;
-  int64_t last;
-};
 
 // Turns the first `size` numbers of each new query and key by an angle that its slot in the cache
 // gives: pairs (i, i + size / 2), or neighbours (2i, 2i + 1).

@@ -1,14 +1,12 @@
 // Which rows of a call are live and which keys they visit: integer arithmetic only, for every
-// device.
+// device. The Ascend operator's package takes a copy of this file, so it includes no other.
 #pragma once
 
 #include <cstdint>
 
-#include "problem.h"
-
 #ifdef __CUDACC__
 #define TRIANGLEMIX_HOST_DEVICE __host__ __device__
-#else
+#elif !defined(TRIANGLEMIX_HOST_DEVICE)  // the Ascend kernel's is __aicore__
 #define TRIANGLEMIX_HOST_DEVICE
 #endif
 
@@ -18,12 +16,32 @@ namespace trianglemix {
 // linker must not pick one copy for all.
 #define TRIANGLEMIX_TILES static inline TRIANGLEMIX_HOST_DEVICE
 
-TRIANGLEMIX_TILES int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-TRIANGLEMIX_TILES int64_t Larger(int64_t a, int64_t b) { return a > b ? a : b; }
-TRIANGLEMIX_TILES int64_t Clamp(int64_t x, int64_t low, int64_t high) {
-  return Larger(low, Smaller(x, high));
+template <class A, class B>
+TRIANGLEMIX_TILES constexpr auto Smaller(A a, B b) -> decltype(a + b) {
+  return a < b ? a : b;
 }
-TRIANGLEMIX_TILES int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+template <class A, class B>
+TRIANGLEMIX_TILES constexpr auto Larger(A a, B b) -> decltype(a + b) {
+  return a > b ? a : b;
+}
+template <class A, class B, class C>
+TRIANGLEMIX_TILES constexpr auto Clamp(A x, B low, C high) -> decltype(x + low + high) {
+  return x < low ? low : (x > high ? high : x);
+}
+template <class A, class B>
+TRIANGLEMIX_TILES constexpr auto CeilDivide(A a, B b) -> decltype(a + b) {
+  return (a + b - 1) / b;
+}
+
+// keep(i, j) = j <= i and (j - first_valid < sink or i - j < window or i >= N - last);
+// window == kDenseWindow keeps everything.
+constexpr int64_t kDenseWindow = -1;
+
+struct Pattern {
+  int64_t sink;
+  int64_t window;
+  int64_t last;
+};
 
 // The new tokens of one row of the batch. Tokens outside [first_token, end_token) keep no key.
 // Those before dense_token are streaming (sinks and window), the others keep every key.

@@ -37,7 +37,7 @@ def compile_library(
     """`source` as a shared library, with the operator's headers from `sources`."""
     compiler = shutil.which("g++")
     assert compiler is not None, "these tests compile C++: install g++"
-    folders = (SHIM, sources / "op_kernel", sources / "op_host")
+    folders = (SHIM, sources / "op_kernel", sources / "op_host", SOURCES.parents[1] / "src")
     command = [
         compiler, "-std=c++17", *options, "-Wall", "-Wextra", "-Wno-unused-parameter",
         "-Werror", "-shared", "-fPIC", *(f"-I{folder}" for folder in folders),

@@ -129,7 +129,7 @@ MUTANT: Final = """
 #undef triangle
 #undef triangle_attention
 #undef TriangleAttentionTilingData
-#undef TRIANGLE_DEVICE
+#undef TRIANGLEMIX_HOST_DEVICE
 """
 
 

@@ -1,4 +1,4 @@
-"""The Ascend operator's tiles: those of tiles.h, every kept pair once, within a core's memories."""
+"""The Ascend operator's tiles: every kept pair once, within a core's memories."""
 
 from __future__ import annotations
 

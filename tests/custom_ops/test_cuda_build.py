@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "custom_ops" / "src" / "cuda" / "attention_sm90.cu"
+FOLDER = Path(__file__).resolve().parents[2] / "custom_ops" / "src" / "cuda"
 HOT = re.compile(r"attention_sm90I\w+Li128E")
+SOURCE = """
+#include "attention_sm90.cuh"
+namespace trianglemix {
+template __global__ void attention_sm90<__half, 128>(const __grid_constant__ Sm90Params);
+template __global__ void attention_sm90<__nv_bfloat16, 128>(const __grid_constant__ Sm90Params);
+}  // namespace trianglemix
+"""
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +26,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc: the CUDA kernels are not compiled here")
-    target = tmp_path_factory.mktemp("cuda") / "hot.o"
+    source = tmp_path_factory.mktemp("cuda") / "hot.cu"
+    source.write_text(SOURCE)
     command = [
         nvcc, "-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", "-Xptxas", "-v",
-        "-DTM_ONLY_128", "-c", str(SOURCE), "-o", str(target),
+        f"-I{FOLDER}", "-c", str(source), "-o", str(source.with_suffix(".o")),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ say "never compiled by CANN before: please report what comes out"
 # The project that msopgen makes, with our sources instead of its templates.
 rm -f "$FOLDER"/op_host/*.cpp "$FOLDER"/op_host/*.h "$FOLDER"/op_kernel/*.cpp
 cp "$HERE"/op_host/*.cpp "$HERE"/op_host/*.h "$FOLDER/op_host/"
-cp "$HERE"/op_kernel/*.cpp "$HERE"/op_kernel/*.h "$FOLDER/op_kernel/"
+cp "$HERE"/op_kernel/*.cpp "$HERE"/op_kernel/*.h "$HERE"/../../src/tiles.h "$FOLDER/op_kernel/"
 mkdir -p "$FOLDER/framework/onnx_plugin"
 rm -f "$FOLDER"/framework/onnx_plugin/*.cc
 cp "$HERE"/framework/onnx_plugin/*.cc "$HERE"/framework/onnx_plugin/*.h \

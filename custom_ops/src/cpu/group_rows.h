@@ -53,8 +53,7 @@ class GroupRows {
 
   // Keys that `rows` rows from `first` on keep between them.
   KeyRanges Keys(int64_t first, int64_t rows) const {
-    return KeysOfRows(problem_.pattern, tile_.dense, Position(first), Position(first + rows - 1),
-                      row_.first_valid);
+    return KeysOfTile(problem_, row_, tile_, first, rows);
   }
 
   // Of their window range, the keys that every one of them keeps.

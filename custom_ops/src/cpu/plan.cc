@@ -14,8 +14,6 @@ struct TokenRange {
   bool dense;
 };
 
-int64_t GroupSize(const AttentionProblem& p) { return p.num_heads / p.kv_num_heads; }
-
 int64_t CountKeys(const KeyRanges& keys) {
   return keys.sink.end - keys.sink.begin + keys.window.end - keys.window.begin;
 }
@@ -32,7 +30,8 @@ void DescribeRows(const AttentionProblem& p, Plan* plan) {
 // Appends the tiles of some tokens, the last rows (which keep the most keys) first.
 void AppendTiles(const AttentionProblem& p, int64_t b, const TokenRange& tokens,
                  std::vector<Tile>* tiles) {
-  const int64_t begin = tokens.begin * GroupSize(p), end = tokens.end * GroupSize(p);
+  const int64_t group = p.num_heads / p.kv_num_heads;
+  const int64_t begin = tokens.begin * group, end = tokens.end * group;
   for (int64_t n = CeilDivide(end - begin, kTileRows); n-- > 0;) {
     const int64_t first = begin + n * kTileRows;
     for (int64_t g = 0; g < p.kv_num_heads; ++g)
@@ -70,10 +69,13 @@ Plan MakePlan(const AttentionProblem& p) {
                   &whole);
     }
   int64_t total = 0;
-  for (const Tile& tile : whole) total += CountKeys(KeysOfTile(p, plan, tile, 0, tile.rows));
+  const auto keys_of = [&](const Tile& tile) {
+    return KeysOfTile(p, plan.batch_rows[tile.batch], tile, tile.first_row, tile.rows);
+  };
+  for (const Tile& tile : whole) total += CountKeys(keys_of(tile));
   const int64_t part = Larger(kLeastKeys, CeilDivide(total, kLeastParts));
   for (Tile& tile : whole) {
-    const KeyRanges keys = KeysOfTile(p, plan, tile, 0, tile.rows);
+    const KeyRanges keys = keys_of(tile);
     tile.keys = {0, keys.window.end};
     const int64_t pieces = (keys.window.end - keys.window.begin + part / 2) / part;
     if (pieces > 1)
@@ -82,14 +84,6 @@ Plan MakePlan(const AttentionProblem& p) {
       plan.tiles.push_back(tile);
   }
   return plan;
-}
-
-KeyRanges KeysOfTile(const AttentionProblem& p, const Plan& plan, const Tile& tile, int64_t first,
-                     int64_t rows) {
-  const BatchRow& row = plan.batch_rows[tile.batch];
-  const int64_t begin = tile.first_row + first, group = GroupSize(p);
-  return KeysOfRows(p.pattern, tile.dense, row.start + begin / group,
-                    row.start + (begin + rows - 1) / group, row.first_valid);
 }
 
 }  // namespace trianglemix::cpu

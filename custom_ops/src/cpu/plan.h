@@ -42,8 +42,12 @@ struct Plan {
 
 Plan MakePlan(const AttentionProblem& problem);
 
-// Keys that `rows` rows of the tile, from its row `first` on, keep between them.
-KeyRanges KeysOfTile(const AttentionProblem& problem, const Plan& plan, const Tile& tile,
-                     int64_t first, int64_t rows);
+// Keys that `rows` rows of the tile's group, from `first` on, keep between them.
+TRIANGLEMIX_TILES KeyRanges KeysOfTile(const AttentionProblem& problem, const BatchRow& row,
+                                       const Tile& tile, int64_t first, int64_t rows) {
+  const int64_t group = problem.num_heads / problem.kv_num_heads;
+  return KeysOfRows(problem.pattern, tile.dense, row.start + first / group,
+                    row.start + (first + rows - 1) / group, row.first_valid);
+}
 
 }  // namespace trianglemix::cpu

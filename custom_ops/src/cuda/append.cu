@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   NewTokens x = params.fresh[blockIdx.z];
   if (is_cache) x.target += range.start * x.target_token;
-  const int fitting = is_cache ? min_of(plan.length, plan.capacity - range.start) : range.rows;
+  const int fitting = is_cache ? Smaller(plan.length, plan.capacity - range.start) : range.rows;
   const int tokens = range.writes ? fitting : 0;
   if (x.rotates) {
     rotate_new<T>(x, params.rotation, tokens, range.start, b);
@@ -278,8 +278,8 @@ cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan, con
   const int64_t tokens = plan.length + (params.past[0].in_place ? 0 : plan.capacity - plan.length);
   int64_t pieces = tokens * plan.kv_heads * params.fresh[kKeys].pieces;
   if (queries) pieces = max(pieces, static_cast<int64_t>(plan.length) * params.row_pieces);
-  const int64_t wanted = clamp_to((pieces + 1023) / 1024, ceil_div(plan.items, kThreads), 2048);
-  const int blocks = static_cast<int>(clamp_to(wanted, 1, 2048));
+  const int64_t wanted = Clamp((pieces + 1023) / 1024, CeilDivide(plan.items, kThreads), 2048);
+  const int blocks = static_cast<int>(Clamp(wanted, 1, 2048));
   const dim3 grid(blocks, plan.batch, queries ? kParts : 2);
   switch (problem.dtype) {
     case DType::kFloat32:

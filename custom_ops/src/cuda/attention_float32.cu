@@ -139,12 +139,12 @@ __global__ void __launch_bounds__(kThreads)
   load_queries(raw, params, item);
   const int64_t slots =
       (static_cast<int64_t>(item.b) * plan.kv_heads + item.kv_head) * plan.capacity;
-  const int sink_tiles = ceil_div(item.sinks, kKeys);
-  const int count = sink_tiles + ceil_div(max_of(0, item.high - item.low), kKeys);
+  const int sink_tiles = CeilDivide(item.sinks, kKeys);
+  const int count = sink_tiles + CeilDivide(Larger(0, item.high - item.low), kKeys);
   for (int t = 0; t < count; ++t) {
     const bool sinks = t < sink_tiles;
     const int first = sinks ? item.first_valid + t * kKeys : item.low + (t - sink_tiles) * kKeys;
-    const int stop = min_of(item.end, sinks ? item.first_valid + item.sinks : item.high);
+    const int stop = Smaller(item.end, sinks ? item.first_valid + item.sinks : item.high);
     __syncthreads();
     load_rows(const_cast<float*>(warp.keys), params.key + slots * plan.head_size, plan.head_size,
               first, item.first_valid, stop);

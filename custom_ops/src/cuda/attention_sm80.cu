@@ -38,7 +38,7 @@ cudaError_t launch(const Sm80Params& params, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t launch_type(const Sm80Params& params, cudaStream_t stream) {
-  const int size = max_of(params.plan.head_size, params.plan.value_head_size);
+  const int size = Larger(params.plan.head_size, params.plan.value_head_size);
   const bool many = params.plan.tile_rows == sm80_many_rows;
   if (size > 128) return launch<T, 256, sm80_few_rows>(params, stream);
   if (size > 64) {

@@ -90,7 +90,7 @@ cudaError_t launch(const AttentionProblem& problem, const Plan& plan, const Scra
   const cudaError_t e =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared);
   if (e != cudaSuccess) return e;
-  const int blocks = min_of(device.multiprocessors, plan.items);
+  const int blocks = Smaller(device.multiprocessors, plan.items);
   // Where launching counts it may begin while the append kernel ends; it waits for what that wrote.
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -109,16 +109,14 @@ template <typename T>
 cudaError_t launch_type(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         const Device& device, cudaStream_t stream) {
   switch (plan.head_size) {
-#ifndef TM_ONLY_128
     case 64:
       return launch<T, 64>(problem, plan, scratch, device, stream);
     case 96:
       return launch<T, 96>(problem, plan, scratch, device, stream);
-    case 256:
-      return launch<T, 256>(problem, plan, scratch, device, stream);
-#endif
     case 128:
       return launch<T, 128>(problem, plan, scratch, device, stream);
+    case 256:
+      return launch<T, 256>(problem, plan, scratch, device, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -25,13 +25,6 @@ namespace trianglemix {
 constexpr int kNoWindow = 1 << 30;  // wider than any buffer: lengths are below 2^30
 constexpr int kMaxTokens = 1 << 29;
 
-TM_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
-TM_HOST_DEVICE constexpr int min_of(int a, int b) { return a < b ? a : b; }
-TM_HOST_DEVICE constexpr int max_of(int a, int b) { return a > b ? a : b; }
-TM_HOST_DEVICE int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
-  return x < low ? low : (x > high ? high : x);
-}
-
 // What the host decides, from sizes alone.
 struct Plan {
   int batch, length, capacity;          // B, S, T
@@ -68,14 +61,14 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
   const int64_t end = static_cast<int64_t>(lengths.seqlens_k[b]) + 1;
   r.writes = end >= 0 && end <= plan.capacity;
   r.end = r.writes ? static_cast<int>(end) : 0;
-  r.start = max_of(0, r.end - plan.length);
-  r.rows = min_of(plan.length, r.end - r.start);
+  r.start = Larger(0, r.end - plan.length);
+  r.rows = Smaller(plan.length, r.end - r.start);
   const int64_t prompt = lengths.prompt_length ? lengths.prompt_length[b] : r.end;
   const int64_t dense = plan.window == kNoWindow ? 0 : prompt - plan.last - r.start;
-  r.dense = static_cast<int>(clamp_to(dense, 0, r.rows));
-  r.split = max_of(r.dense, r.rows - plan.split_rows);
+  r.dense = static_cast<int>(Clamp(dense, 0, r.rows));
+  r.split = Larger(r.dense, r.rows - plan.split_rows);
   const int64_t first = lengths.first_valid ? lengths.first_valid[b] : 0;
-  r.first_valid = static_cast<int>(clamp_to(first, 0, plan.capacity));
+  r.first_valid = static_cast<int>(Clamp(first, 0, plan.capacity));
   return r;
 }
 
@@ -94,15 +87,15 @@ struct alignas(16) Item {
 TM_HOST_DEVICE void set_rows(Item& item, const RowRange& range, const Plan& plan, int row,
                              int stop) {
   item.row = row;
-  item.rows = min_of(plan.positions, stop - row);
+  item.rows = Smaller(plan.positions, stop - row);
   item.position = range.start + row;
   item.first_valid = range.first_valid;
   item.end = range.end;
   item.low = range.first_valid;
   item.high = item.position + item.rows;
   item.sinks = 0;
-  item.sink_end = static_cast<int>(
-      clamp_to(static_cast<int64_t>(range.first_valid) + plan.sink, 0, kMaxTokens));
+  item.sink_end =
+      static_cast<int>(Clamp(static_cast<int64_t>(range.first_valid) + plan.sink, 0, kMaxTokens));
   item.window = kNoWindow;
   item.slot = item.split = 0;
   item.splits = 1;
@@ -110,19 +103,19 @@ TM_HOST_DEVICE void set_rows(Item& item, const RowRange& range, const Plan& plan
 
 TM_HOST_DEVICE void set_window(Item& item, const Plan& plan) {
   item.window = plan.window;
-  item.low = max_of(item.first_valid, item.position - plan.window + 1);
-  item.sinks = max_of(0, min_of(plan.sink, item.low - item.first_valid));
+  item.low = Larger(item.first_valid, item.position - plan.window + 1);
+  item.sinks = Larger(0, Smaller(plan.sink, item.low - item.first_valid));
 }
 
 TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile) {
-  const int keys = max_of(0, item.high - item.low);
-  const int whole = ceil_div(ceil_div(keys, plan.splits) - plan.key_rest, plan.key_tile);
-  const int share = max_of(1, whole) * plan.key_tile + plan.key_rest;
-  item.splits = max_of(1, ceil_div(keys, share));
+  const int keys = Larger(0, item.high - item.low);
+  const int whole = CeilDivide(CeilDivide(keys, plan.splits) - plan.key_rest, plan.key_tile);
+  const int share = Larger(1, whole) * plan.key_tile + plan.key_rest;
+  item.splits = Larger(1, CeilDivide(keys, share));
   if (item.split >= item.splits) return false;
   item.slot = ((item.b * plan.groups + item.group) * plan.split_tiles + tile) * plan.splits;
   item.high -= item.split * share;
-  item.low = max_of(item.low, item.high - share);
+  item.low = Larger(item.low, item.high - share);
   return true;
 }
 
@@ -146,7 +139,7 @@ TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengt
     return set_split(item, plan, tile);
   }
   tile = plan.row_tiles - 1 - tile;  // the longest dense rows first
-  const int streaming_tiles = ceil_div(range.dense, plan.positions);
+  const int streaming_tiles = CeilDivide(range.dense, plan.positions);
   if (tile < streaming_tiles) {
     set_rows(item, range, plan, tile * plan.positions, range.dense);
     set_window(item, plan);

@@ -92,20 +92,20 @@ __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan
     float factor[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      row[r] = min_of(first + 4 * r, stop - 1);  // the last row again, rather than a branch
+      row[r] = Smaller(first + 4 * r, stop - 1);  // the last row again, rather than a branch
       factor[r] =
           share_factor(scratch.weights + static_cast<int64_t>(slot) * plan.tile_rows + row[r],
                        plan.tile_rows, splits);
     }
     for (int left = 0; left < size; left += 128) {
-      const int column = min_of(left + 4 * lane, size - 4);
+      const int column = Smaller(left + 4 * lane, size - 4);
       const float* source = scratch.sums + slot * stride + column;
       float4 o[kRows] = {};
       for (int k = 0; k < splits; k += kTogether) {
         float4 x[kTogether][kRows];
 #pragma unroll
         for (int u = 0; u < kTogether; ++u) {
-          const float* share = source + min_of(k + u, splits - 1) * stride;
+          const float* share = source + Smaller(k + u, splits - 1) * stride;
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             x[u][r] = __ldcg(reinterpret_cast<const float4*>(share + row[r] * size));
@@ -115,7 +115,7 @@ __device__ __noinline__ void merge_rows(const Scratch& scratch, const Plan& plan
         for (int u = 0; u < kTogether; ++u) {
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
-            const float weight = __shfl_sync(0xffffffff, factor[r], min_of(k + u, 31));
+            const float weight = __shfl_sync(0xffffffff, factor[r], Smaller(k + u, 31));
             if (k + u >= splits) continue;
             o[r].x += x[u][r].x * weight, o[r].y += x[u][r].y * weight;
             o[r].z += x[u][r].z * weight, o[r].w += x[u][r].w * weight;

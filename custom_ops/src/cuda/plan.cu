@@ -18,7 +18,7 @@ constexpr int kWholeItemsPerMultiprocessor = 4;
 constexpr int kManyTilesPerMultiprocessor = 4;  // from here on a tile may be large
 
 int clamp_int(int64_t x, int64_t low, int64_t high) {
-  return static_cast<int>(clamp_to(x, low, high));
+  return static_cast<int>(Clamp(x, low, high));
 }
 
 // Query heads of a tile: as many of those that share a key head as fit, in equal parts.
@@ -56,18 +56,18 @@ void plan_split(Plan& plan, const Device& device) {
   const bool dense = plan.window == kNoWindow;
   const int wanted =
       device.multiprocessors * (dense ? kWholeItemsPerMultiprocessor : kItemsPerMultiprocessor);
-  const int tiles = groups * ceil_div(plan.length, plan.positions);
+  const int tiles = groups * CeilDivide(plan.length, plan.positions);
   const bool few = tiles < (dense ? wanted : device.multiprocessors);
   plan.split_rows = few ? plan.length : std::min(plan.length, plan.last);
   if (dense && !few) plan.split_rows = 0;
-  plan.split_tiles = ceil_div(plan.split_rows, plan.positions);
+  plan.split_tiles = CeilDivide(plan.split_rows, plan.positions);
   const int split_tiles = std::max(1, groups * plan.split_tiles);
   // One wave where a tile is all there is to a group (decode), else several shares per block.
   const bool single = plan.split_tiles <= 1;
   const int items = single ? device.multiprocessors : wanted;
   const int shares = plan.capacity / (single ? kMinDecodeShare : kMinShare);
   plan.splits = clamp_int(std::min(items / split_tiles, shares), 1, kMaxSplits);
-  plan.row_tiles = few && dense ? 0 : ceil_div(plan.length, plan.positions) + 1;
+  plan.row_tiles = few && dense ? 0 : CeilDivide(plan.length, plan.positions) + 1;
   plan.split_items = groups * plan.split_tiles * plan.splits;
   plan.items = plan.split_items + groups * plan.row_tiles;
 }
@@ -133,7 +133,7 @@ Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& dev
   plan.key_tile = tile.keys;
   plan.key_rest = tile.rest;
   plan.pack = heads_of_tile(plan.heads / plan.kv_heads, plan.tile_rows);
-  plan.pack_reciprocal = ceil_div(1 << 16, plan.pack);
+  plan.pack_reciprocal = CeilDivide(1 << 16, plan.pack);
   plan.positions = plan.tile_rows / plan.pack;
   plan.groups = plan.heads / plan.pack;
   plan.sink = clamp_int(problem.pattern.sink, 0, kMaxTokens);

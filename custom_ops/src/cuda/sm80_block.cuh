@@ -30,8 +30,8 @@ struct Sm80Block {
     for (int strip = 0; strip < Tile::kStrips; ++strip) state[strip].reset();
     const int start = item.high - run.count * Tile::kKeys;
     whole_from = 1 + run.sink_tiles;
-    whole_from = max_of(whole_from, ceil_div(item.first_valid - start, Tile::kKeys));
-    whole_to = (min_of(item.high, item.end) - start) / Tile::kKeys;
+    whole_from = Larger(whole_from, CeilDivide(item.first_valid - start, Tile::kKeys));
+    whole_to = (Smaller(item.high, item.end) - start) / Tile::kKeys;
   }
   __device__ uint32_t keys(int t) const {
     return shared + (Tile::kRows + 2 * (t % Tile::kStages) * Tile::kKeys) * Tile::kLine;
@@ -148,7 +148,7 @@ struct Sm80Block {
       mask_causal<0, Tile::kKeys / 2>(s, {last, last});
       return;
     }
-    const int whole = max_of(item.low, item.position + item.rows - item.window);
+    const int whole = Larger(item.low, item.position + item.rows - item.window);
     if (first >= whole && first + Tile::kKeys <= item.position + 1) return;
     mask_columns<0, Tile::kKeys / 2>(s, range_mask(item, first, column, positions));
   }

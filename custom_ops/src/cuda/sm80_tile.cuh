@@ -83,9 +83,9 @@ struct KeyRun {
   int sink_tiles, count;
 
   __device__ explicit KeyRun(const Item& item) : item(item) {
-    sink_tiles = ceil_div(max_of(0, item.sinks - sm80_sinks), Tile::kKeys);
-    const int range = ceil_div(item.high - item.low - Tile::kEdge, Tile::kKeys);
-    count = 1 + sink_tiles + max_of(0, range);
+    sink_tiles = CeilDivide(Larger(0, item.sinks - sm80_sinks), Tile::kKeys);
+    const int range = CeilDivide(item.high - item.low - Tile::kEdge, Tile::kKeys);
+    count = 1 + sink_tiles + Larger(0, range);
   }
   // First key of tile t > 0, and of the edge.
   __device__ int first(int t) const {

@@ -78,7 +78,7 @@ struct Consumer {
 
   // Whether a tile of the item has rows that hold no key; most items have none.
   __device__ __forceinline__ static bool has_dead(const Item& item, const KeyTiles<kD>& tiles) {
-    return item.first_valid > max_of(0, tiles.edge(item)) ||
+    return item.first_valid > Larger(0, tiles.edge(item)) ||
            item.first_valid + Tile::kSinks + tiles.sink_tiles * Tile::kKeys > item.end;
   }
   __device__ __forceinline__ void clear_dead_small(uint32_t v, const Item& item, int edge) {
@@ -144,8 +144,8 @@ struct Consumer {
   }
   __device__ __forceinline__ Plain plain_tiles(const Item& item, const KeyTiles<kD>& tiles) {
     const int start = item.high - tiles.count * Tile::kKeys;
-    const int whole = max_of(item.low, item.position + item.rows - item.window);
-    const int from = max_of(tiles.sink_tiles, ceil_div(whole - start, Tile::kKeys));
+    const int whole = Larger(item.low, item.position + item.rows - item.window);
+    const int from = Larger(tiles.sink_tiles, CeilDivide(whole - start, Tile::kKeys));
     const int to = (item.position + 1 - start) / Tile::kKeys;
     return {params.plan.softcap > 0.0f ? to : from, to};
   }
@@ -156,7 +156,7 @@ struct Consumer {
     if (t < KeyTiles<kD>(item).sink_tiles) {
       const int last = item.first_valid + item.sinks - 1 - first - column;
       mask_causal<0, Tile::kKeys / 2>(s, {last, last});
-    } else if (first < max_of(item.low, item.position + item.rows - item.window)) {
+    } else if (first < Larger(item.low, item.position + item.rows - item.window)) {
       mask_columns<0, Tile::kKeys / 2>(s, mask_of(item, first));
     } else if (t >= work.plain.to) {  // the diagonal
       mask_causal<0, Tile::kKeys / 2>(s, mask_of(item, first).causal);

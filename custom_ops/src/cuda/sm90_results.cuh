@@ -108,7 +108,7 @@ struct Results {
                       shared.flags + strip)) {
       return;
     }
-    const int stop = min_of(item.rows * params.plan.pack, 64 * strip + 64);
+    const int stop = Smaller(item.rows * params.plan.pack, 64 * strip + 64);
     merge_rows(params.scratch, params.plan, item.slot, item.splits, output(),
                64 * strip + threadIdx.x / 32 % 4, stop);
   }

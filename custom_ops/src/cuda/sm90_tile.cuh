@@ -25,8 +25,8 @@ struct Sm90Tile {
   static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;  // bytes of a slab's row
   static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
   static constexpr int kQueries = kD > 128 ? 1 : 2, kItems = 4;
-  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = max_of(kKeys, kSmall) * kD * 2;
-  static constexpr int kSlots = min_of(8, (225 * 1024 - kQueries * kQueryBytes) / kSlotBytes);
+  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = Larger(kKeys, kSmall) * kD * 2;
+  static constexpr int kSlots = Smaller(8, (225 * 1024 - kQueries * kQueryBytes) / kSlotBytes);
   static constexpr int kThreads = 128 * (1 + kStrips);
   static constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
   static constexpr int kShared = 1024 + kQueries * kQueryBytes + kSlots * kSlotBytes +
@@ -79,8 +79,8 @@ struct KeyTiles {
   int sink_tiles, count;
 
   __device__ __forceinline__ explicit KeyTiles(const Item& item) {
-    sink_tiles = ceil_div(max_of(0, item.sinks - Tile::kSinks), Tile::kKeys);
-    count = sink_tiles + max_of(1, ceil_div(item.high - item.low - Tile::kEdge, Tile::kKeys));
+    sink_tiles = CeilDivide(Larger(0, item.sinks - Tile::kSinks), Tile::kKeys);
+    count = sink_tiles + Larger(1, CeilDivide(item.high - item.low - Tile::kEdge, Tile::kKeys));
   }
   // First key of whole tile t, and of the small tile's edge part.
   __device__ __forceinline__ int first(const Item& item, int t) const {

@@ -11,8 +11,8 @@ int64_t CountPairs(const AttentionProblem& problem) {
   int64_t pairs = 0;
   for (const Tile& tile : plan.tiles)
     for (int64_t first = 0; first < tile.rows; first += panel) {
-      const KeyRanges keys =
-          KeysOfTile(problem, plan, tile, first, Smaller(panel, tile.rows - first));
+      const KeyRanges keys = KeysOfTile(problem, plan.batch_rows[tile.batch], tile,
+                                        tile.first_row + first, Smaller(panel, tile.rows - first));
       for (const KeyRange& range : {keys.sink, keys.window})
         pairs += panel * Larger(0, Smaller(range.end, tile.keys.end) -
                                        Larger(range.begin, tile.keys.begin));

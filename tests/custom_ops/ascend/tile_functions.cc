@@ -1,35 +1,20 @@
-// The Ascend operator's tiles beside those of custom_ops/src/tiles.h, for the tests.
+// The Ascend operator's tiles as C functions, for the tests.
 #include <algorithm>
 #include <iterator>
 
 #include "../../../custom_ops/ascend/opp/op_host/triangle_attention_sizes.h"
-#include "../../../custom_ops/src/tiles.h"
 
 namespace {
 
+using triangle::BatchRow;
 using triangle::KeyBlock;
-using triangle::RowPlan;
-using triangle::TileKeys;
+using triangle::KeyRanges;
 using triangle::TokenTile;
 
-bool SameRow(const RowPlan& ours, const trianglemix::BatchRow& theirs) {
-  return ours.start == theirs.start && ours.firstValid == theirs.first_valid &&
-         ours.firstToken == theirs.first_token && ours.denseToken == theirs.dense_token &&
-         ours.endToken == theirs.end_token;
-}
-
-// Whether the tile's keys are those of tiles.h; an empty range may lie anywhere.
-bool SameKeys(const TileKeys& ours, const trianglemix::KeyRanges& theirs) {
-  const bool sink = ours.sinkBegin == ours.sinkEnd
-                        ? theirs.sink.begin == theirs.sink.end
-                        : ours.sinkBegin == theirs.sink.begin && ours.sinkEnd == theirs.sink.end;
-  return sink && ours.windowBegin == theirs.window.begin && ours.windowEnd == theirs.window.end;
-}
-
 // Adds one to visits[token * slots + key] for every key that a token of the tile visits and keeps.
-bool Visit(const TriangleAttentionTilingData& data, const RowPlan& row, const TokenTile& tile,
+bool Visit(const TriangleAttentionTilingData& data, const BatchRow& row, const TokenTile& tile,
            int64_t* visits) {
-  const TileKeys keys = triangle::KeysOf(data, row, tile);
+  const KeyRanges keys = triangle::KeysOf(data, row, tile);
   int64_t seen = -1;
   for (int64_t index = 0; index < triangle::CountBlocks(keys); ++index) {
     const KeyBlock block = triangle::BlockAt(keys, index);
@@ -54,39 +39,18 @@ bool Visit(const TriangleAttentionTilingData& data, const RowPlan& row, const To
 
 // `numbers`: S, L, N, first_valid, sink, window, last, P, T, heads of a group, value size.
 // visits[S * T] counts how often a token keeps a key that its tile visits. Returns null, or what
-// differs from tiles.h.
+// is wrong.
 extern "C" const char* ascend_visits(const int64_t* numbers, int64_t* visits) {
-  const trianglemix::Pattern pattern = {numbers[4], numbers[5], numbers[6]};
-  triangle::CallSizes sizes = {1,
-                               numbers[0],
-                               numbers[9] * 16,
-                               16,
-                               numbers[10],
-                               numbers[7],
-                               numbers[8],
-                               numbers[9],
-                               1,
-                               pattern.sink,
-                               pattern.window,
-                               pattern.last,
-                               0,
-                               0,
-                               true,
-                               true};
+  triangle::CallSizes sizes = {
+      1, numbers[0], numbers[9] * 16, 16,         numbers[10], numbers[7], numbers[8], numbers[9],
+      1, numbers[4], numbers[5],      numbers[6], 0,           0,          true,       true};
   TriangleAttentionTilingData data;
   if (!triangle::MakeTiling(sizes, data).empty()) return "refused";
-  const RowPlan row = triangle::PlanRow(data, {numbers[1], numbers[2], numbers[3]});
-  const trianglemix::BatchRow theirs =
-      trianglemix::DescribeRow(pattern, numbers[0], numbers[1], numbers[2], numbers[3]);
-  if (!SameRow(row, theirs)) return "the row's plan differs";
+  const BatchRow row = triangle::PlanRow(data, {numbers[1], numbers[2], numbers[3]});
   for (int64_t index = 0; index < triangle::CountTiles(data, row); ++index) {
     const TokenTile tile = triangle::TileAt(data, row, index);
     const int64_t tokens = tile.endToken - tile.firstToken;
     if (tokens < 1 || tokens * data.groupHeads > data.tileRows) return "a tile is too large";
-    const trianglemix::KeyRanges keys =
-        trianglemix::KeysOfRows(pattern, tile.dense, row.start + tile.firstToken,
-                                row.start + tile.endToken - 1, row.firstValid);
-    if (!SameKeys(triangle::KeysOf(data, row, tile), keys)) return "a tile's keys differ";
     if (!Visit(data, row, tile, visits)) return "a tile's blocks overlap or are too long";
   }
   return nullptr;

@@ -1,6 +1,6 @@
 // The kernel's entry: one cube core and two vector cores work on each tile together.
 // Never compiled by CANN.
-#define TRIANGLE_DEVICE __aicore__ inline
+#define TRIANGLEMIX_HOST_DEVICE __aicore__
 
 #include "triangle_attention_cube.h"
 #include "triangle_attention_vector.h"

@@ -23,7 +23,7 @@ class CacheWriter {
     const int64_t units = CeilDivide(data.presentSlots, kUnitSlots);
     int64_t before = 0;
     for (int64_t b = 0; b < data.batch; ++b) {
-      const RowPlan row = call_.ReadRow(b);
+      const BatchRow row = call_.ReadRow(b);
       for (int64_t i = FirstOwned(before, AscendC::GetBlockIdx(), cores); i < units * data.kvHeads;
            i += cores) {
         const Unit unit = UnitAt(b, row, i / units, i % units);
@@ -61,7 +61,7 @@ class CacheWriter {
   };
 
   // A row without a live token writes none: its lengths may be impossible.
-  __aicore__ inline Unit UnitAt(int64_t b, const RowPlan& row, int64_t head, int64_t index) const {
+  __aicore__ inline Unit UnitAt(int64_t b, const BatchRow& row, int64_t head, int64_t index) const {
     const TriangleAttentionTilingData& data = call_.data;
     Unit unit;
     unit.batch = b;
@@ -70,7 +70,7 @@ class CacheWriter {
     unit.end = Smaller(data.presentSlots, unit.first + kUnitSlots);
     unit.fresh = row.start;
     unit.freshEnd =
-        row.endToken > 0 ? Smaller(data.presentSlots, row.start + data.queryLength) : row.start;
+        row.end_token > 0 ? Smaller(data.presentSlots, row.start + data.queryLength) : row.start;
     return unit;
   }
 

@@ -33,9 +33,9 @@ struct Addresses {
 struct Task {
   int64_t batch;
   int64_t group;
-  RowPlan row;
+  BatchRow row;
   TokenTile tile;
-  TileKeys keys;
+  KeyRanges keys;
   int64_t blocks;
   int64_t rows;  // tokens times heads of the group
 };
@@ -62,7 +62,7 @@ class Call {
     SetWorkspace(at.workspace);
   }
 
-  __aicore__ inline RowPlan ReadRow(int64_t b) const {
+  __aicore__ inline BatchRow ReadRow(int64_t b) const {
     RowLengths lengths;
     lengths.end = static_cast<int64_t>(seqlens_.GetValue(b)) + 1;
     lengths.promptLength = data.hasPromptLength ? promptLength_.GetValue(b) : lengths.end;
@@ -76,7 +76,7 @@ class Call {
   __aicore__ inline void ForEachTask(Worker& worker) const {
     int64_t before = 0;
     for (int64_t b = 0; b < data.batch; ++b) {
-      const RowPlan row = ReadRow(b);
+      const BatchRow row = ReadRow(b);
       const int64_t items = CountTiles(data, row) * data.kvHeads;
       for (int64_t i = FirstOwned(before, Core(), Cores()); i < items; i += Cores()) {
         worker.Run(TaskAt(b, row, i));
@@ -105,7 +105,7 @@ class Call {
   AscendC::GlobalTensor<T> weights;
 
  private:
-  __aicore__ inline Task TaskAt(int64_t b, const RowPlan& row, int64_t item) const {
+  __aicore__ inline Task TaskAt(int64_t b, const BatchRow& row, int64_t item) const {
     Task task;
     task.batch = b;
     task.group = item % data.kvHeads;

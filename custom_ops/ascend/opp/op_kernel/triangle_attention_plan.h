@@ -4,11 +4,8 @@
 
 #include <cstdint>
 
+#include "tiles.h"  // of custom_ops/src; build.sh puts it beside this file
 #include "triangle_attention_tiling_data.h"
-
-#ifndef TRIANGLE_DEVICE  // the kernel defines it as `__aicore__ inline`
-#define TRIANGLE_DEVICE inline
-#endif
 
 namespace triangle {
 
@@ -23,23 +20,18 @@ constexpr int64_t kSpread = 8 * kLanes;  // floats that hold a value of each row
 constexpr int64_t kCopyBytes = 8192;     // of a buffer that copies the cache; a row is at most 512
 constexpr int64_t kZeroBytes = 512;
 
-TRIANGLE_DEVICE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-TRIANGLE_DEVICE int64_t Larger(int64_t a, int64_t b) { return a > b ? a : b; }
-TRIANGLE_DEVICE int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-TRIANGLE_DEVICE int64_t RoundUp(int64_t a, int64_t b) { return CeilDivide(a, b) * b; }
-TRIANGLE_DEVICE int64_t Clamp(int64_t x, int64_t low, int64_t high) {
-  return Larger(low, Smaller(x, high));
-}
+using trianglemix::BatchRow;
+using trianglemix::CeilDivide;
+using trianglemix::Clamp;
+using trianglemix::KeyRanges;
+using trianglemix::Larger;
+using trianglemix::Smaller;
 
-// The new tokens of one row of the batch: those in [firstToken, denseToken) keep sinks and window,
-// those in [denseToken, endToken) everything behind them, all others nothing.
-struct RowPlan {
-  int64_t start;       // position of token 0
-  int64_t firstValid;  // first key
-  int64_t firstToken;
-  int64_t denseToken;
-  int64_t endToken;
-};
+TRIANGLEMIX_TILES int64_t RoundUp(int64_t a, int64_t b) { return CeilDivide(a, b) * b; }
+
+TRIANGLEMIX_TILES trianglemix::Pattern PatternOf(const TriangleAttentionTilingData& data) {
+  return {data.sink, data.window, data.last};
+}
 
 // The lengths of one row as its inputs give them.
 struct RowLengths {
@@ -49,22 +41,15 @@ struct RowLengths {
 };
 
 // A row whose keys cannot be (no key, more than slots, a gap before its tokens) has no live token.
-TRIANGLE_DEVICE bool Possible(const TriangleAttentionTilingData& data, int64_t end) {
+TRIANGLEMIX_TILES bool Possible(const TriangleAttentionTilingData& data, int64_t end) {
   return end >= 1 && end <= data.presentSlots && end - data.queryLength <= data.pastSlots;
 }
 
-TRIANGLE_DEVICE RowPlan PlanRow(const TriangleAttentionTilingData& data,
-                                const RowLengths& lengths) {
-  RowPlan row;
-  const int64_t end = Possible(data, lengths.end) ? lengths.end : 0;
-  row.start = Larger(0, end - data.queryLength);
-  row.firstValid = Larger(0, lengths.firstValid);
-  row.endToken = Smaller(data.queryLength, end - row.start);
-  row.firstToken = Clamp(row.firstValid - row.start, 0, row.endToken);
-  row.denseToken = data.window < 0 ? row.firstToken
-                                   : Clamp(lengths.promptLength - data.last - row.start,
-                                           row.firstToken, row.endToken);
-  return row;
+TRIANGLEMIX_TILES BatchRow PlanRow(const TriangleAttentionTilingData& data,
+                                   const RowLengths& lengths) {
+  return trianglemix::DescribeRow(PatternOf(data), data.queryLength,
+                                  Possible(data, lengths.end) ? lengths.end : 0,
+                                  lengths.promptLength, Larger(0, lengths.firstValid));
 }
 
 // Tokens [firstToken, endToken) of a row, all streaming or all dense.
@@ -74,49 +59,33 @@ struct TokenTile {
   bool dense;
 };
 
-TRIANGLE_DEVICE int64_t CountTiles(const TriangleAttentionTilingData& data, const RowPlan& row) {
-  return CeilDivide(row.denseToken - row.firstToken, data.tileTokens) +
-         CeilDivide(row.endToken - row.denseToken, data.tileTokens);
+TRIANGLEMIX_TILES int64_t CountTiles(const TriangleAttentionTilingData& data, const BatchRow& row) {
+  return CeilDivide(row.dense_token - row.first_token, data.tileTokens) +
+         CeilDivide(row.end_token - row.dense_token, data.tileTokens);
 }
 
 // Dense tiles come first: they are the long ones.
-TRIANGLE_DEVICE TokenTile TileAt(const TriangleAttentionTilingData& data, const RowPlan& row,
-                                 int64_t index) {
-  const int64_t denseTiles = CeilDivide(row.endToken - row.denseToken, data.tileTokens);
+TRIANGLEMIX_TILES TokenTile TileAt(const TriangleAttentionTilingData& data, const BatchRow& row,
+                                   int64_t index) {
+  const int64_t denseTiles = CeilDivide(row.end_token - row.dense_token, data.tileTokens);
   TokenTile tile;
   tile.dense = index < denseTiles;
-  const int64_t first = tile.dense ? row.denseToken : row.firstToken;
-  const int64_t end = tile.dense ? row.endToken : row.denseToken;
+  const int64_t first = tile.dense ? row.dense_token : row.first_token;
+  const int64_t end = tile.dense ? row.end_token : row.dense_token;
   tile.firstToken = first + (tile.dense ? index : index - denseTiles) * data.tileTokens;
   tile.endToken = Smaller(end, tile.firstToken + data.tileTokens);
   return tile;
 }
 
-// The keys that a tile visits: positions [firstValid, sinkEnd) and [windowBegin, end). Where the
-// two would touch, the first is empty and the second is everything.
-struct TileKeys {
-  int64_t sinkBegin;
-  int64_t sinkEnd;
-  int64_t windowBegin;
-  int64_t windowEnd;
-};
-
-TRIANGLE_DEVICE TileKeys KeysOf(const TriangleAttentionTilingData& data, const RowPlan& row,
-                                const TokenTile& tile) {
-  TileKeys keys;
-  const int64_t sinkEnd = row.firstValid + data.sink;
-  const int64_t windowBegin = row.start + tile.firstToken - data.window + 1;
-  const bool whole = tile.dense || windowBegin <= sinkEnd;
-  keys.sinkBegin = row.firstValid;
-  keys.sinkEnd = whole ? row.firstValid : sinkEnd;
-  keys.windowBegin = whole ? row.firstValid : windowBegin;
-  keys.windowEnd = row.start + tile.endToken;
-  return keys;
+TRIANGLEMIX_TILES KeyRanges KeysOf(const TriangleAttentionTilingData& data, const BatchRow& row,
+                                   const TokenTile& tile) {
+  return trianglemix::KeysOfRows(PatternOf(data), tile.dense, row.start + tile.firstToken,
+                                 row.start + tile.endToken - 1, row.first_valid);
 }
 
-TRIANGLE_DEVICE int64_t CountBlocks(const TileKeys& keys) {
-  return CeilDivide(keys.sinkEnd - keys.sinkBegin, kBlockKeys) +
-         CeilDivide(keys.windowEnd - keys.windowBegin, kBlockKeys);
+TRIANGLEMIX_TILES int64_t CountBlocks(const KeyRanges& keys) {
+  return CeilDivide(keys.sink.end - keys.sink.begin, kBlockKeys) +
+         CeilDivide(keys.window.end - keys.window.begin, kBlockKeys);
 }
 
 // `count` keys from position `first` on, at most kBlockKeys.
@@ -125,19 +94,19 @@ struct KeyBlock {
   int64_t count;
 };
 
-TRIANGLE_DEVICE KeyBlock BlockAt(const TileKeys& keys, int64_t index) {
-  const int64_t sinkBlocks = CeilDivide(keys.sinkEnd - keys.sinkBegin, kBlockKeys);
+TRIANGLEMIX_TILES KeyBlock BlockAt(const KeyRanges& keys, int64_t index) {
+  const int64_t sinkBlocks = CeilDivide(keys.sink.end - keys.sink.begin, kBlockKeys);
   const bool sink = index < sinkBlocks;
-  const int64_t end = sink ? keys.sinkEnd : keys.windowEnd;
+  const int64_t end = sink ? keys.sink.end : keys.window.end;
   KeyBlock block;
-  block.first = sink ? keys.sinkBegin + index * kBlockKeys
-                     : keys.windowBegin + (index - sinkBlocks) * kBlockKeys;
+  block.first = sink ? keys.sink.begin + index * kBlockKeys
+                     : keys.window.begin + (index - sinkBlocks) * kBlockKeys;
   block.count = Smaller(kBlockKeys, end - block.first);
   return block;
 }
 
 // Bits [low, high) of a word, bounds beyond it cut off.
-TRIANGLE_DEVICE uint64_t Bits(int64_t low, int64_t high) {
+TRIANGLEMIX_TILES uint64_t Bits(int64_t low, int64_t high) {
   low = Clamp(low, 0, kLanes);
   high = Clamp(high, 0, kLanes);
   if (low >= high) return 0;
@@ -147,30 +116,30 @@ TRIANGLE_DEVICE uint64_t Bits(int64_t low, int64_t high) {
 
 // Lanes [64 * chunk, 64 * chunk + 64) of a block that the token at `position` does not keep: beyond
 // the block, ahead of the token, or (streaming) between sinks and window.
-TRIANGLE_DEVICE uint64_t DroppedLanes(const TriangleAttentionTilingData& data, const RowPlan& row,
-                                      bool dense, int64_t position, const KeyBlock& block,
-                                      int64_t chunk) {
+TRIANGLEMIX_TILES uint64_t DroppedLanes(const TriangleAttentionTilingData& data,
+                                        const BatchRow& row, bool dense, int64_t position,
+                                        const KeyBlock& block, int64_t chunk) {
   const int64_t origin = block.first + chunk * kLanes;
   uint64_t dropped = Bits(block.first + block.count - origin, kLanes);
   dropped |= Bits(position + 1 - origin, kLanes);
   if (!dense) {
-    dropped |= Bits(row.firstValid + data.sink - origin, position - data.window + 1 - origin);
+    dropped |= Bits(row.first_valid + data.sink - origin, position - data.window + 1 - origin);
   }
   return dropped;
 }
 
 // Whether every token of the tile keeps all kBlockKeys lanes of the block.
-TRIANGLE_DEVICE bool FullyKept(const TriangleAttentionTilingData& data, const RowPlan& row,
-                               const TokenTile& tile, const KeyBlock& block) {
+TRIANGLEMIX_TILES bool FullyKept(const TriangleAttentionTilingData& data, const BatchRow& row,
+                                 const TokenTile& tile, const KeyBlock& block) {
   const int64_t end = block.first + block.count;
   const bool behind = end <= row.start + tile.firstToken + 1;
-  const bool near = tile.dense || end <= row.firstValid + data.sink ||
+  const bool near = tile.dense || end <= row.first_valid + data.sink ||
                     block.first > row.start + tile.endToken - 1 - data.window;
   return block.count == kBlockKeys && behind && near;
 }
 
 // A core takes every cores-th item. Of the items [before, before + count) the first that is its.
-TRIANGLE_DEVICE int64_t FirstOwned(int64_t before, int64_t core, int64_t cores) {
+TRIANGLEMIX_TILES int64_t FirstOwned(int64_t before, int64_t core, int64_t cores) {
   return (core - before % cores + cores) % cores;
 }
 

@@ -286,9 +286,9 @@ class VectorCore {
   __aicore__ inline void ZeroDeadTokens() {
     const int64_t cores = AscendC::GetBlockNum() * AscendC::GetSubBlockNum();
     for (int64_t b = 0; b < call_.data.batch; ++b) {
-      const RowPlan row = call_.ReadRow(b);
+      const BatchRow row = call_.ReadRow(b);
       for (int64_t token = AscendC::GetBlockIdx(); token < call_.data.queryLength; token += cores) {
-        const bool live = token >= row.firstToken && token < row.endToken;
+        const bool live = token >= row.first_token && token < row.end_token;
         if (!live) cache_.StoreZeros(call_.output, TokenAt(b, token), OutputPitch());
       }
     }

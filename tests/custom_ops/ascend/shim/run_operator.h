@@ -9,7 +9,7 @@ using Kernel = void (*)(GM_ADDR, GM_ADDR, GM_ADDR, GM_ADDR, GM_ADDR, GM_ADDR, GM
 extern const Kernel kKernels[];
 
 #include "triangle_attention_sizes.h"
-#undef TRIANGLE_DEVICE
+#undef TRIANGLEMIX_HOST_DEVICE
 
 namespace {
 
