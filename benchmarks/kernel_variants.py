@@ -41,8 +41,8 @@ def build_variants() -> dict[str, Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         options = ["-DCMAKE_BUILD_TYPE=Release", "-DTRIANGLEMIX_VARIANT_LIBRARIES=ON"]
         options.append("-DCMAKE_CUDA_COMPILER=NOTFOUND")  # these libraries are for the CPU
-        _cmake(["-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", *options])
-        _cmake(["--build", str(folder), "--target", "kernel_variants", "--parallel", "2"])
+        run_cmake(["-S", str(SOURCE), "-B", str(folder), "-G", "Ninja", *options])
+        run_cmake(["--build", str(folder), "--target", "kernel_variants", "--parallel", "2"])
     found = {path.stem.rpartition("_")[2]: path for path in folder.glob("libtrianglemix_ops_*.so")}
     return {name: found[name] for name in REQUIRED_FLAGS if name in found}
 
@@ -73,7 +73,8 @@ def visited_pairs(
     return int(count(*heads, length, *limits))
 
 
-def _cmake(arguments: list[str]) -> None:
+def run_cmake(arguments: list[str]) -> None:
+    """Runs CMake with the environment's own programs; what it says is in an error's `stdout`."""
     scripts = str(Path(sys.executable).parent)
     path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     command = shutil.which("cmake", path=path) or "cmake"
