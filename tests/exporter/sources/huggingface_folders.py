@@ -15,6 +15,8 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.function_body import build_function
 from trianglemix.exporter.sources.huggingface.worker import export_model
 
+from tests.tiny_models import tiny_folder
+
 Array = np.ndarray[Any, Any]
 LENGTH = 40  # longer than gemma2's window of 24
 
@@ -86,6 +88,13 @@ def save_random(family: str, folder: Path, **config: Any) -> Path:
     sizes |= dict(num_attention_heads=4, num_key_value_heads=2)
     made = AutoConfig.for_model(family, **(sizes | config))
     AutoModelForCausalLM.from_config(made).save_pretrained(folder)
+    return folder
+
+
+def save_bfloat16(family: str, folder: Path) -> Path:
+    """A tiny folder with bfloat16 weights."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder(family), dtype="bfloat16")
+    model.save_pretrained(folder)
     return folder
 
 

@@ -146,6 +146,22 @@ def test_manifest_describes_the_files(pair: Pair) -> None:
     assert not any(tensor.name == manifest.logits for tensor in static.stream.outputs)
 
 
+def test_manifest_names_only_inputs_that_exist(pair: Pair) -> None:
+    manifest = Manifest.load(pair.ascend)
+    static = manifest.static
+    assert static is not None
+    caches = [(layer.past_key, layer.past_value) for layer in manifest.cache]
+    inputs = {manifest.input_ids, static.start, static.length, *sum(caches, ())}
+    inputs |= {manifest.attention_mask, manifest.position_ids, manifest.prompt_length} - {None}
+    news = [(layer.present_key, layer.present_value) for layer in manifest.cache]
+    outputs = {manifest.logits, *sum(news, ())}
+    graphs = (static.stream, static.tail, static.decode)
+    assert inputs == {tensor.name for graph in graphs for tensor in graph.inputs}
+    assert outputs == {tensor.name for graph in graphs for tensor in graph.outputs}
+    assert (pair.ascend / manifest.model_file).is_file()
+    assert (manifest.inputs, manifest.outputs) == ((), ())  # each graph lists its own
+
+
 def test_weights_are_shared_and_begin_at_offset_0(tmp_path: Path) -> None:
     source = load_whole(tiny_source())
     wide = next(t for t in source.graph.initializer if t.name.endswith("embed_tokens.weight"))

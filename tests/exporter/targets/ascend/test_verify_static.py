@@ -20,6 +20,7 @@ from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import Lowering
 
 from tests.exporter.exports import save_example
+from tests.exporter.sources.huggingface_folders import save_bfloat16
 from tests.exporter.targets.ascend.exported import (
     CHUNK,
     PATTERN,
@@ -30,7 +31,6 @@ from tests.exporter.targets.ascend.exported import (
 )
 from tests.exporter.targets.ascend.half_model import save_half
 from tests.exporter.test_half_precision import half_example
-from tests.tiny_models import tiny_folder
 
 _NAMES = [
     "prompt in the tail",
@@ -120,12 +120,7 @@ def test_a_source_that_keeps_the_last_logits_only(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def brain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama as a bfloat16 folder."""
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("brain")
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype="bfloat16")
-    model.save_pretrained(folder)
-    return folder
+    return save_bfloat16("llama", tmp_path_factory.mktemp("brain"))
 
 
 def export_folder(source: Path, output: Path, dtype: str, soc: str) -> None:
@@ -158,11 +153,6 @@ def test_a_weight_that_float16_cannot_hold_is_named(brain_folder: Path, tmp_path
     with pytest.raises(RefusedError, match=message):
         export_folder(tmp_path / "large", tmp_path / "out", "float16", "Ascend310P3")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_onnx_file_keeps_its_types(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--dtype float16 is for a Hugging Face folder"):
-        export_folder(tiny_source(), tmp_path / "out", "float16", "Ascend310P3")
 
 
 def test_bfloat16_graphs_cannot_be_verified_here(tmp_path: Path) -> None:
