@@ -1,0 +1,1 @@
+"""A toy target in a folder of its own."""
