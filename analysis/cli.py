@@ -27,7 +27,7 @@ from trianglemix.analysis.select import (
 )
 from trianglemix.analysis.trials import TaskScorer, open_model
 from trianglemix.command_line import run_command, version_option, wrong_usage
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks

@@ -16,7 +16,7 @@ from trianglemix.analysis.probed_attention import (
     probed_attention,
 )
 from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.attention_call import check_call, row_mask
 from trianglemix.pytorch.dry_call import check_attention, use_attention
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.layers.plan import Plan
 
 _MASK_FACTOR: Final = 3

@@ -7,7 +7,7 @@ from typing import Any, Final
 from trianglemix.analysis.check import Check
 from trianglemix.analysis.sections import SECTIONS
 from trianglemix.analysis.select import Importance
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 
 _DIGITS: Final = 6

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from trianglemix.analysis.errors import AnalysisError
 from trianglemix.analysis.sections import SECTIONS
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep_mask
 
 _COLORS: Final = {"streaming": "#4878a8", "middle": "#d1603d", "last": "#6a9f58"}
 _GRID: Final = "#dddddd"

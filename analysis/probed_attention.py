@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.masks import keep
 
 DEFAULT_CHUNK: Final = 128

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.evaluation.run import Setup, run_model
 

@@ -23,9 +23,9 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.pattern import kept_pairs
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import kept_pairs
 
 from benchmarks.kernel_variants import build_variants, runs_here, visited_pairs
 from benchmarks.machine import describe_run, save_result
@@ -164,7 +164,7 @@ def lengths_of(shape: Shape) -> dict[str, Array]:
 
 def ours(shape: Shape, tensors: Tensors, pattern: TrianglePattern, library: Path) -> Run:
     node = helper.make_node(
-        contract.OP_TYPE,
+        OP_TYPE,
         list(contract.INPUTS[:7]),
         list(contract.OUTPUTS),
         domain=contract.DOMAIN,

@@ -26,9 +26,9 @@ import torch.nn.functional as F  # noqa: N812
 from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.pattern import keep, kept_pairs
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep, kept_pairs
 
 from benchmarks.device_time import event_time, kernel_times
 from benchmarks.machine import describe_run
@@ -169,7 +169,7 @@ def _bound(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def triangle(x: Inputs, pattern: TrianglePattern) -> Operator:
     """Our operator."""
-    return Operator(contract.OP_TYPE, contract.DOMAIN, pattern.as_attributes(), x)
+    return Operator(OP_TYPE, contract.DOMAIN, pattern.as_attributes(), x)
 
 
 def contenders(x: Inputs, pattern: TrianglePattern) -> dict[str, Callable[[], Run]]:
@@ -304,7 +304,7 @@ def _single_call(run: Run) -> float:
 def decode_chains(lengths: tuple[int, ...], count: int = 64) -> dict[str, dict[int, float]]:
     """Microseconds a node of captured chains of decode steps, the append included, by length."""
     kinds = {
-        "ours": (contract.OP_TYPE, contract.DOMAIN, TrianglePattern().as_attributes()),
+        "ours": (OP_TYPE, contract.DOMAIN, TrianglePattern().as_attributes()),
         "GroupQueryAttention": ("GroupQueryAttention", "com.microsoft", dict[str, Any]()),
     }
     result: dict[str, dict[int, float]] = {name: {} for name in kinds}

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
 from source_models.model_cache import BUILD
 

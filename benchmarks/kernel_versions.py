@@ -22,8 +22,8 @@ from typing import Final
 
 import numpy as np
 import torch
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.pattern import keep
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep
 
 from benchmarks.device_time import event_time, kernel_times
 from benchmarks.machine import describe_run

@@ -24,7 +24,7 @@ from trianglemix.analysis.check import Check, check_plan
 from trianglemix.analysis.data import DataSettings, probe_samples
 from trianglemix.analysis.gradients import probe
 from trianglemix.analysis.select import importance_of, ranked_layers
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.evaluation.model import encode_sample
 from trianglemix.evaluation.prompts import fitted_prompt

@@ -1,1 +1,1 @@
-"""The operator `trianglemix::TriangleAttention`: contract, reference, function body, kernels."""
+"""The operators: what they share, a folder for each, and the native library with their kernels."""

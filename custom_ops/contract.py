@@ -1,18 +1,18 @@
-"""The operator's contract, written once: name, domain, inputs, outputs, attributes, defaults.
+"""What all operators share, written once: domain, inputs, outputs, attributes, head layout.
 
-Everything that builds, reads or checks a `TriangleAttention` node takes its names from here; the
-native side mirrors them in `src/problem.h` and `src/op.cc`, and a test compares the two.
+Everything that builds, reads or checks a node takes its names from here; the native side mirrors
+them in `src/binding/attention.h`, and a test compares the two. What is one operator's own is in its
+folder's `contract`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from trianglemix.custom_ops.errors import ConfigurationError
 
 DOMAIN: Final = "trianglemix"
-OP_TYPE: Final = "TriangleAttention"
 OP_VERSION: Final = 1
 FUNCTION_OPSET: Final = 17
 """Opset of the model-local function: the oldest that can say it, so that it fits every model."""
@@ -61,98 +61,13 @@ ATTR_WINDOW: Final = "sliding_window_size"
 ATTR_LAST: Final = "num_last_tokens"
 ATTR_INTERLEAVED: Final = "rotary_interleaved"
 """Of `ROTARY_INPUTS`: 1 turns neighbours `(2i, 2i+1)`, 0 (the default) turns `(i, i + R/2)`."""
-ATTRIBUTES: Final = (
-    ATTR_NUM_HEADS,
-    ATTR_KV_NUM_HEADS,
-    ATTR_SCALE,
-    ATTR_SOFTCAP,
-    ATTR_SINK,
-    ATTR_WINDOW,
-    ATTR_LAST,
-)
-"""Those of every node, and of the function body, which has no defaults for them.
-
-Elsewhere `scale` is 0 (`1/sqrt(D)`), `softcap` 0 (none), and the pattern `TrianglePattern()`.
-"""
+ATTRIBUTES: Final = (ATTR_NUM_HEADS, ATTR_KV_NUM_HEADS, ATTR_SCALE, ATTR_SOFTCAP)
+"""Those of every node of every operator; where absent, `scale` is 0 (`1/sqrt(D)`), `softcap` 0."""
 
 DENSE_WINDOW: Final = -1
 """`sliding_window_size` of the dense mode: every row keeps all keys behind itself."""
 MAX_HEAD_SIZE: Final = 256
 HEAD_SIZE_STEP: Final = 8
-
-
-@dataclass(frozen=True)
-class TrianglePattern:
-    """Which keys a row keeps: sinks, a sliding window, dense last rows (all in tokens).
-
-    `keep(i, j) = j <= i and (j < num_sink_tokens or i - j < sliding_window_size or
-    i >= N - num_last_tokens)`. `sliding_window_size == -1` keeps everything (dense mode).
-
-    Raises:
-        ConfigurationError: a value is out of its range; the message holds name and value.
-    """
-
-    num_sink_tokens: int = 8
-    sliding_window_size: int = 512
-    num_last_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        if self.num_sink_tokens < 0:
-            raise ConfigurationError(
-                f"{ATTR_SINK} is {self.num_sink_tokens}, but must be 0 or more"
-            )
-        if self.sliding_window_size < 1 and self.sliding_window_size != DENSE_WINDOW:
-            raise ConfigurationError(
-                f"{ATTR_WINDOW} is {self.sliding_window_size}, but must be 1 or more, "
-                f"or {DENSE_WINDOW} to keep every key"
-            )
-        if self.num_last_tokens < 1:
-            raise ConfigurationError(
-                f"{ATTR_LAST} is {self.num_last_tokens}, but must be 1 or more"
-            )
-
-    @property
-    def is_dense(self) -> bool:
-        """True for the dense mode, which drops nothing at any length."""
-        return self.sliding_window_size == DENSE_WINDOW
-
-    @property
-    def exact_length(self) -> int | None:
-        """Longest prompt (tokens) of which nothing is dropped; None in dense mode (no limit)."""
-        if self.is_dense:
-            return None
-        return self.num_sink_tokens + self.sliding_window_size + self.num_last_tokens
-
-    def as_attributes(self) -> dict[str, int]:
-        """The three pattern attributes of a node, by ONNX name."""
-        return asdict(self)
-
-    # Other people's spellings of the same pattern (proved against the predicate in the tests).
-
-    @classmethod
-    def from_minference(cls, n_init: int, n_local: int, n_last: int) -> TrianglePattern:
-        """The values of microsoft/MInference's code, `attn_type="tri_mix"`: the same meaning."""
-        return cls(n_init, n_local, n_last)
-
-    @classmethod
-    def from_paper(cls, si: int, sl: int, last: int) -> TrianglePattern:
-        """The paper's 1-based formulas `j <= si`, `i - j <= sl`, `N - i < last`."""
-        return cls(si, sl + 1, last)
-
-    @classmethod
-    def from_reference_card(cls, si: int, sl: int, last: int) -> TrianglePattern:
-        """The paper's formulas read with 0-based indices, as the reference card does."""
-        return cls(si + 1, sl + 1, last - 1)
-
-    @classmethod
-    def from_vllm_ascend(cls, sink: int, window: int, tail: int) -> TrianglePattern:
-        """vllm-ascend's fused operator, whose window leaves the row itself out of its count."""
-        return cls(sink, window + 1, tail)
-
-
-DENSE_PATTERN: Final = TrianglePattern(
-    num_sink_tokens=0, sliding_window_size=DENSE_WINDOW, num_last_tokens=1
-)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The operator in float64 NumPy: obviously right, slow, and what every kernel is compared with."""
+"""Attention with a cache in float64 NumPy: obviously right, slow. Each operator brings its mask."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
-from trianglemix.custom_ops.pattern import BoolArray, keep
+from trianglemix.custom_ops.contract import AttentionShape
 
 Array = NDArray[Any]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,30 @@ class Call:
     sin_cache: Array | None = None
 
 
-@dataclass(frozen=True)
-class Attention:
-    """The attributes of the operator. `scale` 0 means `1/sqrt(D)`, `softcap` 0 means none."""
+class Heads(Protocol):
+    """What the attributes of every operator say. `scale` 0 means `1/sqrt(D)`, `softcap` 0 none."""
 
-    shape: AttentionShape
-    pattern: TrianglePattern
-    scale: float = 0.0
-    softcap: float = 0.0
-    rotary_interleaved: bool = False
+    @property
+    def shape(self) -> AttentionShape: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def softcap(self) -> float: ...
+    @property
+    def rotary_interleaved(self) -> bool: ...
 
 
-def triangle_attention(call: Call, attention: Attention) -> tuple[Array, Array, Array]:
+def masked_attention(
+    call: Call, heads: Heads, row_mask: Callable[[int], BoolArray]
+) -> tuple[Array, Array, Array]:
     """Returns `output [B, S, H*Dv]` in float64, and the present `[B, G, T, D]`, `[B, G, T, Dv]`.
 
-    A row at or past its row's key end, and one that keeps no key, is zero. Slots that hold no
-    key (`j < first_valid` or `j >= L`) never reach the output, whatever bits they hold.
+    `row_mask(b)` is `[S, L]`: which keys before its end each new row of batch row `b` keeps. A row
+    that keeps no key is zero. Slots that no row keeps never reach the output, whatever they hold.
     """
     batch, length = call.query.shape[:2]
-    shape = attention.shape
-    query, new_key, new_value = _turned_tokens(call, attention)
+    shape = heads.shape
+    query, new_key, new_value = _turned_tokens(call, heads)
     output = np.zeros((batch, length, shape.num_heads, shape.value_head_size))
     present_key, present_value = (
         _present(call, new, past, size)
@@ -65,9 +70,7 @@ def triangle_attention(call: Call, attention: Attention) -> tuple[Array, Array, 
     )
     for b in range(batch):
         rows = query[b].reshape(length, shape.num_heads, shape.head_size)
-        output[b] = _attend(
-            rows, present_key[b], present_value[b], _row_mask(call, attention, b), attention
-        )
+        output[b] = _attend(rows, present_key[b], present_value[b], row_mask(b), heads)
     return output.reshape(batch, length, -1), present_key, present_value
 
 
@@ -94,9 +97,9 @@ def rotate(rows: Array, angles: tuple[Array, Array], positions: Array, interleav
     return turned
 
 
-def _turned_tokens(call: Call, attention: Attention) -> tuple[Array, Array, Array]:
+def _turned_tokens(call: Call, heads: Heads) -> tuple[Array, Array, Array]:
     """New queries, keys and values `[B, S, heads*D]`: unpacked, and turned by their positions."""
-    shape, (batch, length) = attention.shape, call.query.shape[:2]
+    shape, (batch, length) = heads.shape, call.query.shape[:2]
     key, value, query = call.key, call.value, call.query
     if key is None or value is None:
         widths = shape.num_heads * shape.head_size, shape.kv_num_heads * shape.head_size
@@ -112,7 +115,7 @@ def _turned_tokens(call: Call, attention: Attention) -> tuple[Array, Array, Arra
             x.reshape(batch, length, -1, shape.head_size),
             angles,
             positions,
-            attention.rotary_interleaved,
+            heads.rotary_interleaved,
         ).reshape(x.shape)
         for x in (query, key)
     )
@@ -133,23 +136,9 @@ def _present(call: Call, new: Array, past: Array, size: int) -> Array:
     return present
 
 
-def _row_mask(call: Call, attention: Attention, b: int) -> BoolArray:
-    """`[S, L]`: which of the keys before the row's end each new row keeps."""
-    length = call.query.shape[1]
-    end = int(call.seqlens_k[b]) + 1
-    prompt_length = end if call.prompt_length is None else int(call.prompt_length[b])
-    first_valid = 0 if call.first_valid is None else int(call.first_valid[b])
-    rows = start_position(end, length) + np.arange(length)[:, None]
-    kept = keep(rows, np.arange(end)[None, :], attention.pattern, prompt_length, first_valid)
-    mask: BoolArray = kept & (rows < end)
-    return mask
-
-
-def _attend(
-    rows: Array, keys: Array, values: Array, mask: BoolArray, attention: Attention
-) -> Array:
+def _attend(rows: Array, keys: Array, values: Array, mask: BoolArray, heads: Heads) -> Array:
     """`rows [S, H, D]`, `keys [G, T, D]`, `values [G, T, Dv]`, `mask [S, L]` -> `[S, H, Dv]`."""
-    shape, end = attention.shape, mask.shape[1]
+    shape, end = heads.shape, mask.shape[1]
     group = shape.num_heads // shape.kv_num_heads
     # A dead slot may hold NaN, and 0 * NaN is NaN: only keys that a row keeps take part.
     exists = np.asarray(mask.any(axis=0))[:, None]
@@ -157,9 +146,9 @@ def _attend(
     for h in range(shape.num_heads):
         k = np.where(exists, keys[h // group, :end].astype(np.float64), 0.0)
         v = np.where(exists, values[h // group, :end].astype(np.float64), 0.0)
-        scores = rows[:, h].astype(np.float64) @ k.T * (attention.scale or shape.head_size**-0.5)
-        if attention.softcap:
-            scores = attention.softcap * np.tanh(scores / attention.softcap)
+        scores = rows[:, h].astype(np.float64) @ k.T * (heads.scale or shape.head_size**-0.5)
+        if heads.softcap:
+            scores = heads.softcap * np.tanh(scores / heads.softcap)
         result[:, h] = _masked_softmax(scores, mask) @ v
     return result
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError, first_words
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.model import Answer, reset_peak_memory
 from trianglemix.exporter.layers.plan import Fingerprint
 from trianglemix.hf.weight_files import check_loaded, check_weight_files

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import ExportError
 
 Weights = Literal["copy", "link"]

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.manifest.interface import (
     GraphInput,
     GraphOutput,

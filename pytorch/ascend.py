@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from trianglemix.custom_ops.contract import DENSE_PATTERN
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 from trianglemix.pytorch.backends import triangle_attention
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.config import TriangleMixConfig

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from torch import Tensor
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.hf.attention_arguments import describe_arguments, unknown_arguments
 from trianglemix.pytorch.layout import Rows, rows_of_padding
 

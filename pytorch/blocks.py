@@ -14,7 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import key_intervals
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.masks import keep
 
@@ -127,14 +128,8 @@ def _blocks(span: _Span, pattern: TrianglePattern) -> Iterator[_Block]:
     while begin < stop:
         streaming = begin < first_last_row
         end = min(begin + BLOCK, first_last_row if streaming else stop)
-        sink_end = span.first_valid + pattern.num_sink_tokens
-        window_start = max(span.first_valid, begin + 1 - pattern.sliding_window_size)
-        if pattern.is_dense or not streaming or window_start <= sink_end:
-            yield _Block(begin, end, ((span.first_valid, end),))
-        elif pattern.num_sink_tokens:
-            yield _Block(begin, end, ((span.first_valid, sink_end), (window_start, end)))
-        else:
-            yield _Block(begin, end, ((window_start, end),))
+        limits = pattern, span.prompt_length, span.first_valid
+        yield _Block(begin, end, tuple(key_intervals(begin, end - 1, *limits)))
         begin = end
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
 _CHOICES = ("num_triangle_layers", "triangle_layer_indices", "starting_layer")
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
-from trianglemix.custom_ops.contract import DENSE_PATTERN
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 from trianglemix.hf.attention_arguments import uses_alibi
 from trianglemix.pytorch.attention_call import (
     UnsupportedModelError,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.masks import keep

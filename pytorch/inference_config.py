@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.config import TriangleMixConfig
 
 NPU_BLOCK_SIZES: Final = (64, 128)

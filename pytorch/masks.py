@@ -6,8 +6,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.pytorch.config import TriangleMixConfig
 
 MAX_WHOLE_MASK: Final = 32768
@@ -21,7 +21,7 @@ def keep(
     prompt_length: Tensor | int,
     first_valid: Tensor | int = 0,
 ) -> Tensor:
-    """`custom_ops.pattern.keep` in torch: which `column` each `row` keeps (int64, broadcast)."""
+    """`triangle.pattern.keep` in torch: which `column` each `row` keeps (int64, broadcast)."""
     sink = column - first_valid < pattern.num_sink_tokens
     kept = sink | (row >= prompt_length - pattern.num_last_tokens)
     if pattern.is_dense:

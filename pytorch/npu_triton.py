@@ -16,7 +16,7 @@ from trianglemix.custom_ops.ascend.triton_kernel import (
     power_of_two,
     triangle_attention_kernel,
 )
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.layout import Rows
 

@@ -11,7 +11,7 @@ from functools import lru_cache, update_wrapper
 from typing import Any, Final
 
 from torch import Tensor, nn
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.pytorch.attention_call import (
     UnsupportedModelError,
     check_call,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.pattern import keep
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep
 
 TOKENS, CELL, GAP, TOP = 44, 7, 60, 34
 PATTERN = TrianglePattern(num_sink_tokens=3, sliding_window_size=7, num_last_tokens=5)

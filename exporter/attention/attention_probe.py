@@ -1,7 +1,7 @@
 """Measures an attention cut out of its graph: mask class, scale, and whether the numbers agree.
 
 Nothing here reads a weight: queries, keys and values are random. The measured site must equal
-`custom_ops.reference`, which is what makes a loose match of the graph's shape safe.
+`custom_ops.triangle.reference`, which is what makes a loose match of the graph's shape safe.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.attention.cutout import Array, CutError, CutOut
 from trianglemix.exporter.attention.input_kinds import classify
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.operators import add_function
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.rotation import (
     DOMAIN,
@@ -45,8 +46,7 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
             model.graph.insert_before(node, build.nodes)
             triangle.set_inputs(rows)
             node.attributes.pop(contract.ATTR_INTERLEAVED, None)
-        function = build_function()
-        model.functions[function.identifier()] = function
+        add_function(model, OP_TYPE)
         model.graph.opset_imports[DOMAIN] = 1
         return ir.passes.PassResult(model, bool(folded))
 

@@ -14,8 +14,10 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.operators import is_ours
+from trianglemix.custom_ops.triangle.contract import OP_TYPE, TrianglePattern
 from trianglemix.exporter.graph.rotation import Rotation, head_size
 from trianglemix.exporter.graph.walk import constant_array, is_op, needed_input, optional_input
 
@@ -185,7 +187,19 @@ class TriangleNode:
 
 def is_triangle_attention(node: ir.Node) -> bool:
     """Whether the node is the operator."""
-    return node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
+    return node.domain == contract.DOMAIN and node.op_type == OP_TYPE
+
+
+def functions_needed(graph: ir.Graph) -> set[ir.OperatorIdentifier]:
+    """Of our operators, those that stand in the graph and whose every node a function can be."""
+    ours = [node for node in graph if is_ours(node.domain, node.op_type)]
+    folded = {node.op_identifier() for node in ours if TriangleNode(node).is_folded}
+    return {node.op_identifier() for node in ours} - folded
+
+
+def functions_of_ours(model: ir.Model) -> set[ir.OperatorIdentifier]:
+    """Our operators' functions that the model carries."""
+    return {x.identifier() for x in model.functions.values() if is_ours(x.domain, x.name)}
 
 
 def _provable(value: ir.Value, holds: Callable[[ir.Value], bool]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.roles import GraphRoles

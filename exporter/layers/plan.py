@@ -27,8 +27,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import PlanError
 
 FORMAT_VERSION: Final = 1

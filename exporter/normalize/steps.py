@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.operators import is_ours
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.normalize.fuse_softmax import FuseSoftmaxPass
@@ -86,7 +87,7 @@ def normalize(model: ir.Model) -> list[str]:
     passes: list[ir.passes.PassBase] = [
         common.ClearMetadataAndDocStringPass(),
         SortNodesPass(),
-        common.InlinePass(lambda function: function.domain != contract.DOMAIN),
+        common.InlinePass(lambda function: not is_ours(function.domain, function.name)),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveEmptyConcatPass(),
         InferShapesPass(),

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.attention.attention_probe import (
     TOLERANCE,
     CallSizes,

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.reference import Attention, Call
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.attention_probe import (
     TOLERANCE,
     CallSizes,

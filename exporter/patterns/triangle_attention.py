@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
@@ -37,7 +38,7 @@ class TriangleAttentionPattern(SitePattern):
     """
 
     name = "triangle_attention"
-    anchors = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
+    anchors = frozenset({(contract.DOMAIN, OP_TYPE)})
 
     def trouble(self, node: ir.Node) -> str | None:
         for index, name in enumerate(contract.INPUTS):
@@ -103,7 +104,7 @@ def _dense_attention(
     none = build.op("Sub", count, count)
     end = build.op("Add", none, total)
     node = build.node(
-        contract.OP_TYPE,
+        OP_TYPE,
         [layer.query, layer.key, layer.value, layer.past_key, layer.past_value,
          build.op("Sub", end, build.int32(1)), total, end, none],
         domain=contract.DOMAIN,
@@ -112,7 +113,7 @@ def _dense_attention(
             contract.ATTR_KV_NUM_HEADS: _example.SHAPE.kv_num_heads,
             contract.ATTR_SCALE: 0.0,
             contract.ATTR_SOFTCAP: 0.0,
-            **contract.DENSE_PATTERN.as_attributes(),
+            **DENSE_PATTERN.as_attributes(),
         },
         num_outputs=3,
     )  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import kept_pairs
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import kept_pairs
 from trianglemix.exporter.attention.attention_probe import pattern_of
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.interface.language_model_head import LanguageModelHead

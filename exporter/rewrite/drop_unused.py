@@ -5,7 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
-from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.custom_ops.operators import is_ours
+from trianglemix.exporter.graph.triangle_node import (
+    functions_needed,
+    functions_of_ours,
+)
 
 
 class DropUnusedPass(ir.passes.InPlacePass):
@@ -25,9 +29,8 @@ class DropUnusedPass(ir.passes.InPlacePass):
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
                 graph.initializers.pop(name)
-        nodes = TriangleNode.all_of(graph)
-        if not nodes or any(node.is_folded for node in nodes):
-            model.functions.pop((contract.DOMAIN, contract.OP_TYPE, ""), None)
-        if not nodes:
+        for unused in functions_of_ours(model) - functions_needed(graph):
+            model.functions.pop(unused)
+        if not any(is_ours(node.domain, node.op_type) for node in graph):
             graph.opset_imports.pop(contract.DOMAIN, None)
         return ir.passes.PassResult(model, True)

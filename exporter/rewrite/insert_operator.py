@@ -7,8 +7,14 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.operators import add_function
+from trianglemix.custom_ops.triangle.contract import (
+    ATTRIBUTES,
+    DENSE_PATTERN,
+    OP_TYPE,
+    TrianglePattern,
+)
 from trianglemix.exporter.attention.head_trace import root_of
 from trianglemix.exporter.attention.lengths import (
     Lengths,
@@ -61,9 +67,7 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         prompt_length = add_prompt_length_input(graph)
         for site in self._sites:
             self._insert(graph, site, prompt_length)
-        function = build_function()
-        model.functions[function.identifier()] = function
-        graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+        add_function(model, OP_TYPE)
         _sort(graph)
         return ir.passes.PassResult(model, True)
 
@@ -73,7 +77,7 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             raise ir.passes.PostconditionError(f"{len(nodes)} nodes of {len(self._sites)} sites")
         for node in nodes:
             wired = len(node.inputs) == len(contract.INPUTS) and None not in node.inputs
-            if not wired or set(node.attributes) != set(contract.ATTRIBUTES):
+            if not wired or set(node.attributes) != set(ATTRIBUTES):
                 raise ir.passes.PostconditionError(f"{node.name} is not complete")
 
     def _insert(self, graph: ir.Graph, site: AttentionSite, prompt_length: ir.Value) -> None:
@@ -118,7 +122,7 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             kept = site.lengths.prompt_length if site.lengths else None
             prompt_length = kept or self._no_last_rows(lengths)
         return build.node(
-            contract.OP_TYPE,
+            OP_TYPE,
             [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
              lengths.first_valid],
             domain=contract.DOMAIN,

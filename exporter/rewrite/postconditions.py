@@ -6,14 +6,17 @@ import logging
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from trianglemix.custom_ops import contract
 from trianglemix.exporter.attention.attention_probe import CallSizes, ProbeInputs
 from trianglemix.exporter.attention.cutout import CutError, cut_out, depends_on_weights, run_cut
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import AttentionSite, MatchContext
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
+from trianglemix.exporter.graph.triangle_node import (
+    functions_needed,
+    functions_of_ours,
+    is_triangle_attention,
+)
 
 logger = logging.getLogger(__name__)
 _SIZES = CallSizes(batch=1, length=67, past=30)  # no head count, head size or constant is 67 or 97
@@ -44,10 +47,8 @@ def check_exported(
     assert names == wanted, f"inputs became {names}, were {wanted}"
     assert [value.name for value in graph.outputs] == outputs, "outputs changed"
     _check_order(graph)
-    nodes = TriangleNode.all_of(graph)
-    used = bool(nodes) and not any(node.is_folded for node in nodes)
-    declared = (contract.DOMAIN, contract.OP_TYPE, "") in model.functions
-    assert used == declared, "the operator's function and its nodes go together"
+    given = functions_of_ours(model)
+    assert given == functions_needed(graph), "an operator's function and its nodes go together"
 
 
 def _check_order(graph: ir.Graph) -> None:

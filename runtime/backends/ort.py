@@ -12,6 +12,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
+from trianglemix.custom_ops.operators import is_ours
 from trianglemix.manifest.interface import carried_inputs
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel
@@ -152,7 +153,7 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
 
 
 def operator_heads(model_path: Path) -> int:
-    """The largest `num_heads` of the model's TriangleAttention nodes; 0 where it has none.
+    """The largest `num_heads` of the model's nodes of our operators; 0 where it has none.
 
     Raises:
         ExecutionError: the file is no ONNX model.
@@ -160,7 +161,7 @@ def operator_heads(model_path: Path) -> int:
     heads = [
         attribute.i
         for node in _read(model_path).graph.node
-        if node.domain == contract.DOMAIN and node.op_type == contract.OP_TYPE
+        if is_ours(node.domain, node.op_type)
         for attribute in node.attribute
         if attribute.name == contract.ATTR_NUM_HEADS
     ]
@@ -173,7 +174,7 @@ def _carries_function(model_path: Path) -> bool:
     One whose nodes rotate or unpack inside cannot: no function can ask for absent inputs.
     """
     functions = _read(model_path).functions
-    return any((x.domain, x.name) == (contract.DOMAIN, contract.OP_TYPE) for x in functions)
+    return any(is_ours(x.domain, x.name) for x in functions)
 
 
 def _read(model_path: Path) -> onnx.ModelProto:
@@ -244,7 +245,7 @@ def _warn_of_cpu_operator(session: ort.InferenceSession) -> None:
         falls_to_cpu = not library_path().with_name(_CUDA_LIBRARY).is_file()
     else:
         falls_to_cpu = any(
-            node.op_type == contract.OP_TYPE
+            is_ours(contract.DOMAIN, node.op_type)
             for part in read()
             if part.ep_name != CUDA
             for node in part.get_nodes()

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.runtime.backends.backend import Kernel
 from trianglemix.runtime.errors import ProviderError
 
@@ -89,5 +89,5 @@ def warn_without_kernel(provider: Provider, kernel: Kernel, available: list[str]
         )
     _LOG.warning(
         "%s has no kernel for %s: %s use the provider cpu or cuda",
-        provider.own, contract.OP_TYPE, fate,
+        provider.own, OP_TYPE, fate,
     )  # fmt: skip

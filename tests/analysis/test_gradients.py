@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM
 from trianglemix.analysis.gradients import probe
 from trianglemix.analysis.sections import SECTIONS, LayerGradients, ProbeSample
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep_mask
 
 from tests.tiny_models import tiny_folder
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.reference import Attention, Call
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.reference import Attention
 
 Array = NDArray[Any]
 

@@ -10,7 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticCall, StaticInputs
 from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 

@@ -13,8 +13,10 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import DENSE_WINDOW, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention, Call, start_position, triangle_attention
+from trianglemix.custom_ops.contract import DENSE_WINDOW, AttentionShape
+from trianglemix.custom_ops.reference import Call, start_position
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
 from tests.custom_ops.operator_session import Backend, Binding, run_call
 from tests.custom_ops.tolerances import assert_close, assert_same_bits

@@ -14,8 +14,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.function_body import build_function
-from trianglemix.custom_ops.reference import Attention, Call
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
+from trianglemix.custom_ops.triangle.function_body import build_function
+from trianglemix.custom_ops.triangle.reference import Attention
 
 Array = NDArray[Any]
 
@@ -88,7 +90,7 @@ def build_model(
     while not connected[-1]:
         connected.pop()
     node = helper.make_node(
-        contract.OP_TYPE, connected, list(contract.OUTPUTS), domain=contract.DOMAIN, **attributes
+        OP_TYPE, connected, list(contract.OUTPUTS), domain=contract.DOMAIN, **attributes
     )
     graph = helper.make_graph(
         [node],

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import ATTRIBUTES, OP_TYPE, TrianglePattern
 
 from tests.custom_ops.ascend_operator import SOURCES, compile_library
 
@@ -47,19 +48,19 @@ def test_the_definition_is_the_contract(host: Any) -> None:
     names = {kind: tuple(line[1] for line in lines if line[0] == kind) for kind, *_ in lines}
     assert names["input"] == contract.INPUTS
     assert names["output"] == contract.OUTPUTS
-    known = (*(name for name in contract.ATTRIBUTES if name != contract.ATTR_INTERLEAVED),)
+    known = (*(name for name in ATTRIBUTES if name != contract.ATTR_INTERLEAVED),)
     assert names["attribute"] == known
     assert names["chip"] == ("ascend910b", "ascend910_93")
     optional = {line[1] for line in lines if line[0] == "input" and line[2] == "1"}
     assert optional == {"past_key", "past_value", "prompt_length", "first_valid"}
-    default = contract.TrianglePattern().as_attributes()
+    default = TrianglePattern().as_attributes()
     written = {line[1]: line[3] for line in lines if line[0] == "attribute"}
     assert {name: int(written[name]) for name in default} == default
 
 
 def test_the_plugin_is_for_our_node(host: Any) -> None:
-    name = f"{contract.DOMAIN}::{contract.OP_VERSION}::{contract.OP_TYPE}"
-    assert host.ascend_plugin().decode() == f"{contract.OP_TYPE} {name}"
+    name = f"{contract.DOMAIN}::{contract.OP_VERSION}::{OP_TYPE}"
+    assert host.ascend_plugin().decode() == f"{OP_TYPE} {name}"
 
 
 def parse(host: Any, attributes: Sequence[Mapping[str, object]], inputs: int = 9) -> str:

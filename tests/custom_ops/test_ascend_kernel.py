@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention, triangle_attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
 from tests.custom_ops.ascend_operator import (
     SHIM,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention
 
 from tests.custom_ops.ascend_operator import (
     SOURCES,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import keep
 from trianglemix.custom_ops.reference import start_position
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep
 
 from tests.custom_ops.ascend_operator import MEMORIES, compile_library
 from tests.custom_ops.cases import patterns

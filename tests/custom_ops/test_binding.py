@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import ATTRIBUTES, TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
 from tests.custom_ops.operator_session import (
     ALL_INPUTS,
@@ -323,7 +325,7 @@ def test_input_names_are_compiled_in_the_order_of_the_contract(index: int) -> No
         run({**feeds, name: array.reshape(array.shape + (1,) * (5 - array.ndim))})
 
 
-@pytest.mark.parametrize("name", contract.ATTRIBUTES)
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_attribute_names_are_those_of_the_contract(name: str) -> None:
     with pytest.raises(ort_errors.RuntimeException, match=f"TriangleAttention: {name} is"):
         run(replaced(), {**attributes_of(ATTENTION), name: "a text"})

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.targets.ascend.block_form import StaticCall
 
 from tests.custom_ops.block_form_case import Case, assert_close, build, expected, inputs, run

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.library import library_path
-from trianglemix.custom_ops.reference import Attention, triangle_attention
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
 from benchmarks.kernel_variants import REQUIRED_FLAGS, build_variants, runs_here
 from tests.custom_ops.cases import (

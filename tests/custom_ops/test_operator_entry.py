@@ -1,4 +1,4 @@
-"""An operator is added with a folder of its own and a line in one list."""
+"""An operator is added with folders of its own and a line in `operators.inc`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+import trianglemix.custom_ops
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops import contract, operators
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
+from trianglemix.exporter.rewrite.drop_unused import DropUnusedPass
 
 from benchmarks.kernel_variants import SOURCE, run_cmake
 from tests.custom_ops.operator_session import (
@@ -76,3 +81,29 @@ def test_its_errors_bear_its_name(library: Path, call: Call) -> None:
     session = open_session(model_of_both(), Backend(library))
     with pytest.raises(ort_errors.InvalidArgument, match="ToyOperator: factor is 0, but must be 1"):
         session.run(None, {**feeds_of(call), "factor": np.array(0, np.int32)})
+
+
+@pytest.fixture
+def _listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's folder stands beside the others'."""
+    folders = [*trianglemix.custom_ops.__path__, str(TOY.parent)]
+    monkeypatch.setattr(trianglemix.custom_ops, "__path__", folders)
+    monkeypatch.setattr(operators, "folders", operators.folders.__wrapped__)  # not the cached one
+
+
+@pytest.mark.usefixtures("_listed")
+def test_models_carry_what_it_means(call: Call) -> None:
+    model = ir.from_proto(model_of_both())
+    operators.add_function(model, "ToyOperator")
+    session = open_session(ir.to_proto(DropUnusedPass()(model).model), Backend(None))
+    output = session.run(None, {**feeds_of(call), "factor": np.array(3, np.int32)})[0]
+    expected = triangle_attention(replace(call, query=call.query * 3), ATTENTION)[0]
+    assert_close(output, expected, "float32")
+
+
+@pytest.mark.usefixtures("_listed")
+def test_what_it_means_goes_with_its_last_node() -> None:
+    model = ir.from_proto(build_model(attributes_of(ATTENTION), "float32"))
+    operators.add_function(model, "ToyOperator")
+    DropUnusedPass()(model)
+    assert [name for _, name, _ in model.functions] == ["TriangleAttention"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.pattern import keep, keep_mask, kept_pairs, key_intervals
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep, keep_mask, kept_pairs, key_intervals
 
 PATTERNS = st.builds(
     TrianglePattern,
@@ -62,7 +62,7 @@ def test_intervals_are_the_mask(length: int, pattern: TrianglePattern, data: st.
     mask = keep_mask(length, pattern, first_valid)
     for row in range(length):
         visited = np.zeros(length, bool)
-        for start, stop in key_intervals(row, pattern, length, first_valid):
+        for start, stop in key_intervals(row, row, pattern, length, first_valid):
             assert not visited[start:stop].any()
             visited[start:stop] = True
         assert (visited == mask[row]).all()

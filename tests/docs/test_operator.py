@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
-from trianglemix.custom_ops.function_body import build_function
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import ATTRIBUTES, TrianglePattern
+from trianglemix.custom_ops.triangle.function_body import build_function
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/operator.md"
 
@@ -40,7 +42,7 @@ def test_outputs_are_those_of_the_contract() -> None:
 
 def test_attributes_and_their_defaults_are_those_of_the_contract() -> None:
     listed = {row[0].strip("`"): row[2] for row in _rows("Attributes")}
-    assert tuple(listed) == (*contract.ATTRIBUTES, contract.ATTR_INTERLEAVED)
+    assert tuple(listed) == (*ATTRIBUTES, contract.ATTR_INTERLEAVED)
     defaults = {name: int(default) for name, default in listed.items() if default != "-"}
     others = {contract.ATTR_SCALE: 0, contract.ATTR_SOFTCAP: 0, contract.ATTR_INTERLEAVED: 0}
     assert defaults == {**TrianglePattern().as_attributes(), **others}

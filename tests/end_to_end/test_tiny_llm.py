@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export

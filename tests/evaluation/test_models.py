@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.cli import main
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.evaluation.likelihood import FolderScorer

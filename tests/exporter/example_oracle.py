@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.reference import Attention, Call, triangle_attention
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 

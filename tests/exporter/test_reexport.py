@@ -11,8 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxscript.optimizer import fold_constants
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.library import library_path
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST, LayerKind, TriangleNode
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.manifest.manifest import Manifest

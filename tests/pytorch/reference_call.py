@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from trianglemix.custom_ops.contract import DENSE_WINDOW, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention as ReferenceAttention
-from trianglemix.custom_ops.reference import Call, triangle_attention
+from trianglemix.custom_ops.contract import DENSE_WINDOW, AttentionShape
+from trianglemix.custom_ops.reference import Call
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention as ReferenceAttention
+from trianglemix.custom_ops.triangle.reference import triangle_attention
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.layout import Rows
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch import flex
 from trianglemix.pytorch.backends import triangle_attention
 from trianglemix.pytorch.blocks import BLOCK, Attention, block_attention

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.custom_ops.triangle.pattern import keep_mask
 from trianglemix.pytorch.config import TriangleMixConfig
 from trianglemix.pytorch.inference_config import TriangleMixInferenceConfig
 

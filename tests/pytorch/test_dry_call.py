@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from trianglemix.analysis.gradients import probe
 from trianglemix.analysis.sections import ProbeSample
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.pytorch import TriangleMixConfig, UnsupportedModelError, patch, unpatch
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.custom_ops.triangle.pattern import keep_mask
 from trianglemix.pytorch import (
     AscendNPUTriangleMixOptimizer,
     AscendTriangleMixAttention,

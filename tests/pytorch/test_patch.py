@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.pattern import keep
+from trianglemix.custom_ops.triangle.pattern import keep
 from trianglemix.pytorch import (
     TriangleMixConfig,
     UnsupportedModelError,

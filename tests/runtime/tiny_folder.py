@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
+from trianglemix.custom_ops.triangle.function_body import build_function
 from trianglemix.manifest.interface import GraphInput, GraphOutput
 from trianglemix.manifest.manifest import LayerCache, Manifest
 
@@ -148,7 +148,7 @@ def _layer(g: _Graph, layer: int, hidden: str, lengths: dict[str, str]) -> str:
         inputs = [query, key, value, *past]
         inputs += [lengths[name] for name in ("seqlens", "total", "prompt", "first")]
         attributes = {**heads, **pattern.as_attributes(), "scale": 0.0, "softcap": 0.0}
-        g.op(contract.OP_TYPE, inputs, *outputs, domain=contract.DOMAIN, **attributes)
+        g.op(OP_TYPE, inputs, *outputs, domain=contract.DOMAIN, **attributes)
     projected = g.op("MatMul", [outputs[0], g.weight(HEADS * HEAD_SIZE, WIDTH, gain=2.0)])
     return g.op("Tanh", [g.op("Add", [hidden, projected])])
 

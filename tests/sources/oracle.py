@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.custom_ops.pattern import keep
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep
 
 Array = NDArray[Any]
 _NAME = "trianglemix_oracle"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import keep
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep
 
 _NAME: Final = "families_reference"
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from trianglemix.analysis.gradients import probe
 from trianglemix.analysis.model import candidate_layers
 from trianglemix.analysis.sections import ProbeSample
-from trianglemix.custom_ops.contract import TrianglePattern
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.library import library_path
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface

@@ -10,6 +10,7 @@ import torch
 from torch.onnx import symbolic_helper
 from transformers.cache_utils import DynamicLayer
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.hf.attention_arguments import describe_arguments, unknown_arguments
 
@@ -71,7 +72,7 @@ def _symbolic(g: Any, query: Any, key: Any, value: Any, *others: Any) -> Any:
         for x in (query, key, value)
     ]
     output, present_key, present_value = g.op(
-        f"{contract.DOMAIN}::{contract.OP_TYPE}",
+        f"{contract.DOMAIN}::{OP_TYPE}",
         *rows,
         *others[:inputs],
         outputs=len(contract.OUTPUTS),

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.operators import add_function
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.sources.huggingface.graph import CacheSizes, graph_names
@@ -167,9 +167,7 @@ def check_written_file(path: Path, sizes: Sequence[CacheSizes], reference: Refer
 def _add_function(path: Path, standalone: Path) -> None:
     """The same file with the operator's meaning in it; the weights stay where they are."""
     model = ir.load(path)
-    function = build_function()
-    model.functions[function.identifier()] = function
-    model.opset_imports[contract.DOMAIN] = contract.OP_VERSION
+    add_function(model, OP_TYPE)
     ir.save(model, standalone)
 
 

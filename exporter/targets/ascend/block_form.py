@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 MASKED_SCORE: Final = {

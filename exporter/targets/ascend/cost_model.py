@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import kept_pairs
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import kept_pairs
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.targets.ascend.soc import Soc
 
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256, 512)

@@ -11,7 +11,8 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 from trianglemix.exporter.targets.ascend.block_form import StaticCall, StaticInputs, StaticOutputs
 from trianglemix.exporter.targets.ascend.static_tape import StaticTape
@@ -45,7 +46,7 @@ class CustomForm:
         tape, shape = self._tape, attention.shape
         rows, slots, groups = self._call.rows, self._call.slots, shape.kv_num_heads
         node = ir.node(
-            contract.OP_TYPE,
+            OP_TYPE,
             [
                 inputs.query, inputs.key, inputs.value, inputs.past_key, inputs.past_value,
                 self._seqlens(), tape.int32([slots]), tape.int32([prompt_length]), tape.int32([0]),
@@ -59,7 +60,7 @@ class CustomForm:
                 **attention.pattern.as_attributes(),
             },
             num_outputs=len(contract.OUTPUTS),
-            name=f"trianglemix/static/attention/{contract.OP_TYPE}_{len(tape.nodes)}",
+            name=f"trianglemix/static/attention/{OP_TYPE}_{len(tape.nodes)}",
         )  # fmt: skip
         sizes = (
             (1, rows, shape.num_heads * shape.value_head_size),

@@ -8,10 +8,11 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.targets.ascend.soc import Soc
 
-OPERATOR: Final = f"{contract.DOMAIN}::{contract.OP_VERSION}::{contract.OP_TYPE}"
+OPERATOR: Final = f"{contract.DOMAIN}::{contract.OP_VERSION}::{OP_TYPE}"
 CUSTOM_OPERATOR: Final = (
     f"{OPERATOR}: install the operator package built from custom_ops/ascend before atc runs and "
     "wherever the models run; never compiled by CANN"

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.targets.ascend.custom_operator import (
     ATTRIBUTES,
     INPUTS,
@@ -26,9 +27,7 @@ _SLOTS_AXIS: Final = 2
 
 def _nodes(model: LintModel) -> list[onnx.NodeProto]:
     return [
-        node
-        for node in model.nodes
-        if (node.domain, node.op_type) == (contract.DOMAIN, contract.OP_TYPE)
+        node for node in model.nodes if (node.domain, node.op_type) == (contract.DOMAIN, OP_TYPE)
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import onnx
 from onnx import TensorProto
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
 
 Place = tuple[str, str]
@@ -25,7 +26,7 @@ _BUILT_IN: Final = frozenset({"Constant"})
 """Handled by the parser itself, at every version."""
 _CUSTOM_DOMAINS: Final = {contract.DOMAIN: contract.OP_VERSION, "npu": 1, "mmdeploy": 1}
 """Domains that a plugin may exist for, and the version that its registration names."""
-_CUSTOM_OPERATORS: Final = frozenset({(contract.DOMAIN, contract.OP_TYPE)})
+_CUSTOM_OPERATORS: Final = frozenset({(contract.DOMAIN, OP_TYPE)})
 """What our own operator package has a plugin for; nothing else of its domain can be read."""
 
 

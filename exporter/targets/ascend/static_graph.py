@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import FLOATS, GraphRoles, find_roles

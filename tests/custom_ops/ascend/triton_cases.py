@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trianglemix.custom_ops import reference
 from trianglemix.custom_ops.ascend.triton_kernel import TILE
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.npu_triton import triton_attention

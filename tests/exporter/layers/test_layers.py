@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import AttentionSite, Layout, MaskClass, Operand
 from trianglemix.exporter.errors import ExportError, PlanError
 from trianglemix.exporter.layers import choice as layers_module

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import Pattern
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.registry import all_patterns

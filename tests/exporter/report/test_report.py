@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from trianglemix.custom_ops.contract import TrianglePattern
-from trianglemix.custom_ops.pattern import keep_mask
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep_mask
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.model_config import read_context_length

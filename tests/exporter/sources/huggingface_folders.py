@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.function_body import build_function
+from trianglemix.custom_ops.triangle.function_body import build_function
 from trianglemix.exporter.sources.huggingface.worker import export_model
 
 from tests.tiny_models import tiny_folder

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from transformers import AutoConfig
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
 
@@ -65,7 +66,7 @@ def test_every_attention_is_one_dense_node_and_nothing_grows_with_the_mask(
     family: str, exported: dict[str, Exported], tmp_path: Path
 ) -> None:
     graph = export(family, exported, tmp_path).graph
-    nodes = [node for node in graph if node.op_type == contract.OP_TYPE]
+    nodes = [node for node in graph if node.op_type == OP_TYPE]
     config = AutoConfig.from_pretrained(tiny_folder(family))
     assert len(nodes) == config.num_hidden_layers
     for layer, node in enumerate(nodes):

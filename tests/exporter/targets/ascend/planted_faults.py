@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
-from trianglemix.custom_ops.contract import AttentionShape, TrianglePattern
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.targets.ascend.block_form import StaticCall
 
 from tests.custom_ops.block_form_case import Case, build

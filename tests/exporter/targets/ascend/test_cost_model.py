@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from trianglemix.custom_ops.contract import DENSE_PATTERN, AttentionShape, TrianglePattern
-from trianglemix.custom_ops.pattern import keep_mask
-from trianglemix.custom_ops.reference import Attention
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep_mask
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.targets.ascend.block_form import StaticCall
 from trianglemix.exporter.targets.ascend.cost_model import (
     BLOCK_SIZES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from trianglemix.custom_ops.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.integer]
@@ -48,15 +48,18 @@ def kept_pairs(prompt_length: int, pattern: TrianglePattern) -> int:
 
 
 def key_intervals(
-    row: int, pattern: TrianglePattern, prompt_length: int, first_valid: int = 0
+    first: int, last: int, pattern: TrianglePattern, prompt_length: int, first_valid: int = 0
 ) -> list[tuple[int, int]]:
-    """Half-open, ascending, disjoint key intervals that row `row` keeps: what a kernel visits."""
-    if row < first_valid:
+    """Half-open, ascending, disjoint key intervals that rows `first .. last` keep between them.
+
+    What a kernel visits. All of the rows are dense last rows, or none of them is.
+    """
+    if last < first_valid:
         return []
     sink_end = first_valid + pattern.num_sink_tokens
-    window_start = row + 1 - pattern.sliding_window_size
-    is_last = row >= prompt_length - pattern.num_last_tokens
+    window_start = first + 1 - pattern.sliding_window_size
+    is_last = last >= prompt_length - pattern.num_last_tokens
     if pattern.is_dense or is_last or window_start <= sink_end:
-        return [(first_valid, row + 1)]
-    window = (window_start, row + 1)
+        return [(first_valid, last + 1)]
+    window = (window_start, last + 1)
     return [window] if sink_end == first_valid else [(first_valid, sink_end), window]

@@ -12,6 +12,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.triangle.contract import ATTRIBUTES, OP_TYPE
 
 _INT32, _INT64, _FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
 _MASKED_SCORE: Final = -3.0e38
@@ -82,12 +83,12 @@ def build_function() -> ir.Function:
         outputs,
         nodes=build.nodes,
         opset_imports={"": contract.FUNCTION_OPSET},
-        name=contract.OP_TYPE,
+        name=OP_TYPE,
     )
-    kinds = {name: ir.AttributeType.INT for name in contract.ATTRIBUTES}
+    kinds = {name: ir.AttributeType.INT for name in ATTRIBUTES}
     kinds[contract.ATTR_SCALE] = kinds[contract.ATTR_SOFTCAP] = ir.AttributeType.FLOAT
     attributes = [ir.Attr(name, kind, None) for name, kind in kinds.items()]
-    return ir.Function(contract.DOMAIN, contract.OP_TYPE, graph=graph, attributes=attributes)
+    return ir.Function(contract.DOMAIN, OP_TYPE, graph=graph, attributes=attributes)
 
 
 def _body(b: _Builder, x: dict[str, ir.Value]) -> list[ir.Value]:

@@ -1,0 +1,1 @@
+"""The operator `trianglemix::TriangleAttention`: contract, predicate, reference, function body."""

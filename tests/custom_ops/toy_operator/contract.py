@@ -1,0 +1,3 @@
+"""The toy's contract."""
+
+OP_TYPE = "ToyOperator"
