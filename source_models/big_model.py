@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.patterns._example import SHAPE, ExampleLayer, decomposed_attention
 
 _VOCABULARY: Final = 32000
@@ -43,12 +43,7 @@ class _Weights:
             location, start, size, ir.DataType.FLOAT,
             shape=ir.Shape(shape), name=name, base_dir=self.folder,
         )  # fmt: skip
-        value = ir.Value(
-            name=name,
-            const_value=tensor,
-            shape=ir.Shape(shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-        )
+        value = ir.val(name, const_value=tensor)
         graph.register_initializer(value)
         return value
 
@@ -72,7 +67,7 @@ def make_big_model(folder: Path, layers: int = 32, gigabytes: float = 5, shards:
         for layer in range(layers) for part in ("key", "value")
     ]  # fmt: skip
     graph = ir.Graph([*inputs, *pasts], [], nodes=[], opset_imports={"": 18}, name="big")
-    build = NodeBuilder(graph, "big")
+    build = GraphBuilder(graph, "big")
     embedding = weights.add(graph, "embedding", _VOCABULARY, _HIDDEN)
     hidden = build.op("Gather", embedding, inputs[0])
     inner = int(gigabytes * 1e9 / layers / _ITEM / _HIDDEN / 2)
@@ -95,7 +90,7 @@ def make_big_model(folder: Path, layers: int = 32, gigabytes: float = 5, shards:
 
 
 def _layer(
-    build: NodeBuilder,
+    build: GraphBuilder,
     weights: _Weights,
     name: str,
     hidden: ir.Value,

@@ -18,8 +18,8 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import NodeLengths
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 
@@ -39,13 +39,12 @@ class Lengths:
     row_end: ir.Value
 
 
-def lengths_from_mask(build: NodeBuilder, roles: GraphRoles, prompt_length: ir.Value) -> Lengths:
+def lengths_from_mask(build: GraphBuilder, roles: GraphRoles, prompt_length: ir.Value) -> Lengths:
     """Lengths of a graph whose cache grows by `S` slots a call for every row."""
     real = build.cast(roles.attention_mask, ir.DataType.BOOL)  # [B, T]
     total_64 = build.dimension(roles.attention_mask, 1)
     total = build.cast(total_64, ir.DataType.INT32)  # [1]
-    index_64 = build.op("Range", build.int64(0), build.op("Squeeze", total_64), build.int64(1))
-    index = build.cast(index_64, ir.DataType.INT32)
+    index = build.cast(build.range_to(total_64), ir.DataType.INT32)
     zero, one = build.int32(0), build.int32(1)
     after = build.op("Where", real, build.op("Add", index, one), zero)
     row_end = build.reduce("ReduceMax", after, 1)
@@ -65,7 +64,7 @@ def lengths_from_mask(build: NodeBuilder, roles: GraphRoles, prompt_length: ir.V
 
 
 def lengths_from_node(
-    build: NodeBuilder, source: NodeLengths, roles: GraphRoles, prompt_length: ir.Value
+    build: GraphBuilder, source: NodeLengths, roles: GraphRoles, prompt_length: ir.Value
 ) -> Lengths:
     """Lengths that the source's nodes carry; what they lack is completed.
 
@@ -103,29 +102,29 @@ def add_prompt_length_input(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def never_last(build: NodeBuilder, first_valid: ir.Value) -> ir.Value:
+def never_last(build: GraphBuilder, first_valid: ir.Value) -> ir.Value:
     """`prompt_length [B]` of a layer that only slides: no row is ever one of the last ones."""
     return build.op("Max", first_valid, build.int32(NEVER_LAST))
 
 
-def nan_where(build: NodeBuilder, bad_rows: ir.Value, rows: ir.Value) -> ir.Value:
+def nan_where(build: GraphBuilder, bad_rows: ir.Value, rows: ir.Value) -> ir.Value:
     """`rows` `[B, S, width]` with NaN in the rows of the batch where `bad_rows` `[B]` is true.
 
     It makes wrong input loud on devices whose kernels do not look at lengths.
     """
-    nan = build.op("CastLike", build.constant("nan", np.array(np.nan, np.float32)), rows)
-    marked = build.op("Where", build.op("Unsqueeze", bad_rows, build.ints(1, 2)), nan, rows)
+    nan = build.op("CastLike", build.scalar(np.nan), rows)
+    marked = build.op("Where", build.unsqueeze(bad_rows, 1, 2), nan, rows)
     marked.type = rows.type
     return marked
 
 
-def _told_or(build: NodeBuilder, told: ir.Value, otherwise: ir.Value) -> ir.Value:
+def _told_or(build: GraphBuilder, told: ir.Value, otherwise: ir.Value) -> ir.Value:
     return build.op("Where", build.op("Greater", told, build.int32(0)), told, otherwise)
 
 
-def _row_end(build: NodeBuilder, roles: GraphRoles) -> ir.Value:
+def _row_end(build: GraphBuilder, roles: GraphRoles) -> ir.Value:
     total = build.dimension(roles.attention_mask, 1)
-    index = build.op("Range", build.int64(0), build.op("Squeeze", total), build.int64(1))
+    index = build.range_to(total)
     after = build.op("Add", build.cast(index, ir.DataType.INT32), build.int32(1))
     real = build.cast(roles.attention_mask, ir.DataType.BOOL)
     return build.reduce("ReduceMax", build.op("Where", real, after, build.int32(0)), 1)

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.foreign_operators import foreign_attention
 from trianglemix.exporter.attention.head_trace import root_of
 from trianglemix.exporter.attention.why_no_attention import clue
@@ -134,6 +135,14 @@ class MatchContext:
     context_length: int | None = None
     masks: dict[tuple[object, ...], MaskClass] = field(default_factory=dict)
     shared: dict[tuple[str, ir.Value], ir.Value] = field(default_factory=dict)
+
+    def builder(self, node: ir.Node) -> GraphBuilder:
+        """For what has to stand before the site of that node."""
+        return self._builder.at(node)
+
+    @cached_property
+    def _builder(self) -> GraphBuilder:
+        return GraphBuilder(self.graph, "source")
 
     @cached_property
     def content(self) -> set[ir.Value]:

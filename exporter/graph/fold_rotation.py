@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.operators import add_function
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.rotation import (
     DOMAIN,
     FROM_INSIDE,
@@ -39,9 +39,10 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         folded = [node for node in TriangleNode.all_of(model.graph) if node.is_folded]
+        canonical = GraphBuilder(model.graph, "canonical")
         for triangle in folded:
             node = triangle.node
-            build = NodeBuilder(model.graph, f"unfold/{node.name}")
+            build = canonical.at(node)
             rows = canonical_rows(build, triangle, triangle.seqlens_k)
             model.graph.insert_before(node, build.nodes)
             triangle.set_inputs(rows)
@@ -52,7 +53,7 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
 
 
 def canonical_rows(
-    build: NodeBuilder, node: TriangleNode, seqlens: ir.Value
+    build: GraphBuilder, node: TriangleNode, seqlens: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values as the canonical form takes them: apart, and turned.
 

@@ -8,7 +8,7 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.exporter.graph.builder import AttributeValue, NodeBuilder
+from trianglemix.custom_ops.graph_builder import AttributeValue, GraphBuilder
 from trianglemix.exporter.graph.walk import is_op, static_size
 
 DOMAIN: Final = "com.microsoft"
@@ -41,7 +41,7 @@ def head_size(
 
 
 def unpack(
-    build: NodeBuilder, packed: ir.Value, shape: AttentionShape
+    build: GraphBuilder, packed: ir.Value, shape: AttentionShape
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values `[B, S, heads*D]` of one tensor `[B, S, (H+2G)*D]`.
 
@@ -62,7 +62,7 @@ def unpack(
     return query, key, value
 
 
-def slot_positions(build: NodeBuilder, seqlens: ir.Value, rows: ir.Value) -> ir.Value:
+def slot_positions(build: GraphBuilder, seqlens: ir.Value, rows: ir.Value) -> ir.Value:
     """`[B, S]` int64: row b's new tokens stand at `max(0, seqlens_k + 1 - S) + s`.
 
     `rows` is any tensor whose second axis is S.
@@ -70,16 +70,16 @@ def slot_positions(build: NodeBuilder, seqlens: ir.Value, rows: ir.Value) -> ir.
     length = build.dimension(rows, 1)
     end = build.op("Add", build.cast(seqlens, ir.DataType.INT64), build.ints(1))
     start = build.op("Max", build.op("Sub", end, length), build.ints(0))
-    new = build.op("Range", build.int64(0), build.op("Squeeze", length), build.int64(1))
+    new = build.range_to(length)
     return build.op(
         "Add",
-        build.op("Unsqueeze", start, build.ints(1)),
-        build.op("Unsqueeze", new, build.ints(0)),
+        build.unsqueeze(start, 1),
+        build.unsqueeze(new, 0),
     )
 
 
 def rotate(
-    build: NodeBuilder, rows: ir.Value, heads: tuple[int, int], rotation: Rotation, at: ir.Value
+    build: GraphBuilder, rows: ir.Value, heads: tuple[int, int], rotation: Rotation, at: ir.Value
 ) -> ir.Value:
     """`rows [B, S, heads*D]` turned at the slot positions `at`; `heads` is their count and D.
 

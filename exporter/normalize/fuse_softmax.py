@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import (
     is_op,
@@ -22,17 +22,13 @@ class FuseSoftmaxPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
+        modified, source = False, GraphBuilder(model.graph, "source")
         for node in list(model.graph):
             scores = _scores(node)
             if scores is None or node.outputs[0].is_graph_output():
                 continue
-            build = NodeBuilder(model.graph, f"source/{node.name or node.outputs[0].name}")
-            weights, old = build.op("Softmax", scores, axis=-1), node.outputs[0]
-            weights.type, weights.shape = old.type, old.shape
-            model.graph.insert_before(node, build.nodes)
-            old.replace_all_uses_with(weights)
-            model.graph.remove(node, safe=True)
+            build = source.at(node)
+            build.replace(node, build.op("Softmax", scores, axis=-1))
             modified = True
         return ir.passes.PassResult(model, modified)
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder, replace_value
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import is_op, needed_input
 
@@ -38,6 +38,7 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         if before >= contract.FUNCTION_OPSET:
             return ir.passes.PassResult(model, old_format)
         model.graph.opset_imports[""] = contract.FUNCTION_OPSET
+        source = GraphBuilder(model.graph, "source")
         for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
             if is_op(node, *_MEANS_OTHER):
                 raise RefusedError(
@@ -46,17 +47,17 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
                     "again with a newer opset"
                 )
             if before < _AXES_AS_INPUT:
-                _rewrite(model.graph, node)
+                _rewrite(source.at(node), node)
         return ir.passes.PassResult(model, True)
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
+def _rewrite(build: GraphBuilder, node: ir.Node) -> None:
     for op_types, write in _WRITERS:
         if is_op(node, *op_types):
-            write(NodeBuilder(graph, f"source/{node.name or node.outputs[0].name}"), node)
+            write(build, node)
 
 
-def _numbers_to_input(build: NodeBuilder, node: ir.Node) -> None:
+def _numbers_to_input(build: GraphBuilder, node: ir.Node) -> None:
     """Axes, or sizes of a Split, become the second input."""
     name = "split" if is_op(node, "Split") else "axes"
     attribute = node.attributes.pop(name, None)
@@ -65,7 +66,7 @@ def _numbers_to_input(build: NodeBuilder, node: ir.Node) -> None:
         node.replace_input_with(1, build.ints(*attribute.as_ints()))
 
 
-def _softmax_of_a_matrix(build: NodeBuilder, node: ir.Node) -> None:
+def _softmax_of_a_matrix(build: GraphBuilder, node: ir.Node) -> None:
     """Over all axes from the given one on: the last one alone, or a matrix and back."""
     axis, source = node.attributes.get_int("axis", 1), needed_input(node, 0)
     axes = rank(source) or rank(node.outputs[0])
@@ -73,20 +74,15 @@ def _softmax_of_a_matrix(build: NodeBuilder, node: ir.Node) -> None:
         node.attributes["axis"] = ir.AttrInt64("axis", -1)
         return
     matrix = build.op(node.op_type, build.op("Flatten", source, axis=axis), axis=-1)
-    owner = node.graph
-    assert isinstance(owner, ir.Graph)
-    result = build.op("Reshape", matrix, build.op("Shape", source))
-    owner.insert_before(node, build.nodes)
-    replace_value(node.outputs[0], result)
-    owner.remove(node, safe=True)
+    build.replace(node, build.op("Reshape", matrix, build.op("Shape", source)))
 
 
-def _dropout_at_inference(build: NodeBuilder, node: ir.Node) -> None:
+def _dropout_at_inference(build: GraphBuilder, node: ir.Node) -> None:
     """Its ratio was an attribute, and only training asked for it."""
     node.attributes.pop("ratio", None)
 
 
-_Writer = Callable[[NodeBuilder, ir.Node], None]
+_Writer = Callable[[GraphBuilder, ir.Node], None]
 _WRITERS: Final[tuple[tuple[tuple[str, ...], _Writer], ...]] = (
     (("Squeeze", "Unsqueeze", "ReduceSum", "Split"), _numbers_to_input),
     (("Softmax", "LogSoftmax", "Hardmax"), _softmax_of_a_matrix),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import is_op, needed_input
 
@@ -25,8 +24,9 @@ class UnfuseMatMulPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         fused = [node for node in model.graph if _is_of_activations(node)]
+        source = GraphBuilder(model.graph, "source")
         for node in fused:
-            _split_fused(model.graph, node)
+            _split_fused(source.at(node), node)
         return ir.passes.PassResult(model, bool(fused))
 
 
@@ -48,24 +48,19 @@ def _axes(value: ir.Value, node: ir.Node) -> list[int] | None:
     return _SWAPPED.get(rank(value) or rank(node.outputs[0]) or 0)
 
 
-def _split_fused(graph: ir.Graph, node: ir.Node) -> None:
-    build = NodeBuilder(graph, f"source/{node.name or node.outputs[0].name}")
+def _split_fused(build: GraphBuilder, node: ir.Node) -> None:
     operands = []
     for value, side in zip(node.inputs[:2], "AB", strict=True):
         assert value is not None
         swapped = node.attributes.get_int(f"trans{side}", 0)
         axes = _axes(value, node) if swapped else None
-        operands.append(value if axes is None else build.op("Transpose", value, perm=axes))
+        operands.append(value if axes is None else build.transpose(value, *axes))
     old, alpha = node.outputs[0], node.attributes.get_float("alpha", 1.0)
     product = build.op("MatMul", *operands)
     if alpha != 1.0:
         dtype = old.dtype or operands[0].dtype or ir.DataType.FLOAT
-        factor = build.constant(f"alpha_{alpha:g}_{dtype.name}", np.array(alpha, dtype.numpy()))
-        product = build.op("Mul", product, factor)
-    product.type, product.shape = old.type, old.shape
-    graph.insert_before(node, build.nodes)
-    old.replace_all_uses_with(product)
-    graph.remove(node, safe=True)
+        product = build.op("Mul", product, build.scalar(alpha, dtype))
+    build.replace(node, product)
 
 
 @dataclass(frozen=True)
@@ -94,11 +89,11 @@ class UnfuseEinsumPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
+        modified, source = False, GraphBuilder(model.graph, "source")
         for node in list(model.graph):
             product = _read(node)
             if product is not None:
-                _split_einsum(model.graph, node, product)
+                _split_einsum(source.at(node), node, product)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -157,8 +152,7 @@ def _ellipsis(term: str, value: ir.Value | None) -> int | None:
     return None if axes is None else axes - len(term) + 3
 
 
-def _split_einsum(graph: ir.Graph, node: ir.Node, product: _Product) -> None:
-    build = NodeBuilder(graph, f"source/{node.name or node.outputs[0].name}")
+def _split_einsum(build: GraphBuilder, node: ir.Node, product: _Product) -> None:
     values = [needed_input(node, index) for index in range(2)]
     left, right = values[::-1] if product.swapped else values
     p = product
@@ -166,17 +160,12 @@ def _split_einsum(graph: ir.Graph, node: ir.Node, product: _Product) -> None:
     shared = "".join(x for x in p.lead if x not in p.extra)
     right = _ordered(build, right, p.right, shared + p.summed + p.column)
     if p.extra:
-        right = build.op("Unsqueeze", right, build.ints(*(p.lead.index(x) for x in p.extra)))
+        right = build.unsqueeze(right, *(p.lead.index(x) for x in p.extra))
     made = build.op("MatMul", left, right)
-    result = _ordered(build, made, p.lead + p.row + p.column, p.out)
-    old = node.outputs[0]
-    result.type, result.shape = old.type, old.shape
-    graph.insert_before(node, build.nodes)
-    old.replace_all_uses_with(result)
-    graph.remove(node, safe=True)
+    build.replace(node, _ordered(build, made, p.lead + p.row + p.column, p.out))
 
 
-def _ordered(build: NodeBuilder, value: ir.Value, labels: str, wanted: str) -> ir.Value:
+def _ordered(build: GraphBuilder, value: ir.Value, labels: str, wanted: str) -> ir.Value:
     if labels == wanted:
         return value
-    return build.op("Transpose", value, perm=[labels.index(label) for label in wanted])
+    return build.transpose(value, *(labels.index(label) for label in wanted))

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
-from trianglemix.exporter.graph.builder import NodeBuilder
 
 SHAPE: Final = AttentionShape(num_heads=4, kv_num_heads=2, head_size=16, value_head_size=16)
 _HIDDEN: Final = 40
@@ -32,7 +32,7 @@ class ExampleLayer:
     attention_mask: ir.Value
 
 
-Attend = Callable[[NodeBuilder, ExampleLayer], tuple[ir.Value, ir.Value, ir.Value]]
+Attend = Callable[[GraphBuilder, ExampleLayer], tuple[ir.Value, ir.Value, ir.Value]]
 """Returns the output `[B, S, H*D]`, present key and present value."""
 
 
@@ -49,7 +49,7 @@ def build_example(attend: Attend, opset: int, domains: tuple[str, ...] = ()) -> 
     ]  # fmt: skip
     imports = {"": opset, **dict.fromkeys(domains, 1)}
     graph = ir.Graph([ids, mask, *pasts], [], nodes=[], opset_imports=imports, name="example")
-    build = NodeBuilder(graph, "example")
+    build = GraphBuilder(graph, "example")
     hidden = build.op("Gather", _weight(build, random, "embedding", _VOCABULARY, _HIDDEN), ids)
     presents: list[ir.Value] = []
     for layer in range(_LAYERS):
@@ -76,14 +76,14 @@ def build_example(attend: Attend, opset: int, domains: tuple[str, ...] = ()) -> 
 
 
 def decomposed_attention(
-    build: NodeBuilder, layer: ExampleLayer
+    build: GraphBuilder, layer: ExampleLayer
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Attention in standard operators, keys and values repeated for their groups."""
     query = _heads(build, layer.query, SHAPE.num_heads)
     present_key = appended(build, layer.past_key, layer.key)
     present_value = appended(build, layer.past_value, layer.value)
-    keys = build.op("Transpose", repeated(build, present_key), perm=[0, 1, 3, 2])
-    scale = build.constant("scale", np.array(SHAPE.head_size**-0.5, np.float32))
+    keys = build.transpose(repeated(build, present_key), 0, 1, 3, 2)
+    scale = build.scalar(SHAPE.head_size**-0.5)
     scores = build.op("Mul", build.op("MatMul", query, keys), scale)
     masked = build.op("Add", scores, additive_mask(build, layer))
     weights = build.op("Softmax", masked, axis=-1)
@@ -92,10 +92,10 @@ def decomposed_attention(
 
 
 def group_query_attention(
-    build: NodeBuilder, layer: ExampleLayer
+    build: GraphBuilder, layer: ExampleLayer
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """`com.microsoft::GroupQueryAttention` with packed projections and the rotation inside."""
-    packed = build.op("Concat", layer.query, layer.key, layer.value, axis=-1)
+    packed = build.concat(layer.query, layer.key, layer.value, axis=-1)
     count = build.op("ReduceSum", layer.attention_mask, build.ints(1), keepdims=0)
     seqlens = build.cast(build.op("Sub", count, build.ints(1)), ir.DataType.INT32)
     total = build.cast(build.dimension(layer.attention_mask, 1), ir.DataType.INT32)
@@ -123,7 +123,7 @@ def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def _weight(build: NodeBuilder, random: np.random.Generator, name: str, *shape: int) -> ir.Value:
+def _weight(build: GraphBuilder, random: np.random.Generator, name: str, *shape: int) -> ir.Value:
     array: NDArray[Any] = random.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[0]))
     return build.constant(f"weight.{name}", array)
 
@@ -134,41 +134,40 @@ def _name(value: ir.Value, name: str, like: ir.Value, length: str) -> None:
     value.shape = ir.Shape([like.shape[0], like.shape[1], length, like.shape[3]])
 
 
-def _heads(build: NodeBuilder, rows: ir.Value, count: int) -> ir.Value:
+def _heads(build: GraphBuilder, rows: ir.Value, count: int) -> ir.Value:
     """`[B, heads, S, D]` of `[B, S, heads*D]`."""
-    split = build.op("Reshape", rows, build.ints(0, 0, count, SHAPE.head_size))
-    return build.op("Transpose", split, perm=[0, 2, 1, 3])
+    split = build.reshape(rows, 0, 0, count, SHAPE.head_size)
+    return build.transpose(split, 0, 2, 1, 3)
 
 
-def appended(build: NodeBuilder, past: ir.Value, rows: ir.Value) -> ir.Value:
+def appended(build: GraphBuilder, past: ir.Value, rows: ir.Value) -> ir.Value:
     """`[B, G, T, D]`: the past with the new tokens `[B, S, G*D]` after it."""
-    return build.op("Concat", past, _heads(build, rows, SHAPE.kv_num_heads), axis=2)
+    return build.concat(past, _heads(build, rows, SHAPE.kv_num_heads), axis=2)
 
 
-def merged(build: NodeBuilder, heads: ir.Value) -> ir.Value:
+def merged(build: GraphBuilder, heads: ir.Value) -> ir.Value:
     """`[B, T, heads*D]` of `[B, heads, T, D]`."""
-    rows = build.op("Transpose", heads, perm=[0, 2, 1, 3])
-    return build.op("Reshape", rows, build.ints(0, 0, -1))
+    rows = build.transpose(heads, 0, 2, 1, 3)
+    return build.reshape(rows, 0, 0, -1)
 
 
-def repeated(build: NodeBuilder, heads: ir.Value) -> ir.Value:
+def repeated(build: GraphBuilder, heads: ir.Value) -> ir.Value:
     """Each key/value head once for every query head of its group."""
     group = SHAPE.num_heads // SHAPE.kv_num_heads
-    single = build.op("Unsqueeze", heads, build.ints(2))
-    many = build.op("Expand", single, build.ints(1, 1, group, 1, 1))
-    return build.op("Reshape", many, build.ints(0, SHAPE.num_heads, -1, SHAPE.head_size))
+    single = build.unsqueeze(heads, 2)
+    many = build.expand(single, 1, 1, group, 1, 1)
+    return build.reshape(many, 0, SHAPE.num_heads, -1, SHAPE.head_size)
 
 
-def additive_mask(build: NodeBuilder, layer: ExampleLayer) -> ir.Value:
+def additive_mask(build: GraphBuilder, layer: ExampleLayer) -> ir.Value:
     """`[B, 1, S, T]`: 0 where a row sees a key, else the least float."""
     total = build.dimension(layer.attention_mask, 1)
     length = build.dimension(layer.query, 1)
-    zero, one = build.int64(0), build.int64(1)
-    key = build.op("Range", zero, build.op("Squeeze", total), one)
-    first = build.op("Squeeze", build.op("Sub", total, length))
-    row = build.op("Range", first, build.op("Squeeze", total), one)
-    causal = build.op("LessOrEqual", key, build.op("Unsqueeze", row, build.ints(1)))
+    key = build.range_to(total)
+    first = build.squeeze(build.op("Sub", total, length), 0)
+    row = build.op("Range", first, build.squeeze(total, 0), build.int64(1))
+    causal = build.op("LessOrEqual", key, build.unsqueeze(row, 1))
     real = build.cast(layer.attention_mask, ir.DataType.BOOL)
-    seen = build.op("And", causal, build.op("Unsqueeze", real, build.ints(1, 2)))
-    least = build.constant("least", np.array(np.finfo(np.float32).min))
-    return build.op("Where", seen, build.constant("none", np.array(0, np.float32)), least)
+    seen = build.op("And", causal, build.unsqueeze(real, 1, 2))
+    least = float(np.finfo(np.float32).min)
+    return build.op("Where", seen, build.scalar(0), build.scalar(least))

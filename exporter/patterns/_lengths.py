@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.attention_probe import CallSizes, ProbeInputs
 from trianglemix.exporter.attention.cutout import CutError, cut_out, run_cut
 from trianglemix.exporter.attention.sites import MatchContext, NodeLengths
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import rank
 
 _CALLS = (CallSizes(2, 5, 7), CallSizes(3, 1, 4), CallSizes(1, 6, 0))
@@ -42,7 +42,7 @@ def check_lengths(seqlens_k: ir.Value, total: ir.Value, context: MatchContext) -
     return axes
 
 
-def full_lengths(context: MatchContext, build: NodeBuilder) -> NodeLengths:
+def full_lengths(context: MatchContext, build: GraphBuilder) -> NodeLengths:
     """No padding is skipped, whatever the graph's attention mask holds; as its source has it."""
     mask = context.roles.attention_mask
     ends, whole = ("full_ends", mask), ("full_total", mask)

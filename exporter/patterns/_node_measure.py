@@ -34,7 +34,6 @@ from trianglemix.exporter.attention.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 from trianglemix.exporter.graph.walk import layout_chain
 from trianglemix.exporter.patterns._lengths import full_lengths
@@ -73,7 +72,7 @@ def measured(site: AttentionSite, context: MatchContext) -> AttentionSite:
     site = replace(site, mask=mask, output=Operand(outputs[index], layout))
     if has_mask_operand(site.anchor):
         return site
-    build = NodeBuilder(context.graph, f"source/{site.anchor.name or site.output.value.name}")
+    build = context.builder(site.anchor)
     lengths = full_lengths(context, build)
     return replace(site, lengths=lengths, prologue=(*site.prologue, *build.nodes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.cutout import CutError
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
@@ -13,7 +14,6 @@ from trianglemix.exporter.attention.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import needed_input, static_size
 from trianglemix.exporter.patterns import _example
@@ -84,7 +84,7 @@ def _layout(node: ir.Node) -> Layout:
 
 
 def _attention(
-    build: NodeBuilder, layer: _example.ExampleLayer
+    build: GraphBuilder, layer: _example.ExampleLayer
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Three axes, the cache inside the node, an additive mask."""
     node = build.node(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
@@ -18,7 +18,6 @@ from trianglemix.exporter.attention.sites import (
     NodeLengths,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.rotation import Rotation, head_size, rotate, slot_positions, unpack
 from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
@@ -99,7 +98,7 @@ class GroupQueryAttentionPattern(SitePattern):
 
     def read(self, node: ir.Node, context: MatchContext) -> AttentionSite:
         shape = _head_shape(node)
-        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        build = context.builder(node)
         seqlens, total = _lengths(node, context, build)
         query, key, value = _projections(node, shape, build)
         query = _normed(node, _Q_NORM, query, shape, build)
@@ -169,7 +168,7 @@ def _head_shape(node: ir.Node) -> AttentionShape:
 
 
 def _projections(
-    node: ir.Node, shape: AttentionShape, build: NodeBuilder
+    node: ir.Node, shape: AttentionShape, build: GraphBuilder
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values `[B, S, heads*D]`, split if they come packed."""
     query, key, value = node.inputs[:3]
@@ -180,7 +179,7 @@ def _projections(
 
 
 def _normed(
-    node: ir.Node, index: int, rows: ir.Value, shape: AttentionShape, build: NodeBuilder
+    node: ir.Node, index: int, rows: ir.Value, shape: AttentionShape, build: GraphBuilder
 ) -> ir.Value:
     """The per-head RMS norm that the node did inside, before it rotated."""
     weight = optional_input(node, index)
@@ -192,38 +191,37 @@ def _normed(
 
 
 def _head_norm(
-    build: NodeBuilder, rows: ir.Value, weight: ir.Value, head_size: int, epsilon: float
+    build: GraphBuilder, rows: ir.Value, weight: ir.Value, head_size: int, epsilon: float
 ) -> ir.Value:
     """`x / sqrt(mean(x^2) + epsilon) * weight` of each head of `[B, S, heads*D]`; `weight [D]`.
 
     The mean is taken in float32, as the CUDA kernel of GroupQueryAttention does.
     """
-    heads = build.op("Reshape", rows, build.ints(0, 0, -1, head_size))
+    heads = build.reshape(rows, 0, 0, -1, head_size)
     wide = build.cast(heads, ir.DataType.FLOAT)
     square = build.op("Mul", wide, wide)
-    if build.opset >= 18:
-        mean = build.op("ReduceMean", square, build.ints(-1))
-    else:
-        mean = build.op("ReduceMean", square, axes=[-1])
-    small = build.constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
-    normed = build.op("Div", wide, build.op("Sqrt", build.op("Add", mean, small)))
+    mean = build.reduce("ReduceMean", square, -1, keepdims=1)
+    root = build.op("Sqrt", build.op("Add", mean, build.scalar(epsilon)))
+    normed = build.op("Div", wide, root)
     scaled = build.op("Mul", build.op("CastLike", normed, weight), weight)
-    return build.op("Reshape", scaled, build.ints(0, 0, -1))
+    return build.reshape(scaled, 0, 0, -1)
 
 
-def _lengths(node: ir.Node, context: MatchContext, build: NodeBuilder) -> tuple[ir.Value, ir.Value]:
+def _lengths(
+    node: ir.Node, context: MatchContext, build: GraphBuilder
+) -> tuple[ir.Value, ir.Value]:
     """`seqlens_k [B]` and the total length, checked; GroupQueryAttention also reads `[B, 1]`."""
     seqlens, total = needed_input(node, _SEQLENS), needed_input(node, _TOTAL)
     if check_lengths(seqlens, total, context) == 1:
         return seqlens, total
     key = ("seqlens_k", seqlens)
     if key not in context.shared:
-        context.shared[key] = build.op("Reshape", seqlens, build.ints(-1))
+        context.shared[key] = build.reshape(seqlens, -1)
     return context.shared[key], total
 
 
 def _turned(
-    node: ir.Node, rows: ir.Value, heads: int, context: MatchContext, build: NodeBuilder
+    node: ir.Node, rows: ir.Value, heads: int, context: MatchContext, build: GraphBuilder
 ) -> ir.Value:
     """The rotation that the node did inside, at positions that layers of the same lengths share."""
     seqlens = needed_input(node, _SEQLENS)

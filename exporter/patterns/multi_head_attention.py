@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
     Example,
@@ -12,7 +13,6 @@ from trianglemix.exporter.attention.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import needed_input, optional_input
 from trianglemix.exporter.patterns import _example
@@ -73,7 +73,7 @@ def _operand(node: ir.Node, index: int) -> Operand:
 
 
 def _attention(
-    build: NodeBuilder, layer: _example.ExampleLayer
+    build: GraphBuilder, layer: _example.ExampleLayer
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Keys and values repeated for their groups before the node, an additive mask."""
     present_key = _example.appended(build, layer.past_key, layer.key)

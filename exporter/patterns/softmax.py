@@ -10,6 +10,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.cutout import CutError
 from trianglemix.exporter.attention.sites import (
     LAYOUTS,
@@ -19,7 +20,6 @@ from trianglemix.exporter.attention.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import rank
 from trianglemix.exporter.graph.walk import dtype_of
 from trianglemix.exporter.patterns import _example
@@ -44,7 +44,7 @@ class SoftmaxPattern(SitePattern):
             raise CutError(walk)
         measured = measure(walk, context)
         attention = measured.attention
-        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        build = context.builder(node)
         return AttentionSite(
             layer=-1,
             form=self.name,
@@ -77,15 +77,14 @@ def _check_axis(softmax: ir.Node) -> None:
         raise CutError(f"its Softmax runs over axis {axis} of {axes}, not over the keys, the last")
 
 
-def _query(walk: Walk, shape: AttentionShape, build: NodeBuilder) -> ir.Value:
+def _query(walk: Walk, shape: AttentionShape, build: GraphBuilder) -> ir.Value:
     """The queries as `[B, H, S, D]`, their heads merged, or taken out of the batch."""
     if walk.query_axes == "BHSD":
         return walk.query
     heads, size = shape.num_heads, shape.head_size
     if walk.query_axes == "BHRSD":
-        return build.op("Reshape", walk.query, build.ints(0, heads, -1, size))
-    parts = [build.ints(-1, heads), build.dimension(walk.query, 1), build.ints(size)]
-    return build.op("Reshape", walk.query, build.op("Concat", *parts, axis=0))
+        return build.reshape(walk.query, 0, heads, -1, size)
+    return build.reshape(walk.query, -1, heads, build.dimension(walk.query, 1), size)
 
 
 def _pair(key: ir.Value | None, value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:

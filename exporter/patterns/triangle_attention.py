@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import (
@@ -18,7 +19,6 @@ from trianglemix.exporter.attention.sites import (
     NodeLengths,
     Operand,
 )
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.fold_rotation import canonical_rows
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import optional_input
@@ -50,7 +50,7 @@ class TriangleAttentionPattern(SitePattern):
         exported = any(value.name == PROMPT_LENGTH for value in context.graph.inputs)
         triangle = TriangleNode(node)
         seqlens, total = triangle.seqlens_k, triangle.total_sequence_length
-        build = NodeBuilder(context.graph, f"source/{node.name or node.outputs[0].name}")
+        build = context.builder(node)
         lengths = None
         if exported:
             lengths = NodeLengths(seqlens, total, triangle.prompt_length, triangle.first_valid)
@@ -86,7 +86,7 @@ def _own_window(node: TriangleNode, exported: bool) -> int | None:
     return pattern.sliding_window_size if node.never_last or not exported else None
 
 
-def _whole_rows(build: NodeBuilder, seqlens: ir.Value, total: ir.Value) -> ir.Value:
+def _whole_rows(build: GraphBuilder, seqlens: ir.Value, total: ir.Value) -> ir.Value:
     """`total - 1` for every row of `[B]`: where the lengths from the mask put new tokens.
 
     The node's own lengths may count real tokens only. A rotation by those would turn the rows of
@@ -97,7 +97,7 @@ def _whole_rows(build: NodeBuilder, seqlens: ir.Value, total: ir.Value) -> ir.Va
 
 
 def _dense_attention(
-    build: NodeBuilder, layer: _example.ExampleLayer
+    build: GraphBuilder, layer: _example.ExampleLayer
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     total = build.cast(build.dimension(layer.attention_mask, 1), ir.DataType.INT32)
     count = build.reduce("ReduceSum", build.cast(layer.attention_mask, ir.DataType.INT32), 1)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Layout
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.walk import dtype_of
 
 _TO_OPERATOR: Final = {Layout.BSHD: (0, 2, 1, 3), Layout.BHDS: (0, 1, 3, 2)}
 """Orders of axes that turn a cache into `[B, G, T, D]`; each is its own inverse."""
 
 
-def as_type(build: NodeBuilder, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+def as_type(build: GraphBuilder, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
     """The value in the type that the operator computes in; None: it is already."""
     if dtype is None or dtype_of(value) == dtype:
         return value
@@ -24,11 +24,11 @@ def as_type(build: NodeBuilder, value: ir.Value, dtype: ir.DataType | None) -> i
 
 
 def cache_in(
-    build: NodeBuilder, cache: ir.Value, layout: Layout, dtype: ir.DataType | None
+    build: GraphBuilder, cache: ir.Value, layout: Layout, dtype: ir.DataType | None
 ) -> ir.Value:
     """A past as `[B, G, P, D]` in the operator's type."""
     order = _TO_OPERATOR.get(layout)
-    moved = cache if order is None else build.op("Transpose", cache, perm=order)
+    moved = cache if order is None else build.transpose(cache, *order)
     if order is not None:
         moved.type = cache.type
         moved.shape = _numbers(cache.shape, order)
@@ -36,7 +36,7 @@ def cache_in(
 
 
 def cache_out(
-    build: NodeBuilder, present: ir.Value, like: ir.Value, layout: Layout,
+    build: GraphBuilder, present: ir.Value, like: ir.Value, layout: Layout,
     dtype: ir.DataType | None,
 ) -> ir.Value:  # fmt: skip
     """The operator's present in the layout and the type of the value that it replaces."""
@@ -48,7 +48,7 @@ def cache_out(
         return present
     if present.type is None:
         present.type = like.type
-    return build.op("Transpose", present, perm=order)
+    return build.transpose(present, *order)
 
 
 def _numbers(shape: ir.Shape | None, order: Sequence[int] | None) -> ir.Shape | None:

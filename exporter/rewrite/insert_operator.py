@@ -8,6 +8,7 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.graph_builder import GraphBuilder, replace_value
 from trianglemix.custom_ops.operators import add_function
 from trianglemix.custom_ops.triangle.contract import (
     ATTRIBUTES,
@@ -26,7 +27,6 @@ from trianglemix.exporter.attention.lengths import (
 )
 from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder, replace_value
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import is_triangle_attention
 from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
@@ -65,8 +65,9 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
         prompt_length = add_prompt_length_input(graph)
+        build = GraphBuilder(graph, "layers")
         for site in self._sites:
-            self._insert(graph, site, prompt_length)
+            self._insert(build.at(f"layer.{site.layer}"), site, prompt_length)
         add_function(model, OP_TYPE)
         _sort(graph)
         return ir.passes.PassResult(model, True)
@@ -80,9 +81,8 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             if not wired or set(node.attributes) != set(ATTRIBUTES):
                 raise ir.passes.PostconditionError(f"{node.name} is not complete")
 
-    def _insert(self, graph: ir.Graph, site: AttentionSite, prompt_length: ir.Value) -> None:
-        build = NodeBuilder(graph, f"layer.{site.layer}")
-        lengths = self._lengths_of(site, graph, prompt_length)
+    def _insert(self, build: GraphBuilder, site: AttentionSite, prompt_length: ir.Value) -> None:
+        lengths = self._lengths_of(site, build, prompt_length)
         node = self._node(build, site, lengths)
         flat = node.outputs[0]
         old_type = site.output.value.type
@@ -102,14 +102,14 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         new_nodes = [*site.prologue, *build.nodes]
         old = site.output.value.producer()
         assert old is not None
-        graph.insert_before(old, new_nodes)
+        build.graph.insert_before(old, new_nodes)
         replace_value(site.output.value, result)
         for value, present in zip(site.present or (), presents, strict=True):
             replace_value(value, present)
         if not any(value.uses() or value.is_graph_output() for value in site.anchor.outputs):
-            graph.remove(site.anchor, safe=True)
+            build.graph.remove(site.anchor, safe=True)
 
-    def _node(self, build: NodeBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
+    def _node(self, build: GraphBuilder, site: AttentionSite, lengths: Lengths) -> ir.Node:
         rows = [
             as_type(build, _flat(build, operand), site.dtype)
             for operand in (site.query, site.key, site.value)
@@ -120,7 +120,7 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         if site.mask.window is not None:
             pattern = TrianglePattern(0, site.mask.window, 1)
             kept = site.lengths.prompt_length if site.lengths else None
-            prompt_length = kept or self._no_last_rows(lengths)
+            prompt_length = kept or self._no_last_rows(build, lengths)
         return build.node(
             OP_TYPE,
             [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
@@ -136,31 +136,31 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             num_outputs=len(contract.OUTPUTS),
         )  # fmt: skip
 
-    def _lengths_of(self, site: AttentionSite, graph: ir.Graph, prompt_length: ir.Value) -> Lengths:
+    def _lengths_of(
+        self, site: AttentionSite, builder: GraphBuilder, prompt_length: ir.Value
+    ) -> Lengths:
         """Made once for all sites whose lengths come from the same place."""
         key = site.lengths
-        place = next(iter(graph)) if key is None else site.anchor
+        place = next(iter(builder.graph)) if key is None else site.anchor
         if key not in self._lengths:
             scope = "lengths" if not self._lengths else f"lengths_{len(self._lengths)}"
-            build = NodeBuilder(graph, scope)
+            build = builder.at(scope)
             self._lengths[key] = (
                 lengths_from_mask(build, self._roles, prompt_length)
                 if key is None
                 else lengths_from_node(build, key, self._roles, prompt_length)
             )
-            graph.insert_before(place, build.nodes)
+            build.graph.insert_before(place, build.nodes)
         return self._lengths[key]
 
-    def _no_last_rows(self, lengths: Lengths) -> ir.Value:
+    def _no_last_rows(self, builder: GraphBuilder, lengths: Lengths) -> ir.Value:
         """The windowed layers' `prompt_length`, made once."""
         if self._never_last is None:
             producer = lengths.first_valid.producer()
             assert producer is not None
-            graph = producer.graph
-            assert isinstance(graph, ir.Graph)
-            build = NodeBuilder(graph, "lengths/windowed")
+            build = builder.at("lengths/windowed")
             self._never_last = never_last(build, lengths.first_valid)
-            graph.insert_after(producer, build.nodes)
+            build.graph.insert_after(producer, build.nodes)
         return self._never_last
 
 
@@ -174,41 +174,36 @@ def _sort(graph: ir.Graph) -> None:
         ) from error
 
 
-def _flat(build: NodeBuilder, operand: Operand) -> ir.Value:
+def _flat(build: GraphBuilder, operand: Operand) -> ir.Value:
     """The operand as `[B, S, heads*D]`; a transpose just made is taken back, not undone."""
     value = operand.value
     if operand.layout is Layout.FLAT:
         return value
     if operand.layout is Layout.BHDS:
-        value = build.op("Transpose", value, perm=(0, 3, 1, 2))
+        value = build.transpose(value, 0, 3, 1, 2)
     elif operand.layout is Layout.BHSD:
         transpose = producer_of(value, "Transpose")
-        if transpose is not None and list(transpose.attributes.get_ints("perm", [])) == [
-            0,
-            2,
-            1,
-            3,
-        ]:
+        order = () if transpose is None else transpose.attributes.get_ints("perm", ())
+        if transpose is not None and tuple(order) == _SWAP:
             value = needed_input(transpose, 0)
         else:
-            value = build.op("Transpose", value, perm=_SWAP)
-    return build.op("Reshape", value, build.ints(0, 0, -1))
+            value = build.transpose(value, *_SWAP)
+    return build.reshape(value, 0, 0, -1)
 
 
 def _in_layout(
-    build: NodeBuilder, flat: ir.Value, wanted: Operand, shape: AttentionShape
+    build: GraphBuilder, flat: ir.Value, wanted: Operand, shape: AttentionShape
 ) -> ir.Value:
     """The operator's output `[B, S, H*Dv]` in the layout of the value that it replaces."""
     if wanted.layout is Layout.FLAT:
         return flat
-    sizes = build.ints(0, 0, shape.num_heads, shape.value_head_size)
-    apart = build.op("Reshape", flat, sizes)
+    apart = build.reshape(flat, 0, 0, shape.num_heads, shape.value_head_size)
     if wanted.layout is Layout.BSHD:
         return apart
-    return build.op("Transpose", apart, perm=_SWAP)
+    return build.transpose(apart, *_SWAP)
 
 
-def _past(build: NodeBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] | None:
+def _past(build: GraphBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] | None:
     """Past key and value `[B, G, P, D]` in the operator's type."""
     if site.past is None:
         return None
@@ -221,28 +216,23 @@ def _past(build: NodeBuilder, site: AttentionSite) -> tuple[ir.Value, ir.Value] 
     return _of_batch(build, key, site), _of_batch(build, value, site)
 
 
-def _of_batch(build: NodeBuilder, past: ir.Value, site: AttentionSite) -> ir.Value:
+def _of_batch(build: GraphBuilder, past: ir.Value, site: AttentionSite) -> ir.Value:
     """A part of a cache of all layers, its batch that of the queries.
 
     Before the first call it is empty, and a Concat takes what is empty of any batch.
     """
-    batch = build.dimension(site.query.value, 0)
-    sizes = [
-        batch,
-        build.ints(site.shape.kv_num_heads, -1),
-        build.op("Shape", past, start=3, end=4),
-    ]
-    return build.op("Reshape", past, build.op("Concat", *sizes, axis=0))
+    batch, size = build.dimension(site.query.value, 0), build.dimension(past, 3)
+    return build.reshape(past, batch, site.shape.kv_num_heads, -1, size)
 
 
 def _empty_past(
-    build: NodeBuilder, query: ir.Value, shape: AttentionShape
+    build: GraphBuilder, query: ir.Value, shape: AttentionShape
 ) -> tuple[ir.Value, ir.Value]:
     """Zero-length past key and value for a source without a cache, in the query's type."""
     batch = build.dimension(query, 0)
 
     def empty(size: int) -> ir.Value:
-        sizes = build.op("Concat", batch, build.ints(shape.kv_num_heads, 0, size), axis=0)
+        sizes = build.sizes(batch, shape.kv_num_heads, 0, size)
         return build.op("CastLike", build.op("ConstantOfShape", sizes), query)
 
     return empty(shape.head_size), empty(shape.value_head_size)

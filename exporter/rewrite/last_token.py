@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.roles import GraphRoles, rank
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import is_op, needed_input, small_constant
@@ -46,10 +46,8 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
                 "logits; leave --last-token-logits out"
             )
         tail = find_tail(head.hidden)
-        build = NodeBuilder(model.graph, "last_token")
-        index = build.op(
-            "Unsqueeze", self._row_index(model, build, tail.entries[0]), build.ints(1, 2)
-        )
+        build = GraphBuilder(model.graph, "last_token")
+        index = build.unsqueeze(self._row_index(model, build, tail.entries[0]), 1, 2)
         readers = tail.nodes or {head.node}
         for value in tail.entries:
             last = build.op("GatherND", value, index, batch_dims=1)  # [B, 1, width]
@@ -81,7 +79,7 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
             value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
         return True
 
-    def _row_index(self, model: ir.Model, build: NodeBuilder, rows: ir.Value) -> ir.Value:
+    def _row_index(self, model: ir.Model, build: GraphBuilder, rows: ir.Value) -> ir.Value:
         """`row_end - 1 - start - (S - R)`, from 0 to `R - 1`; `start = max(0, seqlens_k + 1 - S)`.
 
         `R` is the number of rows that the head is given: `S`, or fewer where the source keeps

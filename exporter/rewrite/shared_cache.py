@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.triangle_node import is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op
@@ -26,13 +26,13 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
         self._made: dict[str, ir.Value] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
+        graph, build = model.graph, GraphBuilder(model.graph, "cache_length")
         common.RemoveUnusedNodesPass()(model)  # dead masks ask for lengths, too
         for node in [node for node in graph if is_triangle_attention(node)]:
             for past in node.inputs[3:5]:
-                self._free(graph, past, "past")
+                self._free(build, past, "past")
             for present in node.outputs[1:3]:
-                self._free(graph, present, "present")
+                self._free(build, present, "present")
         for value in self._roles.caches:
             _rename_length(value, "cache_length")
         for value in graph.outputs:
@@ -43,37 +43,34 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
         graph.sort()
         return ir.passes.PassResult(model, True)
 
-    def _free(self, graph: ir.Graph, cache: ir.Value | None, part: str) -> None:
+    def _free(self, build: GraphBuilder, cache: ir.Value | None, part: str) -> None:
         for node in list(cache.consumers()) if cache is not None else ():
             if not is_op(node, "Shape"):
                 continue
             start, end = _shape_range(node)
             if start <= _TOKENS < end:
                 assert cache is not None
-                self._replace(graph, node, cache, (start, end, part))
+                self._replace(build, node, cache, (start, end, part))
 
     def _replace(
-        self, graph: ir.Graph, node: ir.Node, cache: ir.Value, span: tuple[int, int, str]
+        self, builder: GraphBuilder, node: ir.Node, cache: ir.Value, span: tuple[int, int, str]
     ) -> None:
         start, end, part = span
-        build = NodeBuilder(graph, f"cache_length/{node.outputs[0].name}")
-        pieces = [self._length(graph, part)]
+        build, pieces = builder.at(node), [self._length(builder, part)]
         if start < _TOKENS:
             pieces.insert(0, build.op("Shape", cache, start=start, end=_TOKENS))
         if end > _TOKENS + 1:
             pieces.append(build.op("Shape", cache, start=_TOKENS + 1, end=end))
-        sizes = pieces[0] if len(pieces) == 1 else build.op("Concat", *pieces, axis=0)
-        graph.insert_before(node, build.nodes)
-        node.outputs[0].replace_all_uses_with(sizes)
+        build.replace(node, build.concat(*pieces))
 
-    def _length(self, graph: ir.Graph, part: str) -> ir.Value:
+    def _length(self, builder: GraphBuilder, part: str) -> ir.Value:
         """`[1]` int64: tokens held before the call (past), or after it (present)."""
         if part not in self._made:
-            build = NodeBuilder(graph, f"cache_length/{part}")
+            build = builder.at(f"cache_length/{part}")
             total = build.dimension(self._roles.attention_mask, 1)
             length = build.dimension(self._roles.input_ids, 1)
             self._made[part] = total if part == "present" else build.op("Sub", total, length)
-            graph.insert_before(next(iter(graph)), build.nodes)
+            build.graph.insert_before(next(iter(build.graph)), build.nodes)
         return self._made[part]
 
 

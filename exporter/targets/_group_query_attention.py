@@ -6,9 +6,9 @@ from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+from trianglemix.custom_ops.graph_builder import AttributeValue, GraphBuilder
 from trianglemix.exporter.attention.lengths import nan_where
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import AttributeValue, NodeBuilder, replace_value
 from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
 
 _DOMAIN: Final = "com.microsoft"
@@ -30,8 +30,9 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, False)
         clamped: dict[ir.Value, ir.Value] = {}
         *_, last = sites
+        build = GraphBuilder(graph, "layers")
         for node, layer in sites.items():
-            _lower(graph, node, layer, clamped, is_last=node is last)
+            _lower(build.at(f"layer.{layer}"), node, clamped, is_last=node is last)
         graph.opset_imports[_DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, True)
@@ -43,14 +44,8 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
 
 
 def _lower(
-    graph: ir.Graph,
-    node: TriangleNode,
-    layer: int,
-    clamped: dict[ir.Value, ir.Value],
-    *,
-    is_last: bool,
+    build: GraphBuilder, node: TriangleNode, clamped: dict[ir.Value, ir.Value], *, is_last: bool
 ) -> None:
-    build = NodeBuilder(graph, f"layer.{layer}")
     seqlens = node.seqlens_k
     if seqlens not in clamped:
         clamped[seqlens] = build.op("Max", seqlens, build.int32(0))
@@ -67,21 +62,16 @@ def _lower(
     if is_last and not node.no_left_padding:
         padded = build.op("Greater", node.first_valid, build.int32(0))
         output = nan_where(build, padded, output)
-    graph.insert_before(node.node, build.nodes)
-    for old, new in zip(node.node.outputs, [output, *lowered.outputs[1:]], strict=True):
-        replace_value(old, new)
+    build.replace(node.node, output, *lowered.outputs[1:])
 
 
-def _pasts(build: NodeBuilder, node: TriangleNode) -> list[ir.Value]:
+def _pasts(build: GraphBuilder, node: TriangleNode) -> list[ir.Value]:
     """Past key and value; one that a node makes gets a length that ONNX Runtime cannot name.
 
     It takes a present to be as long as its past where that length has a name, and lets the two
     share memory where the past is its own to give away; the call then fails.
     """
-    return [
-        x if x.is_graph_input() else build.op("Reshape", x, build.ints(0, 0, -1, 0))
-        for x in node.past
-    ]
+    return [x if x.is_graph_input() else build.reshape(x, 0, 0, -1, 0) for x in node.past]
 
 
 def _tables(node: TriangleNode) -> list[ir.Value]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.walk import is_op, optional_input
 
 _ROUNDED_TO_INT8 = frozenset(
@@ -73,13 +73,13 @@ class UnroundActivationsPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        changed = False
+        changed, source = False, GraphBuilder(model.graph, "source")
         for node in list(model.graph):
             if node.op_type == "MatMulNBits" and node.attributes.get_int(_ACCURACY, 0) > 1:
                 node.attributes.add(ir.AttrInt64(_ACCURACY, _FLOAT32_ACTIVATIONS))
                 changed = True
             elif is_op(node, "DynamicQuantizeLinear") and _products(node):
-                _unround(model.graph, node)
+                _unround(source.at(node), node)
                 changed = True
         return ir.passes.PassResult(model, changed)
 
@@ -91,20 +91,16 @@ def _products(node: ir.Node) -> list[ir.Node]:
     return [use.node for use in uses] if fits else []
 
 
-def _unround(graph: ir.Graph, node: ir.Node) -> None:
+def _unround(build: GraphBuilder, node: ir.Node) -> None:
     """`x / scale` instead of `round(x / scale) + zero point`, from which the latter is taken."""
-    build = NodeBuilder(graph, f"unround/{node.name}")
     steps = build.op("Div", optional_input(node, 0), node.outputs[1])
-    graph.insert_after(node, build.nodes)
+    build.graph.insert_after(node, build.nodes)
     for product in _products(node):
-        build = NodeBuilder(graph, f"unround/{product.name}")
+        build = build.at(product)
         weight, zero = optional_input(product, 1), optional_input(product, 3)
         assert weight is not None
         numbers = build.cast(weight, ir.DataType.FLOAT)
         if zero is not None:
             numbers = build.op("Sub", numbers, build.cast(zero, ir.DataType.FLOAT))
-        result = build.op("MatMul", steps, numbers)
-        result.type = ir.TensorType(ir.DataType.FLOAT)
-        graph.insert_before(product, build.nodes)
-        product.outputs[0].replace_all_uses_with(result)
-        graph.remove(product, safe=True)
+        product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        build.replace(product, build.op("MatMul", steps, numbers))

@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.targets.ascend.block_form import BlockForm, StaticCall, StaticInputs
-from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 Array = NDArray[Any]
 TOLERANCE: Final = {np.dtype(np.float32): 3e-6, np.dtype(np.float16): 6e-3}
@@ -46,8 +46,11 @@ def build(case: Case, opset: int = 17) -> ir.Model:
     }
     values = {name: ir.val(name, dtype=dtype, shape=size) for name, size in dims.items()}
     start = ir.val("start", dtype=ir.DataType.INT32, shape=(1,))
-    tape = StaticTape("attention")
-    form = BlockForm(tape, start, s, dtype)
+    graph = ir.Graph(
+        [*values.values(), start], [], nodes=[], opset_imports={"": opset}, name="block_form"
+    )
+    nodes = GraphBuilder(graph, "attention")
+    form = BlockForm(nodes, start, s, dtype)
     build_rows = form.banded if case.banded else form.dense
     made = build_rows(StaticInputs(**values), case.attention)
     outputs = [made.output, made.new_key, made.new_value]
@@ -57,14 +60,8 @@ def build(case: Case, opset: int = 17) -> ir.Model:
         strict=True,
     ):
         value.dtype, value.shape = dtype, ir.Shape(size)
-    graph = ir.Graph(
-        [*values.values(), start],
-        outputs,
-        nodes=tape.nodes,
-        initializers=tape.initializers,
-        opset_imports={"": opset},
-        name="block_form",
-    )
+    graph.outputs.extend(outputs)
+    graph.extend(nodes.nodes)
     return ir.Model(graph, ir_version=8)
 
 

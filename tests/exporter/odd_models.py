@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     Attend,
@@ -31,7 +31,7 @@ def every_second_windowed(window: int = WINDOW) -> Example:
     """Layers 0 and 2 slide a window, layer 1 is causal."""
     layers = iter(range(3))
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> Result:
         if next(layers) == 1:
             return decomposed_attention(build, layer)
         return _attend(build, layer, mask=_window_mask(build, layer, window))
@@ -48,7 +48,7 @@ def bidirectional() -> Example:
 def unpadded() -> Example:
     """A causal mask that reads the shape of `attention_mask` only."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> Result:
         total = build.op("Squeeze", build.dimension(layer.attention_mask, 1))
         past = build.op("Sub", total, build.op("Squeeze", build.dimension(layer.query, 1)))
         row = build.op("Range", past, total, build.int64(1))
@@ -64,7 +64,7 @@ def unpadded() -> Example:
 def biased() -> Example:
     """A bias by head and key on the scores, as ALiBi has it."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> Result:
         slopes = np.linspace(0.1, 0.4, SHAPE.num_heads, dtype=np.float32).reshape(1, -1, 1, 1)
         total = build.op("Squeeze", build.dimension(layer.attention_mask, 1))
         key = build.op("Range", build.int64(0), total, build.int64(1))
@@ -77,7 +77,7 @@ def biased() -> Example:
 def softcapped(cap: float = 2.0) -> Example:
     """`cap * tanh(scores / cap)` before the mask."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> Result:
         return _attend(build, layer, mask=additive_mask(build, layer), cap=cap)
 
     return build_example(attend, opset=18)
@@ -89,7 +89,7 @@ def in_place_of(attend: Attend, opset: int = 18) -> Example:
 
 
 def _attend(
-    build: NodeBuilder, layer: ExampleLayer, *, mask: ir.Value, cap: float | None = None
+    build: GraphBuilder, layer: ExampleLayer, *, mask: ir.Value, cap: float | None = None
 ) -> Result:
     """Decomposed attention with a given additive mask."""
     split = build.op("Reshape", layer.query, build.ints(0, 0, SHAPE.num_heads, SHAPE.head_size))
@@ -107,7 +107,7 @@ def _attend(
     return merged(build, result), present_key, present_value
 
 
-def _window_mask(build: NodeBuilder, layer: ExampleLayer, window: int) -> ir.Value:
+def _window_mask(build: GraphBuilder, layer: ExampleLayer, window: int) -> ir.Value:
     """The causal mask, and the least float where `i - j >= window`."""
     total = build.dimension(layer.attention_mask, 1)
     length = build.dimension(layer.query, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 
 
 def runnable_here(path: Path, place: Path) -> Path:
@@ -27,7 +27,7 @@ def _take_apart(graph: ir.Graph, node: ir.Node) -> None:
     assert node.attributes["activation_type"].as_string() == "silu"
     rows, router, gate, gate_bias, down, down_bias, up, *rest = node.inputs
     assert not any(value is not None for value in (gate_bias, down_bias, *rest))
-    build = NodeBuilder(graph, f"experts/{node.name}")
+    build = GraphBuilder(graph, f"experts/{node.name}")
     wide = build.op("Unsqueeze", rows, build.ints(0))  # [1, N, hidden]
     gated, raised = (_linear(build, wide, weight) for weight in (gate, up))
     active = build.op("Mul", build.op("Mul", gated, build.op("Sigmoid", gated)), raised)
@@ -39,12 +39,12 @@ def _take_apart(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-def _linear(build: NodeBuilder, rows: ir.Value, weight: ir.Value | None) -> ir.Value:
+def _linear(build: GraphBuilder, rows: ir.Value, weight: ir.Value | None) -> ir.Value:
     """`[experts, N, out]` of `weight [experts, out, in]`."""
     return build.op("MatMul", rows, build.op("Transpose", weight, perm=[0, 2, 1]))
 
 
-def _shares(build: NodeBuilder, node: ir.Node, router: ir.Value | None) -> ir.Value:
+def _shares(build: GraphBuilder, node: ir.Node, router: ir.Value | None) -> ir.Value:
     """`[experts, N]`: each token's weight for each expert, 0 for those not among its best."""
     weights = build.op("Softmax", router, axis=-1)
     count = build.ints(node.attributes.get_int("k", 1))

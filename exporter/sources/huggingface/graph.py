@@ -249,11 +249,5 @@ def _attach_weights(graph: ir.Graph, flat: FlatModel) -> None:
 def _initializer(graph: ir.Graph, name: str, weight: torch.Tensor) -> ir.Value:
     if name not in graph.initializers:
         tensor = tensor_adapters.TorchTensor(weight, name=name)
-        value = ir.Value(
-            name=name,
-            const_value=tensor,
-            shape=tensor.shape,
-            type=ir.TensorType(tensor.dtype),
-        )
-        graph.register_initializer(value)
+        graph.register_initializer(ir.val(name, const_value=tensor))
     return graph.initializers[name]

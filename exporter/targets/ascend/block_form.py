@@ -10,7 +10,7 @@ block's last row, `W'` the window rounded up to blocks: `O(S * (sink + window))`
 *Dense* rows see the whole cache, `Bq` rows at a time: `O(Bq * M)` memory. Masks come from
 comparisons of positions, and every row keeps at least itself, so no row is empty. Rows after the
 last real one (pads on the right) are computed and mean nothing: causality keeps them from all rows
-before them.
+before them. Only operators that mean the same from opset 13 to 18 are used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.reference import Attention
-from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 MASKED_SCORE: Final = {
     ir.DataType.FLOAT: -3.0e38,
@@ -103,9 +103,9 @@ class BlockForm:
     """
 
     def __init__(
-        self, tape: StaticTape, start: ir.Value, call: StaticCall, dtype: ir.DataType
+        self, build: GraphBuilder, start: ir.Value, call: StaticCall, dtype: ir.DataType
     ) -> None:
-        self._tape, self._start, self._call, self._dtype = tape, start, call, dtype
+        self._build, self._start, self._call, self._dtype = build, start, call, dtype
         self._made: dict[tuple[str, _Band | int], ir.Value] = {}
 
     def banded(self, inputs: StaticInputs, attention: Attention) -> StaticOutputs:
@@ -125,50 +125,50 @@ class BlockForm:
         blocks = self._call.rows // block
         band = _Band(pattern.num_sink_tokens, pattern.sliding_window_size, block, blocks)
         new_key, new_value = self._new_rows(inputs, attention)
-        shape, tape = attention.shape, self._tape
+        shape, build = attention.shape, self._build
         groups, heads = shape.kv_num_heads, shape.num_heads // shape.kv_num_heads
         query = self._scaled(inputs.query, attention)
-        query = tape.reshape(query, blocks, block, groups, heads, shape.head_size)
-        query = tape.transpose(query, 2, 0, 3, 1, 4)
-        query = tape.reshape(query, groups, blocks, heads * block, shape.head_size)
+        query = build.reshape(query, blocks, block, groups, heads, shape.head_size)
+        query = build.transpose(query, 2, 0, 3, 1, 4)
+        query = build.reshape(query, groups, blocks, heads * block, shape.head_size)
         keys = self._banded_keys(band, inputs.past_key, new_key, (groups, shape.head_size))
         values = self._banded_keys(
             band, inputs.past_value, new_value, (groups, shape.value_head_size)
         )
-        scores = tape.op("MatMul", [query, tape.transpose(keys, 0, 1, 3, 2)])
-        scores = tape.reshape(scores, groups, blocks, heads, block, band.keys)
+        scores = build.op("MatMul", query, build.transpose(keys, 0, 1, 3, 2))
+        scores = build.reshape(scores, groups, blocks, heads, block, band.keys)
         weights = self._softmax(scores, self._banded_mask(band), attention)
-        weights = tape.reshape(weights, groups, blocks, heads * block, band.keys)
-        output = tape.op("MatMul", [weights, values])
-        output = tape.reshape(output, groups, blocks, heads, block, shape.value_head_size)
-        output = tape.transpose(output, 1, 3, 0, 2, 4)
+        weights = build.reshape(weights, groups, blocks, heads * block, band.keys)
+        output = build.op("MatMul", weights, values)
+        output = build.reshape(output, groups, blocks, heads, block, shape.value_head_size)
+        output = build.transpose(output, 1, 3, 0, 2, 4)
         return StaticOutputs(self._merged(output, attention), new_key, new_value)
 
     def dense(self, inputs: StaticInputs, attention: Attention) -> StaticOutputs:
         """Every row keeps every key before it, whatever the pattern says."""
         new_key, new_value = self._new_rows(inputs, attention)
-        shape, tape, rows = attention.shape, self._tape, self._call.rows
+        shape, build, rows = attention.shape, self._build, self._call.rows
         groups, heads = shape.kv_num_heads, shape.num_heads // shape.kv_num_heads
         query = self._scaled(inputs.query, attention)
-        query = tape.reshape(query, rows, groups, heads, shape.head_size)
-        query = tape.transpose(query, 1, 2, 0, 3)  # [G, H/G, S, D]
+        query = build.reshape(query, rows, groups, heads, shape.head_size)
+        query = build.transpose(query, 1, 2, 0, 3)  # [G, H/G, S, D]
         past = tuple(
-            tape.reshape(part, groups, self._call.slots, size)
+            build.reshape(part, groups, self._call.slots, size)
             for part, size in (
                 (inputs.past_key, shape.head_size),
                 (inputs.past_value, shape.value_head_size),
             )
         )
         new = tuple(
-            tape.reshape(part, groups, rows, size)
+            build.reshape(part, groups, rows, size)
             for part, size in ((new_key, shape.head_size), (new_value, shape.value_head_size))
         )
-        past_columns = tape.transpose(past[0], 0, 2, 1)
+        past_columns = build.transpose(past[0], 0, 2, 1)
         parts = [
             self._dense_block(first, query, (past_columns, past[1]), new, attention)
             for first in range(0, rows, self._call.dense_block)
         ]
-        output = tape.transpose(tape.concat(2, *parts), 2, 0, 1, 3)
+        output = build.transpose(build.concat(*parts, axis=2), 2, 0, 1, 3)
         return StaticOutputs(self._merged(output, attention), new_key, new_value)
 
     def _dense_block(
@@ -180,34 +180,34 @@ class BlockForm:
         attention: Attention,
     ) -> ir.Value:
         """Rows `first .. first + Bq - 1`: `[G, H/G, Bq, Dv]`; new keys after them are left out."""
-        tape, shape = self._tape, attention.shape
+        build, shape = self._build, attention.shape
         block, slots = self._call.dense_block, self._call.slots
         groups, heads = shape.kv_num_heads, shape.num_heads // shape.kv_num_heads
         seen = first + block
-        rows = tape.slice(query, 2, first, seen) if block < self._call.rows else query
-        rows = tape.reshape(rows, groups, heads * block, shape.head_size)
+        rows = build.slice(query, 2, first, seen) if block < self._call.rows else query
+        rows = build.reshape(rows, groups, heads * block, shape.head_size)
         new_key, new_value = (
-            tape.slice(part, 1, 0, seen) if seen < self._call.rows else part for part in new
+            build.slice(part, 1, 0, seen) if seen < self._call.rows else part for part in new
         )
-        scores = tape.concat(
-            2,
-            tape.op("MatMul", [rows, past[0]]),
-            tape.op("MatMul", [rows, tape.transpose(new_key, 0, 2, 1)]),
+        scores = build.concat(
+            build.op("MatMul", rows, past[0]),
+            build.op("MatMul", rows, build.transpose(new_key, 0, 2, 1)),
+            axis=2,
         )
-        scores = tape.reshape(scores, groups, heads, block, slots + seen)
+        scores = build.reshape(scores, groups, heads, block, slots + seen)
         weights = self._softmax(scores, self._dense_mask(first), attention)
-        weights = tape.reshape(weights, groups, heads * block, slots + seen)
-        old = tape.op("MatMul", [tape.slice(weights, 2, 0, slots), past[1]])
-        fresh = tape.op("MatMul", [tape.slice(weights, 2, slots, slots + seen), new_value])
-        summed = tape.op("Add", [old, fresh])
-        return tape.reshape(summed, groups, heads, block, shape.value_head_size)
+        weights = build.reshape(weights, groups, heads * block, slots + seen)
+        old = build.op("MatMul", build.slice(weights, 2, 0, slots), past[1])
+        fresh = build.op("MatMul", build.slice(weights, 2, slots, slots + seen), new_value)
+        summed = build.op("Add", old, fresh)
+        return build.reshape(summed, groups, heads, block, shape.value_head_size)
 
     def _new_rows(self, inputs: StaticInputs, attention: Attention) -> tuple[ir.Value, ir.Value]:
         """New keys and values as the cache holds them: `[1, G, S, D]`, `[1, G, S, Dv]`."""
         shape = attention.shape
         new_key, new_value = (
-            self._tape.transpose(
-                self._tape.reshape(part, 1, self._call.rows, shape.kv_num_heads, size), 0, 2, 1, 3
+            self._build.transpose(
+                self._build.reshape(part, 1, self._call.rows, shape.kv_num_heads, size), 0, 2, 1, 3
             )
             for part, size in (
                 (inputs.key, shape.head_size),
@@ -219,23 +219,23 @@ class BlockForm:
     def _scaled(self, query: ir.Value, attention: Attention) -> ir.Value:
         """Scaled before the product: in float16 the unscaled scores would overflow first."""
         scale = attention.scale or attention.shape.head_size**-0.5
-        return self._tape.op("Mul", [query, self._tape.scalar(scale, self._dtype)])
+        return self._build.op("Mul", query, self._build.scalar(scale, self._dtype))
 
     def _softmax(self, scores: ir.Value, kept: ir.Value, attention: Attention) -> ir.Value:
         """Weights in the graph's type, computed in float32."""
-        tape, real = self._tape, ir.DataType.FLOAT
+        build, real = self._build, ir.DataType.FLOAT
         if self._dtype != real:
-            scores = tape.cast(scores, real)
+            scores = build.cast(scores, real)
         if attention.softcap:
-            cap = tape.scalar(attention.softcap, real)
-            scores = tape.op("Mul", [tape.op("Tanh", [tape.op("Div", [scores, cap])]), cap])
-        floor = tape.scalar(MASKED_SCORE[self._dtype], real)
-        weights = tape.op("Softmax", [tape.op("Where", [kept, scores, floor])], {"axis": -1})
-        return weights if self._dtype == real else tape.cast(weights, self._dtype)
+            cap = build.scalar(attention.softcap, real)
+            scores = build.op("Mul", build.op("Tanh", build.op("Div", scores, cap)), cap)
+        floor = build.scalar(MASKED_SCORE[self._dtype], real)
+        weights = build.op("Softmax", build.op("Where", kept, scores, floor), axis=-1)
+        return weights if self._dtype == real else build.cast(weights, self._dtype)
 
     def _merged(self, output: ir.Value, attention: Attention) -> ir.Value:
         shape = attention.shape
-        return self._tape.reshape(
+        return self._build.reshape(
             output, 1, self._call.rows, shape.num_heads * shape.value_head_size
         )
 
@@ -243,43 +243,45 @@ class BlockForm:
         self, band: _Band, past: ir.Value, new: ir.Value, sizes: tuple[int, int]
     ) -> ir.Value:
         """Keys or values of every block, sinks first: `[G, blocks, sink + behind + Bq, D]`."""
-        tape, (groups, size) = self._tape, sizes
+        build, (groups, size) = self._build, sizes
         parts = [new]
         if band.behind:
-            parts.insert(0, tape.op("Gather", [past, self._window_index(band)], {"axis": 2}))
-        near = tape.concat(2, *parts)
+            parts.insert(0, build.op("Gather", past, self._window_index(band), axis=2))
+        near = build.concat(*parts, axis=2)
         if band.blocks == 1:
-            near = tape.reshape(near, groups, 1, band.behind + band.block, size)
+            near = build.reshape(near, groups, 1, band.behind + band.block, size)
         else:
             steps = band.behind // band.block
-            near = tape.reshape(near, groups, steps + band.blocks, band.block, size)
-            shifted = (tape.slice(near, 1, t, t + band.blocks) for t in range(steps + 1))
-            near = tape.concat(2, *shifted)
+            near = build.reshape(near, groups, steps + band.blocks, band.block, size)
+            shifted = (build.slice(near, 1, t, t + band.blocks) for t in range(steps + 1))
+            near = build.concat(*shifted, axis=2)
         if not band.sink:
             return near
         lead = min(band.sink, self._call.rows)
-        first = tape.concat(2, tape.slice(past, 2, 0, band.sink), tape.slice(new, 2, 0, lead))
-        sinks = tape.op("Gather", [first, self._sink_index(band, lead)], {"axis": 2})
-        sinks = tape.reshape(sinks, groups, 1, band.sink, size)
-        return tape.concat(2, tape.expand(sinks, groups, band.blocks, band.sink, size), near)
+        first = build.concat(
+            build.slice(past, 2, 0, band.sink), build.slice(new, 2, 0, lead), axis=2
+        )
+        sinks = build.op("Gather", first, self._sink_index(band, lead), axis=2)
+        sinks = build.reshape(sinks, groups, 1, band.sink, size)
+        return build.concat(build.expand(sinks, groups, band.blocks, band.sink, size), near, axis=2)
 
     def _window_index(self, band: _Band) -> ir.Value:
         """Cache slots `start - behind .. start - 1`, those before the first slot held at 0."""
         if ("window", band) not in self._made:
-            offsets = self._tape.int32(np.arange(-band.behind, 0))
-            slots = self._tape.op("Add", [self._start, offsets])
-            self._made["window", band] = self._tape.op("Max", [slots, self._tape.int32([0])])
+            offsets = self._build.int32(np.arange(-band.behind, 0))
+            slots = self._build.op("Add", self._start, offsets)
+            self._made["window", band] = self._build.op("Max", slots, self._build.int32([0]))
         return self._made["window", band]
 
     def _sink_index(self, band: _Band, lead: int) -> ir.Value:
         """Where sink `j` lies in `[cache sinks, first new rows]`: `j`, or `sink + j - start`."""
         if ("sink", band) not in self._made:
-            tape, position = self._tape, self._tape.int32(np.arange(band.sink))
-            after = tape.int32(np.arange(band.sink) + band.sink)
-            new = tape.op("Sub", [after, self._start])
-            new = tape.op("Min", [new, tape.int32([band.sink + lead - 1])])
-            cached = tape.op("Less", [position, self._start])
-            self._made["sink", band] = tape.op("Where", [cached, position, new])
+            build, position = self._build, self._build.int32(np.arange(band.sink))
+            after = build.int32(np.arange(band.sink) + band.sink)
+            new = build.op("Sub", after, self._start)
+            new = build.op("Min", new, build.int32([band.sink + lead - 1]))
+            cached = build.op("Less", position, self._start)
+            self._made["sink", band] = build.op("Where", cached, position, new)
         return self._made["sink", band]
 
     def _banded_mask(self, band: _Band) -> ir.Value:
@@ -288,23 +290,21 @@ class BlockForm:
         """
         if ("banded", band) in self._made:
             return self._made["banded", band]
-        tape, slot = self._tape, np.arange(band.keys)
+        build, slot = self._build, np.arange(band.keys)
         is_sink = slot < band.sink
         offset = slot - band.sink - band.behind  # relative to the block's first row
         first = np.arange(band.blocks).reshape(-1, 1, 1, 1) * band.block
         local = np.arange(band.block).reshape(-1, 1)
         in_band = is_sink | ((offset <= local) & (local - offset < band.window))
-        position = tape.op(
+        position = build.op(
             "Add",
-            [
-                tape.op("Mul", [self._start, tape.int32((~is_sink).astype(np.int32))]),
-                tape.int32(np.where(is_sink, slot, first + offset)),
-            ],
+            build.op("Mul", self._start, build.int32(~is_sink)),
+            build.int32(np.where(is_sink, slot, first + offset)),
         )  # [blocks, 1, 1, keys]
-        row = tape.op("Add", [self._start, tape.int32(first + local)])  # [blocks, 1, Bq, 1]
-        real = tape.op("GreaterOrEqual", [position, tape.int32(np.where(is_sink, 0, band.sink))])
-        causal = tape.op("LessOrEqual", [position, row])
-        kept = tape.op("And", [tape.op("And", [real, causal]), tape.constant(in_band)])
+        row = build.op("Add", self._start, build.int32(first + local))  # [blocks, 1, Bq, 1]
+        real = build.op("GreaterOrEqual", position, build.int32(np.where(is_sink, 0, band.sink)))
+        causal = build.op("LessOrEqual", position, row)
+        kept = build.op("And", build.op("And", real, causal), build.constant("in_band", in_band))
         self._made["banded", band] = kept
         return kept
 
@@ -312,17 +312,15 @@ class BlockForm:
         """`[Bq, M + seen]`: cache slots before `start`, and new keys up to the row itself."""
         if ("dense", first) in self._made:
             return self._made["dense", first]
-        tape, slots, block = self._tape, self._call.slots, self._call.dense_block
+        build, slots, block = self._build, self._call.slots, self._call.dense_block
         seen = first + block
         held = np.concatenate([np.arange(slots), np.full(seen, -1)])  # -1 < start: always
         new = np.concatenate([np.full(slots, -1), np.arange(seen)])
-        row = tape.int32(np.arange(first, seen).reshape(-1, 1))
-        kept = tape.op(
+        row = build.int32(np.arange(first, seen).reshape(-1, 1))
+        kept = build.op(
             "And",
-            [
-                tape.op("Less", [tape.int32(held), self._start]),
-                tape.op("LessOrEqual", [tape.int32(new), row]),
-            ],
+            build.op("Less", build.int32(held), self._start),
+            build.op("LessOrEqual", build.int32(new), row),
         )
         self._made["dense", first] = kept
         return kept

@@ -11,11 +11,11 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 from trianglemix.exporter.targets.ascend.block_form import StaticCall, StaticInputs, StaticOutputs
-from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 
 _ALL_LAST: Final = 0  # i >= 0 - last holds for every row
 
@@ -27,9 +27,9 @@ class CustomForm:
     """
 
     def __init__(
-        self, tape: StaticTape, start: ir.Value, call: StaticCall, dtype: ir.DataType
+        self, build: GraphBuilder, start: ir.Value, call: StaticCall, dtype: ir.DataType
     ) -> None:
-        self._tape, self._start, self._call, self._dtype = tape, start, call, dtype
+        self._build, self._start, self._call, self._dtype = build, start, call, dtype
         self._end: ir.Value | None = None
 
     def banded(self, inputs: StaticInputs, attention: Attention) -> StaticOutputs:
@@ -43,13 +43,13 @@ class CustomForm:
     def _attend(
         self, inputs: StaticInputs, attention: Attention, prompt_length: int
     ) -> StaticOutputs:
-        tape, shape = self._tape, attention.shape
+        build, shape = self._build, attention.shape
         rows, slots, groups = self._call.rows, self._call.slots, shape.kv_num_heads
-        node = ir.node(
+        node = build.node(
             OP_TYPE,
             [
                 inputs.query, inputs.key, inputs.value, inputs.past_key, inputs.past_value,
-                self._seqlens(), tape.int32([slots]), tape.int32([prompt_length]), tape.int32([0]),
+                self._seqlens(), *(build.int32([x]) for x in (slots, prompt_length, 0)),
             ],
             domain=contract.DOMAIN,
             attributes={
@@ -60,7 +60,6 @@ class CustomForm:
                 **attention.pattern.as_attributes(),
             },
             num_outputs=len(contract.OUTPUTS),
-            name=f"trianglemix/static/attention/{OP_TYPE}_{len(tape.nodes)}",
         )  # fmt: skip
         sizes = (
             (1, rows, shape.num_heads * shape.value_head_size),
@@ -70,9 +69,8 @@ class CustomForm:
         for value, name, dims in zip(node.outputs, contract.OUTPUTS, sizes, strict=True):
             value.name = f"{node.name}/{name}"
             value.type, value.shape = ir.TensorType(self._dtype), ir.Shape(dims)
-        tape.nodes.append(node)
         new_key, new_value = (
-            tape.transpose(tape.reshape(part, 1, rows, groups, size), 0, 2, 1, 3)
+            build.transpose(build.reshape(part, 1, rows, groups, size), 0, 2, 1, 3)
             for part, size in (
                 (inputs.key, shape.head_size),
                 (inputs.value, shape.value_head_size),
@@ -83,6 +81,6 @@ class CustomForm:
     def _seqlens(self) -> ir.Value:
         """`seqlens_k [1]`: the last new row's slot, pads included; made where it is first used."""
         if self._end is None:
-            rows = self._tape.int32([self._call.rows - 1])
-            self._end = self._tape.op("Add", [self._start, rows])
+            rows = self._build.int32([self._call.rows - 1])
+            self._end = self._build.op("Add", self._start, rows)
         return self._end

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import PREFIX, NodeBuilder
 from trianglemix.exporter.graph.walk import needed_input, producer_of
 from trianglemix.exporter.targets.ascend.weight_files import read_array
 
@@ -32,16 +32,13 @@ class DequantizePass(ir.passes.InPlacePass):
         self.count = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        source = GraphBuilder(model.graph, "source")
         for node in list(model.graph):
             make = _MAKERS.get((node.domain, node.op_type))
             if make is None:
                 continue
-            build = NodeBuilder(model.graph, f"plain/{node.name or node.outputs[0].name}")
-            old, new = node.outputs[0], make(model.graph, build, node)
-            new.type, new.shape = old.type, old.shape
-            model.graph.insert_before(node, build.nodes)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+            build = source.at(node)
+            build.replace(node, make(build, node))
             self.count += 1
         return ir.passes.PassResult(model, self.count > 0)
 
@@ -86,19 +83,19 @@ def _unpacked(packed: Array, bits: int) -> Array:
     return np.stack([flat & 15, flat >> 4], axis=-1).reshape(flat.shape[0], -1)
 
 
-def _product(graph: ir.Graph, build: NodeBuilder, node: ir.Node) -> ir.Value:
+def _product(build: GraphBuilder, node: ir.Node) -> ir.Value:
     """Inputs: rows, levels `[N, blocks, bytes]`, scales, zero points, order, bias."""
     order, bias = [*node.inputs, None, None, None][4:6]
     if order is not None:
         raise RefusedError(f"node {node.name} reorders its weight's columns; not supported")
     quantized = _read(node, needed_input(node, 1), node.attributes["K"].as_int())
     shape = (quantized.width, node.attributes["N"].as_int())
-    weight = _weight(graph, node, quantized, shape, swap=True)
+    weight = _weight(build, quantized, shape, swap=True)
     product = build.op("MatMul", needed_input(node, 0), weight)
     return product if bias is None else build.op("Add", product, bias)
 
 
-def _lookup(graph: ir.Graph, build: NodeBuilder, node: ir.Node) -> ir.Value:
+def _lookup(build: GraphBuilder, node: ir.Node) -> ir.Value:
     """Inputs: levels `[V, bytes]` (or a reshape of them), indices, scales, zero points."""
     axes = node.attributes.get_int("gather_axis", 0), node.attributes.get_int("quantize_axis", 1)
     if axes != (0, 1):
@@ -107,7 +104,7 @@ def _lookup(graph: ir.Graph, build: NodeBuilder, node: ir.Node) -> ir.Value:
     reshape = producer_of(data, "Reshape")
     quantized = _read(node, data if reshape is None else needed_input(reshape, 0), None)
     shape = (int(quantized.levels.shape.numpy()[0]), quantized.width)
-    table = _weight(graph, node, quantized, shape, swap=False)
+    table = _weight(build, quantized, shape, swap=False)
     return build.op("Gather", table, needed_input(node, 1), axis=0)
 
 
@@ -134,23 +131,19 @@ def _read(node: ir.Node, levels: ir.Value, width: int | None) -> _Quantized:
 
 
 def _weight(
-    graph: ir.Graph, node: ir.Node, quantized: _Quantized, shape: tuple[int, int], *, swap: bool
+    build: GraphBuilder, quantized: _Quantized, shape: tuple[int, int], *, swap: bool
 ) -> ir.Value:
     """An initializer whose numbers are computed each time that they are asked for."""
-    name = f"{PREFIX}/plain/{node.name or node.outputs[0].name}"
     dtype = quantized.scales.dtype
 
     def compute() -> ir.TensorProtocol:
         rows = quantized.rows()
-        return ir.Tensor(np.ascontiguousarray(rows.T if swap else rows), dtype=dtype, name=name)
+        return ir.Tensor(np.ascontiguousarray(rows.T if swap else rows), dtype=dtype)
 
-    tensor = ir.LazyTensor(compute, dtype, ir.Shape(shape), name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
-    graph.register_initializer(value)
-    return value
+    return build.initializer("weight", ir.LazyTensor(compute, dtype, ir.Shape(shape)))
 
 
-_MAKERS: Final[dict[tuple[str, str], Callable[[ir.Graph, NodeBuilder, ir.Node], ir.Value]]] = {
+_MAKERS: Final[dict[tuple[str, str], Callable[[GraphBuilder, ir.Node], ir.Value]]] = {
     (_DOMAIN, "MatMulNBits"): _product,
     (_DOMAIN, "GatherBlockQuantized"): _lookup,
 }

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import RefusedError
@@ -26,12 +27,10 @@ from trianglemix.exporter.targets.ascend.custom_operator import INPUTS
 from trianglemix.exporter.targets.ascend.position_ranges import find_position_ranges
 from trianglemix.exporter.targets.ascend.row_cut import before_row_cut
 from trianglemix.exporter.targets.ascend.static_plan import GraphKind, StaticPlan
-from trianglemix.exporter.targets.ascend.static_tape import StaticTape
 from trianglemix.manifest.manifest import LayerCache
 from trianglemix.manifest.static_graphs import Lowering
 
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
-_SCOPE: Final = "trianglemix/static"
 _LOGITS_TO_KEEP: Final = ("num_logits_to_keep", "logits_to_keep")
 AttentionForm = BlockForm | CustomForm
 _FORMS: Final[dict[Lowering, type[AttentionForm]]] = {"block": BlockForm, "custom": CustomForm}
@@ -91,19 +90,19 @@ class MakeStaticPass(ir.passes.InPlacePass):
         FreeCacheLengthPass(roles)(model)  # the length of a past, wherever read, is the mask's now
         _read_batch_from_ids(roles)
         start = ir.val(static_plan.START, dtype=_INT32, shape=(1,))
-        head = StaticTape(f"{_SCOPE}/positions")
-        self._replace_lengths(graph, head, start)
+        head = GraphBuilder(graph, "static/positions")
+        self._replace_lengths(head, start)
         positions = self._positions(head, start)
-        _keep_all_logits(graph)
+        _keep_all_logits(head)
         if roles.position_ids is not None:
             roles.position_ids.replace_all_uses_with(positions)
         for counted, dtype in list(find_position_ranges(graph, roles)):
             row = head.cast(head.reshape(positions, self._call.rows), ir.DataType.from_numpy(dtype))
             counted.replace_all_uses_with(row)
-        inputs, new_rows = self._replace_attentions(graph, start)
+        inputs, new_rows = self._replace_attentions(head.at("static/attention"), start)
         length = ir.val(static_plan.LENGTH, dtype=_INT32, shape=(1,))
-        logits = self._logits(graph, roles, length)
-        _prepend(graph, head)
+        logits = self._logits(head.at("static/last_row"), roles, length)
+        graph.insert_before(next(iter(graph)), head.nodes)
         roles.input_ids.name = static_plan.INPUT_IDS
         old_inputs = list(graph.inputs)
         graph.outputs[:] = [*logits, *new_rows]
@@ -136,31 +135,30 @@ class MakeStaticPass(ir.passes.InPlacePass):
                 sizes[name] = (1, shape.kv_num_heads, self._call.slots, size)
         return sizes
 
-    def _replace_lengths(self, graph: ir.Graph, tape: StaticTape, start: ir.Value) -> None:
+    def _replace_lengths(self, build: GraphBuilder, start: ir.Value) -> None:
         """Whatever counts positions from the operator's lengths counts from `start` now."""
         rows = self._call.rows
-        end = tape.op("Add", [start, tape.int32([rows])])
-        for node in TriangleNode.all_of(graph):
+        end = build.op("Add", start, build.int32([rows]))
+        for node in TriangleNode.all_of(build.graph):
             seqlens, total = node.seqlens_k, node.total_sequence_length
-            if seqlens.producer() not in tape.nodes:
-                _lengths_are_possible(seqlens, tape)
-                seqlens.replace_all_uses_with(tape.op("Sub", [end, tape.int32([1])]))
-            if total.producer() not in tape.nodes:
+            if seqlens.producer() not in build.nodes:
+                _lengths_are_possible(seqlens, build)
+                seqlens.replace_all_uses_with(build.op("Sub", end, build.int32([1])))
+            if total.producer() not in build.nodes:
                 total.replace_all_uses_with(end)
 
-    def _positions(self, tape: StaticTape, start: ir.Value) -> ir.Value:
+    def _positions(self, build: GraphBuilder, start: ir.Value) -> ir.Value:
         """`[1, S]` int64; pads that would lie behind the cache stay on its last slot."""
-        rows = tape.int32(np.arange(self._call.rows).reshape(1, -1))
-        position = tape.op("Min", [tape.op("Add", [rows, start]), tape.int32(self._plan.slots - 1)])
-        return tape.cast(position, _INT64)
+        rows = build.int32(np.arange(self._call.rows).reshape(1, -1))
+        position = build.op("Min", build.op("Add", rows, start), build.int32(self._plan.slots - 1))
+        return build.cast(position, _INT64)
 
     def _replace_attentions(
-        self, graph: ir.Graph, start: ir.Value
+        self, build: GraphBuilder, start: ir.Value
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """The cache inputs and the outputs of new rows, in the order of the layers."""
-        nodes = [node for node in graph if is_triangle_attention(node)]
+        nodes = [node for node in build.graph if is_triangle_attention(node)]
         owners = _owners(nodes)
-        tape = StaticTape(f"{_SCOPE}/attention")
         forms: dict[ir.DataType, AttentionForm] = {}
         pasts: list[tuple[ir.Value, ir.Value]] = []
         inputs: list[ir.Value] = []
@@ -169,7 +167,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
             geometry = _geometry(node, owners[layer])
             if geometry.dtype not in forms:
                 form = _FORMS[self._plan.lowering]
-                forms[geometry.dtype] = form(tape, start, self._call, geometry.dtype)
+                forms[geometry.dtype] = form(build, start, self._call, geometry.dtype)
             shares = geometry.owner != layer
             past = (
                 pasts[geometry.owner]
@@ -180,15 +178,13 @@ class MakeStaticPass(ir.passes.InPlacePass):
             for old, new in zip(node.inputs[3:5], past, strict=True):
                 assert old is not None
                 old.replace_all_uses_with(new)  # others read its other sizes
-            done = len(tape.nodes)
+            done = len(build.nodes)
             made = self._attend(forms[geometry.dtype], node, geometry, past)
-            graph.insert_before(node, tape.nodes[done:])
+            build.graph.insert_before(node, build.nodes[done:])
             made.output.type = made.output.type or node.outputs[0].type
             node.outputs[0].replace_all_uses_with(made.output)
             inputs += [] if shares else past
             outputs += [] if shares else _named(layer, geometry, made)
-        for constant in tape.initializers:
-            graph.register_initializer(constant)
         return inputs, outputs
 
     def _attend(
@@ -205,13 +201,13 @@ class MakeStaticPass(ir.passes.InPlacePass):
             return form.banded(rows, geometry.attention)
         return form.dense(rows, geometry.attention)
 
-    def _logits(self, graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> list[ir.Value]:
+    def _logits(self, build: GraphBuilder, roles: GraphRoles, length: ir.Value) -> list[ir.Value]:
         """None for a stream; a tail's are those of row `length - 1` only."""
         if self._kind is GraphKind.STREAM:
             return []
         logits = roles.logits
         if self._kind is GraphKind.TAIL:
-            logits = _keep_row(graph, roles, length)
+            logits = _keep_row(build, roles, length)
         logits.name = static_plan.LOGITS
         return [logits]
 
@@ -224,32 +220,29 @@ def _read_batch_from_ids(roles: GraphRoles) -> None:
             node.replace_input_with(0, roles.input_ids)
 
 
-def _keep_row(graph: ir.Graph, roles: GraphRoles, length: ir.Value) -> ir.Value:
+def _keep_row(build: GraphBuilder, roles: GraphRoles, length: ir.Value) -> ir.Value:
     """Logits of row `length - 1`, picked before the head where the head is known."""
-    tape = StaticTape(f"{_SCOPE}/last_row")
-    row = tape.op("Sub", [length, tape.int32([1])])
+    row = build.op("Sub", length, build.int32([1]))
     head = find_head(roles)
     logits = roles.logits
     if head is None or not is_op(head.node, "MatMul"):
-        picked = tape.op("Gather", [logits, row], {"axis": 1})
+        picked = build.op("Gather", logits, row, axis=1)
         producer = logits.producer()
         assert producer is not None
-        graph.insert_after(producer, tape.nodes)
+        build.graph.insert_after(producer, build.nodes)
         logits.name, logits = "logits/all", picked
     else:
-        picked = tape.op("Gather", [before_row_cut(head.hidden), row], {"axis": 1})
-        graph.insert_before(head.node, tape.nodes)
+        picked = build.op("Gather", before_row_cut(head.hidden), row, axis=1)
+        build.graph.insert_before(head.node, build.nodes)
         head.node.replace_input_with(0, picked)
-    for constant in tape.initializers:
-        graph.register_initializer(constant)
     return logits
 
 
-def _lengths_are_possible(seqlens: ir.Value, tape: StaticTape) -> None:
+def _lengths_are_possible(seqlens: ir.Value, build: GraphBuilder) -> None:
     """The guard `seqlens_k < 0` against masks with holes: here are no masks, so it is false."""
     for node in list(seqlens.consumers()):
         if is_op(node, "Less") and node.inputs[0] is seqlens:
-            node.outputs[0].replace_all_uses_with(tape.constant(np.zeros(1, np.bool_)))
+            node.outputs[0].replace_all_uses_with(build.constant("false", np.zeros(1, np.bool_)))
 
 
 def _owners(nodes: Sequence[ir.Node]) -> list[int]:
@@ -302,27 +295,18 @@ def _named(layer: int, geometry: LayerGeometry, made: StaticOutputs) -> list[ir.
     return outputs
 
 
-def _prepend(graph: ir.Graph, tape: StaticTape) -> None:
-    first = next(iter(graph))
-    graph.insert_before(first, tape.nodes)
-    for constant in tape.initializers:
-        graph.register_initializer(constant)
-
-
 def _forget_default(graph: ir.Graph) -> None:
     """The optional input `prompt_length` was an initializer too."""
     graph.initializers.pop(PROMPT_LENGTH, None)
 
 
-def _keep_all_logits(graph: ir.Graph) -> None:
+def _keep_all_logits(build: GraphBuilder) -> None:
     """A choice of how many logits to keep is 0, all of them: the tail picks its row itself."""
-    for value in graph.inputs:
+    for value in build.graph.inputs:
         if value.name in _LOGITS_TO_KEEP and value.dtype is not None:
             sizes = [size if isinstance(size, int) else 1 for size in value.shape or ()]
-            tape = StaticTape(f"{_SCOPE}/{value.name}")
-            all_of_them = tape.constant(np.zeros(sizes, value.dtype.numpy()))
+            all_of_them = build.constant("all_logits", np.zeros(sizes, value.dtype.numpy()))
             value.replace_all_uses_with(all_of_them)
-            _prepend(graph, tape)
 
 
 def _check_free(values: Iterable[ir.Value], roles: GraphRoles) -> None:

@@ -150,12 +150,7 @@ def _replace(graph: ir.Graph, node: ir.Node, arrays: Sequence[NDArray[Any]]) -> 
         assert name is not None
         value.name = f"{name}/computed"
         tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-        constant = ir.Value(
-            name=name,
-            const_value=tensor,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-        )
+        constant = ir.val(name, const_value=tensor)
         graph.register_initializer(constant)
         value.replace_all_uses_with(constant, replace_graph_outputs=True)
     graph.remove(node, safe=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.patterns._example import (
     SHAPE,
@@ -38,14 +38,14 @@ from tests.exporter.targets.ascend.test_verify_static import verified
 _KEEP_ALL = PatternRequest(4, 64, 8)
 _SHARING = 2  # the layer that reads layer 0's keys and values
 
-Attend = Callable[[NodeBuilder, ExampleLayer], odd_models.Result]
+Attend = Callable[[GraphBuilder, ExampleLayer], odd_models.Result]
 
 
 def _sharing(attend: Attend, opset: int) -> Example:
     """Layers 0 and 1 append to a cache; layer 2 attends what layer 0 has appended."""
     seen: list[odd_models.Result] = []
 
-    def layer(build: NodeBuilder, given: ExampleLayer) -> odd_models.Result:
+    def layer(build: GraphBuilder, given: ExampleLayer) -> odd_models.Result:
         if len(seen) < _SHARING:
             seen.append(attend(build, given))
             return seen[-1]
@@ -71,7 +71,7 @@ def _sharing(attend: Attend, opset: int) -> Example:
     return Example(model, SHAPE, 3, 61)
 
 
-def _node_attention(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+def _node_attention(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
     """Attention of opset 23, the append before the node."""
     rows = build.op("Reshape", layer.query, build.ints(0, 0, SHAPE.num_heads, SHAPE.head_size))
     query = build.op("Transpose", rows, perm=[0, 2, 1, 3])
@@ -125,7 +125,7 @@ def test_static_graphs_hold_one_cache_for_them(tmp_path: Path) -> None:
 def test_keys_that_a_node_appended_inside_are_refused_by_name(tmp_path: Path) -> None:
     """Standard Attention with its cache inside: what it hands out is no other layer's input."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         node = build.node(
             "Attention",
             [layer.query, layer.key, layer.value, additive_mask(build, layer), layer.past_key,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.rotation import Rotation, rotate
 
 _HEAD_SIZE = 32
@@ -44,6 +44,6 @@ def _chosen(*widths: int) -> ir.Value:
 def test_the_turned_part_is_as_wide_as_the_tables(table: ir.Value, dimension: int) -> None:
     """0: the attribute is left out. Unknown tables are said to turn all: others do not run then."""
     rows, positions = ir.Value(name="rows"), ir.Value(name="positions")
-    build = NodeBuilder(ir.Graph([rows, positions], [], nodes=[], opset_imports={"": 21}), "test")
+    build = GraphBuilder(ir.Graph([rows, positions], [], nodes=[], opset_imports={"": 21}), "test")
     rotate(build, rows, (6, _HEAD_SIZE), Rotation(table, table, False), positions)
     assert build.nodes[0].attributes.get_int("rotary_embedding_dim", 0) == dimension

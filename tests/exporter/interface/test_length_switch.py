@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.interface.length_switch import length_switches
 
 
@@ -13,7 +13,7 @@ def _graph(op_type: str, limit: int, of: str, *, swapped: bool = False) -> ir.Gr
     kind = ir.TensorType(ir.DataType.INT64)
     source = ir.Value(name="given", shape=ir.Shape(["batch", "tokens"]), type=kind)
     graph = ir.Graph([source], [], nodes=[], opset_imports={"": 21}, name="switch")
-    build = NodeBuilder(graph, "switch")
+    build = GraphBuilder(graph, "switch")
     if of == "shape":
         length = build.op("Squeeze", build.dimension(source, 1))
     elif of == "sum":

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.walk import dtype_of
 from trianglemix.exporter.normalize.infer_shapes import InferShapesPass
 from trianglemix.exporter.normalize.plain_form import RemoveIdlePass, SortNodesPass
@@ -62,7 +62,7 @@ def test_a_cycle_is_refused() -> None:
         SortNodesPass()(ir.Model(graph, ir_version=8))
 
 
-def _idle(build: NodeBuilder, value: ir.Value) -> dict[str, ir.Value]:
+def _idle(build: GraphBuilder, value: ir.Value) -> dict[str, ir.Value]:
     return {
         "identity": build.op("Identity", value),
         "cast": build.op("Cast", value, to=int(ir.DataType.FLOAT)),
@@ -75,7 +75,7 @@ def test_what_does_nothing_goes_away() -> None:
     """Output names stay; what a graph input or two outputs read keeps a node of its own."""
     given = ir.Value(name="given", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([2]))
     graph = ir.Graph([given], [], nodes=[], opset_imports={"": 18}, name="idle")
-    build = NodeBuilder(graph, "test")
+    build = GraphBuilder(graph, "test")
     doubled = build.op("Add", given, given)
     inside = _idle(build, doubled)
     result = build.op("Sum", *inside.values())

@@ -38,7 +38,7 @@ def test_weights_over_the_limit_are_moved(tmp_path: Path) -> None:
     before = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
     (note,) = move_inline_weights(model, tmp_path, limit=10_000)
     assert INLINE_DATA_FILE in note
-    assert len(serialize(model)) < 20_000 < _weight_bytes(model)
+    assert len(serialize(model)) < 25_000 < _weight_bytes(model)
     for name, value in model.graph.initializers.items():
         assert value.const_value is not None
         assert (value.const_value.numpy() == before[name]).all()

@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -115,7 +115,7 @@ def spelled(spelling: Spelling, seed: int = 0) -> Example:
 class _Speller:
     """Builds one attention."""
 
-    build: NodeBuilder
+    build: GraphBuilder
     layer: ExampleLayer
     spelling: Spelling
 
@@ -369,26 +369,26 @@ _REPEATS: Final[dict[str, Callable[[_Speller, ir.Value], ir.Value]]] = {
 }
 
 
-def _softmax(build: NodeBuilder, scores: ir.Value, axis: int) -> ir.Value:
+def _softmax(build: GraphBuilder, scores: ir.Value, axis: int) -> ir.Value:
     return build.op("Softmax", scores, axis=axis)
 
 
-def _parts(build: NodeBuilder, scores: ir.Value, axis: int) -> ir.Value:
+def _parts(build: GraphBuilder, scores: ir.Value, axis: int) -> ir.Value:
     """Of the scores less their largest."""
     largest = build.op("ReduceMax", scores, build.ints(-1), keepdims=1)
     return _plain_parts(build, build.op("Sub", scores, largest), axis)
 
 
-def _plain_parts(build: NodeBuilder, scores: ir.Value, axis: int) -> ir.Value:
+def _plain_parts(build: GraphBuilder, scores: ir.Value, axis: int) -> ir.Value:
     power = build.op("Exp", scores)
     return build.op("Div", power, build.op("ReduceSum", power, build.ints(axis), keepdims=1))
 
 
-def _log(build: NodeBuilder, scores: ir.Value, axis: int) -> ir.Value:
+def _log(build: GraphBuilder, scores: ir.Value, axis: int) -> ir.Value:
     return build.op("Exp", build.op("LogSoftmax", scores, axis=axis))
 
 
-_SOFTMAX: Final[dict[str, Callable[[NodeBuilder, ir.Value, int], ir.Value]]] = {
+_SOFTMAX: Final[dict[str, Callable[[GraphBuilder, ir.Value, int], ir.Value]]] = {
     "parts": _parts,
     "plain_parts": _plain_parts,
     "log": _log,

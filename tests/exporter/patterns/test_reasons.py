@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -23,10 +23,10 @@ from tests.exporter.exports import export_to, save_example
 _FLOAT = ir.DataType.FLOAT
 
 
-def _changed(change: Callable[[NodeBuilder, ir.Node, ir.Value], ir.Value]) -> ir.Model:
+def _changed(change: Callable[[GraphBuilder, ir.Node, ir.Value], ir.Value]) -> ir.Model:
     """The example decoder whose softmax weights are made by `change(build, softmax, scores)`."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = decomposed_attention(build, layer)
         softmax = next(n for n in reversed(build.nodes) if n.op_type == "Softmax")
         at = build.nodes.index(softmax)
@@ -45,13 +45,13 @@ def _changed(change: Callable[[NodeBuilder, ir.Node, ir.Value], ir.Value]) -> ir
     return build_example(attend, opset=18).model
 
 
-def _softmax(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _softmax(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     softmax.replace_input_with(0, scores)
     build.nodes.append(softmax)
     return softmax.outputs[0]
 
 
-def _sinks(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _sinks(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     """As gpt-oss has it: a number of each head joins its scores, and is cut off afterwards."""
     sinks = build.constant("sinks", np.full((1, SHAPE.num_heads, 1, 1), 0.5, np.float32))
     sizes = build.op("Concat", build.op("Shape", scores, end=3), build.ints(1), axis=0)
@@ -61,18 +61,18 @@ def _sinks(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     return build.op("Slice", weights, build.ints(0), build.ints(-1), build.ints(3))
 
 
-def _plus_one(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _plus_one(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     power = build.op("Exp", scores)
     total = build.op("ReduceSum", power, build.ints(-1), keepdims=1)
     one = build.constant("one", np.array(1, np.float32))
     return build.op("Div", power, build.op("Add", total, one))
 
 
-def _sigmoid(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _sigmoid(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     return build.op("Sigmoid", scores)
 
 
-def _position_bias(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _position_bias(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     """As T5 has it: a table by distance, of each head."""
     table = np.random.default_rng(0).standard_normal((8, SHAPE.num_heads)).astype(np.float32)
     total, length = (build.op("Squeeze", build.dimension(scores, axis)) for axis in (3, 2))
@@ -87,23 +87,23 @@ def _position_bias(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir
     return _softmax(build, softmax, biased)
 
 
-def _scaled_weights(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _scaled_weights(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     weights = _softmax(build, softmax, scores)
     return build.op("Mul", weights, build.constant("most", np.array(0.9, np.float32)))
 
 
-def _summed_elsewhere(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _summed_elsewhere(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     """Exponentials divided by their sum over the rows."""
     power = build.op("Exp", scores)
     return build.op("Div", power, build.op("ReduceSum", power, build.ints(2), keepdims=1))
 
 
-def _other_axis(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _other_axis(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     softmax.attributes["axis"] = ir.AttrInt64("axis", 2)
     return _softmax(build, softmax, scores)
 
 
-def _quantised(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
+def _quantised(build: GraphBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Value:
     """QDQ around the softmax, as a static quantizer writes it."""
     scale = build.constant("step", np.array(0.1, np.float32))
     zero = build.constant("middle", np.array(0, np.int8))
@@ -125,7 +125,7 @@ def _quantised(build: NodeBuilder, softmax: ir.Node, scores: ir.Value) -> ir.Val
     ],
 )
 def test_other_weights(
-    change: Callable[[NodeBuilder, ir.Node, ir.Value], ir.Value], reason: str, tmp_path: Path
+    change: Callable[[GraphBuilder, ir.Node, ir.Value], ir.Value], reason: str, tmp_path: Path
 ) -> None:
     path = save_example(_changed(change), tmp_path / "source")
     with pytest.raises(RefusedError, match=reason):
@@ -153,7 +153,7 @@ def test_quantised_products(tmp_path: Path) -> None:
 def test_attention_over_an_encoder(tmp_path: Path) -> None:
     """Keys and values of a cache that nothing is appended to."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = decomposed_attention(build, layer)
         for present, past in zip(result[1:], (layer.past_key, layer.past_value), strict=True):
             for node in build.nodes:
@@ -170,7 +170,7 @@ def test_attention_over_an_encoder(tmp_path: Path) -> None:
 def test_a_cache_without_an_axis_of_heads(tmp_path: Path) -> None:
     """`[B*H, T, D]`, as old exporters of BLOOM have it, by the name of the input."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = decomposed_attention(build, layer)
         for joined, past in zip(result[1:], (layer.past_key, layer.past_value), strict=True):
             append = joined.producer()
@@ -200,16 +200,16 @@ def test_a_cache_without_an_axis_of_heads(tmp_path: Path) -> None:
         export_to(path, tmp_path / "out", layers=(1,))
 
 
-def _sizes(build: NodeBuilder, middle: list[ir.Value]) -> ir.Value:
+def _sizes(build: GraphBuilder, middle: list[ir.Value]) -> ir.Value:
     return build.op("Concat", build.ints(-1), *middle, build.ints(SHAPE.head_size), axis=0)
 
 
 def _after_append(
-    change: Callable[[NodeBuilder, ir.Value], ir.Value],
+    change: Callable[[GraphBuilder, ir.Value], ir.Value],
 ) -> ir.Model:
     """The example decoder, keys and values of which are `change(build, joined)` where repeated."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = decomposed_attention(build, layer)
         for joined in result[1:]:
             made = joined.producer()
@@ -231,7 +231,7 @@ def _after_append(
 def test_heads_repeated_in_turn(tmp_path: Path) -> None:
     """Key heads 0 1 0 1: each query head has one, but not the one that the operator gives it."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = decomposed_attention(build, layer)
         times = SHAPE.num_heads // SHAPE.kv_num_heads
         for node in build.nodes:
@@ -250,11 +250,11 @@ def test_heads_repeated_in_turn(tmp_path: Path) -> None:
 def test_a_part_of_a_larger_cache(tmp_path: Path) -> None:
     """Keys cut out of what is appended: as where keys and values are one tensor."""
 
-    def half(build: NodeBuilder, joined: ir.Value) -> ir.Value:
+    def half(build: GraphBuilder, joined: ir.Value) -> ir.Value:
         part = build.op("Slice", joined, build.ints(0), build.ints(8), build.ints(3))
         return build.op("Concat", part, build.op("Neg", part), axis=3)
 
-    def whole(build: NodeBuilder, joined: ir.Value) -> ir.Value:
+    def whole(build: GraphBuilder, joined: ir.Value) -> ir.Value:
         return build.op("Slice", joined, build.ints(0), build.ints(99), build.ints(3))
 
     for name, change in (("whole", whole), ("half", half)):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import (
     SHAPE,
     ExampleLayer,
@@ -56,7 +56,7 @@ def test_rows_counted_by_position(tmp_path: Path) -> None:
 
 
 def test_values_scaled_inside(tmp_path: Path) -> None:
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         two = build.constant("two", np.array(2, np.float32))
         output, key, value = decomposed_attention(build, layer)
         product = next(n for n in reversed(build.nodes) if n.op_type == "MatMul")
@@ -71,7 +71,7 @@ def test_values_scaled_inside(tmp_path: Path) -> None:
 def test_something_else_reads_the_weights(tmp_path: Path) -> None:
     """Attention weights that go elsewhere as well cannot be made by the operator."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         softmax = next(n for n in reversed(build.nodes) if n.op_type == "Softmax")
         seen = build.op("ReduceMax", softmax.outputs[0], keepdims=0)
@@ -83,7 +83,7 @@ def test_something_else_reads_the_weights(tmp_path: Path) -> None:
 def test_something_else_reads_the_mask(tmp_path: Path) -> None:
     """A mask that stays alive would grow with the square of the prompt."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         mask = next(n for n in reversed(build.nodes) if n.op_type == "Where").outputs[0]
         seen = build.op("ReduceMax", mask, keepdims=0)
@@ -113,7 +113,7 @@ def test_group_query_attention_with_more_to_it(
 
 
 def test_group_query_attention_inputs_are_refused_by_name(tmp_path: Path) -> None:
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         result = group_query_attention(build, layer)
         node = next(n for n in reversed(build.nodes) if n.op_type == "GroupQueryAttention")
         sink = build.constant("sink", np.zeros(SHAPE.num_heads, np.float32))
@@ -134,7 +134,7 @@ def test_old_opsets_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_softmax_that_is_no_attention_is_left_alone(tmp_path: Path) -> None:
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         return build.op("Mul", output, build.op("Softmax", output, axis=-1)), key, value
 

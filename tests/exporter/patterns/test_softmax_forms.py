@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import Example
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import (
     SHAPE,
@@ -46,7 +46,7 @@ def test_every_opset(opset: int, tmp_path: Path) -> None:
     assert graph.opset_imports[""] == opset
 
 
-def _split_scale(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+def _split_scale(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
     """`q * sqrt(s)` times `K^T * sqrt(s)`, K transposed in one step from `[B, T, G, D]`."""
     root = build.constant("root", np.array(SHAPE.head_size**-0.25, np.float32))
     split = build.op("Reshape", layer.query, build.ints(0, 0, SHAPE.num_heads, SHAPE.head_size))
@@ -63,7 +63,7 @@ def _split_scale(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
     return merged(build, build.op("MatMul", weights, repeated(build, value))), key, value
 
 
-def _where_mask_and_nan_guard(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+def _where_mask_and_nan_guard(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
     """`Where(seen, scores, -inf)`, Softmax, `Where(IsNaN(p), 0, p)`."""
     output, key, value = decomposed_attention(build, layer)
     softmax = next(n for n in reversed(build.nodes) if n.op_type == "Softmax")
@@ -88,7 +88,7 @@ def _where_mask_and_nan_guard(build: NodeBuilder, layer: ExampleLayer) -> odd_mo
     return output, key, value
 
 
-def _fused_products(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+def _fused_products(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
     """As ONNX Runtime's optimizer saves it: keys turned and scores scaled inside the product."""
     split = build.op("Reshape", layer.query, build.ints(0, 0, SHAPE.num_heads, SHAPE.head_size))
     query = build.op("Transpose", split, perm=[0, 2, 1, 3])
@@ -116,7 +116,7 @@ def test_other_spellings(attend: object, tmp_path: Path) -> None:
 def test_a_model_without_a_cache(tmp_path: Path) -> None:
     """Keys and values of the call itself only: the operator gets a past of no tokens."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         for joined in (key, value):
             node = joined.producer()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.library import library_path
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import SHAPE, build_example, decomposed_attention
 from trianglemix.runtime import TriangleSession
@@ -23,12 +23,12 @@ def _stacked() -> ir.Model:
     graph = model.graph
     sizes = [_LAYERS, 2, "batch", SHAPE.kv_num_heads, "past", SHAPE.head_size]
     cache = ir.Value(name="past", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(sizes))
-    build = NodeBuilder(graph, "stack")
+    build = GraphBuilder(graph, "stack")
     for number, value in enumerate(list(graph.inputs[2:])):
         layer = build.op("Gather", cache, build.int64(number // 2), axis=0)
         value.replace_all_uses_with(build.op("Gather", layer, build.int64(number % 2), axis=0))
     graph.inputs[2:] = [cache]
-    after = NodeBuilder(graph, "unstack")
+    after = GraphBuilder(graph, "unstack")
     rows = [after.op("Unsqueeze", x, after.ints(0, 1)) for x in graph.outputs[1:]]
     pairs = [after.op("Concat", *rows[n : n + 2], axis=1) for n in range(0, len(rows), 2)]
     present = after.op("Concat", *pairs, axis=0)

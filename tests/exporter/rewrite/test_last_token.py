@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.manifest.manifest import Manifest
 
@@ -87,7 +87,7 @@ def test_a_tail_that_is_not_plain_is_left_alone(tmp_path: Path) -> None:
     graph = example.model.graph
     head = graph.outputs[0].producer()
     assert head is not None
-    build = NodeBuilder(graph, "mixed")
+    build = GraphBuilder(graph, "mixed")
     hidden = head.inputs[0]
     assert hidden is not None
     mean = build.op("ReduceMean", hidden, build.ints(1), keepdims=1)
@@ -137,7 +137,7 @@ def test_a_head_of_flat_rows_is_refused(tmp_path: Path) -> None:
     assert weight is not None
     assert weight.const_value is not None
     width, vocabulary = (int(size) for size in weight.const_value.shape.numpy())
-    before, after = NodeBuilder(graph, "flat"), NodeBuilder(graph, "rows")
+    before, after = GraphBuilder(graph, "flat"), GraphBuilder(graph, "rows")
     head.replace_input_with(0, before.op("Reshape", hidden, before.ints(-1, width)))
     sizes = after.op("Concat", after.op("Shape", ids), after.ints(vocabulary), axis=0)
     logits = after.op("Reshape", head.outputs[0], sizes)

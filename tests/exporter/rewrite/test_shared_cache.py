@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from trianglemix.exporter.graph.builder import NodeBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.options import PatternRequest
 from trianglemix.exporter.patterns._example import ExampleLayer, decomposed_attention
 from trianglemix.manifest.manifest import Manifest
@@ -76,7 +76,7 @@ def test_bound_buffers_equal_a_growing_cache(route: str, tmp_path: Path) -> None
 
 
 def test_a_graph_that_reads_the_past_otherwise_cannot_share(tmp_path: Path) -> None:
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         seen = build.op("ReduceMax", layer.past_key, keepdims=0)
         nothing = build.op("Mul", seen, build.constant("nought", np.array(0, np.float32)))
@@ -91,7 +91,7 @@ def test_a_graph_that_reads_the_past_otherwise_cannot_share(tmp_path: Path) -> N
 def test_the_cache_length_is_read_from_the_mask(tmp_path: Path) -> None:
     """A graph that counts positions by its past's length still counts right in a long buffer."""
 
-    def attend(build: NodeBuilder, layer: ExampleLayer) -> odd_models.Result:
+    def attend(build: GraphBuilder, layer: ExampleLayer) -> odd_models.Result:
         output, key, value = decomposed_attention(build, layer)
         whole = build.op("Shape", layer.past_key)
         past = build.cast(build.op("Gather", whole, build.ints(2)), ir.DataType.FLOAT)

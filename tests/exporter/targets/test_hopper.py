@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.manifest.manifest import Manifest
@@ -96,7 +96,7 @@ def _rotating_source(place: Path, counts_pads: bool) -> Path:
     model = ir.external_data.load_to_model(ir.load(folded / "model.onnx"))
     graph = model.graph
     nodes = [node for node in graph if is_triangle_attention(node)]
-    build = NodeBuilder(graph, "by_hand")
+    build = GraphBuilder(graph, "by_hand")
     seqlens = nodes[0].inputs[5]
     assert seqlens is not None
     if counts_pads:

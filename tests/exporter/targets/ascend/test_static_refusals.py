@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.builder import NodeBuilder
 from trianglemix.exporter.patterns._example import build_example, decomposed_attention
 
 from tests.exporter.exports import save_example
@@ -23,7 +23,7 @@ def _with_input(value: ir.Value, scalar: bool = False) -> ir.Model:
     model = build_example(decomposed_attention, opset=18).model
     graph = model.graph
     graph.inputs.append(value)
-    build = NodeBuilder(graph, "test")
+    build = GraphBuilder(graph, "test")
     number = build.op("ReduceSum", build.cast(value, _FLOAT), keepdims=0) if not scalar else value
     old = graph.outputs[0]
     head = old.producer()
@@ -73,7 +73,7 @@ def test_a_source_that_keeps_its_last_row_itself(kind: str, tmp_path: Path) -> N
     graph = model.graph
     head = graph.outputs[0].producer()
     assert head is not None
-    build = NodeBuilder(graph, "test")
+    build = GraphBuilder(graph, "test")
     ends = build.ints(2**31 - 1)
     hidden = head.inputs[0]
     last = (
