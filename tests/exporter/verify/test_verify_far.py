@@ -168,10 +168,10 @@ def test_one_model_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     opened: list[weakref.ref[OpenModel]] = []
 
     def counted(
-        path: Path, manifest: Manifest, library: Path | None, *, unrounded: bool
+        path: Path, manifest: Manifest, library: Path | None, provider: str, *, unrounded: bool
     ) -> OpenModel:
         assert not [model for model in opened if model() is not None]
-        model = open_model(path, manifest, library, unrounded=unrounded)
+        model = open_model(path, manifest, library, provider, unrounded=unrounded)
         opened.append(weakref.ref(model))
         return model
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 from trianglemix.exporter.options import LayerRequest
 from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.manifest.manifest import Manifest
@@ -43,10 +45,16 @@ class Peak:
 
 
 def long_source(folder: Path) -> Path:
-    """The tiny Llama in float16 with a context of 32K; beyond 2,048 its rotation stands still."""
+    """The tiny Llama in float16 with a context of 32K; after 2,048 its rotation starts again."""
     folder.mkdir()
     source = tiny_source("llama")
     path = save_half(source, folder / "model.onnx")
+    model = onnx.load(path)
+    for table in model.graph.initializer:
+        if table.name in ("cos_cache", "sin_cache"):
+            longer = np.tile(numpy_helper.to_array(table), (2 * LONG // table.dims[0], 1))
+            table.CopyFrom(numpy_helper.from_array(longer, table.name))
+    onnx.save(model, path)
     config = json.loads((source.parent / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 2 * LONG
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
