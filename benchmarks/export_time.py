@@ -30,7 +30,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 from trianglemix.custom_ops import reference
-from trianglemix.exporter.attention import cutout, probe
+from trianglemix.exporter.attention import attention_probe, cutout
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
@@ -44,7 +44,7 @@ from source_models.model_cache import BUILD
 ROUTES: Final = (
     "dynamo-sdpa-20", "torchscript-sdpa-18", "dynamo-sdpa-23", "mobius", "genai-fp32-cpu",
 )  # fmt: skip
-_PROBING: Final = {module.__name__ for module in (cutout, probe, reference)}
+_PROBING: Final = {module.__name__ for module in (cutout, attention_probe, reference)}
 _FIND: Final = "find attention"
 _CHILD: Final = "--measure-one"
 
