@@ -1,6 +1,8 @@
-"""Passes that take away what only stands in a reader's way: order, nodes that do nothing."""
+"""Passes that take away what only stands in a reader's way: order, names, nodes that do nothing."""
 
 from __future__ import annotations
+
+from itertools import count
 
 import onnx_ir as ir
 from trianglemix.exporter.errors import RefusedError
@@ -70,3 +72,54 @@ def _remove(graph: ir.Graph, node: ir.Node) -> bool:
         made.replace_all_uses_with(source)
     graph.remove(node, safe=True)
     return True
+
+
+class RemoveEmptyConcatPass(ir.passes.InPlacePass):
+    """A Concat of one thing becomes that thing: how a traced cache that starts empty looks.
+
+    Afterwards no Concat of the graph has an empty constant among its inputs, or a single input
+    (but for one that makes a graph output).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            if not is_op(node, "Concat"):
+                continue
+            kept = [x for x in node.inputs if x is not None and not _is_empty(x)]
+            if len(kept) == 1 and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(kept[0])
+                model.graph.remove(node, safe=True)
+                modified = True
+            elif 0 < len(kept) < len(node.inputs):
+                self._shorten(node, kept)
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+    @staticmethod
+    def _shorten(node: ir.Node, kept: list[ir.Value]) -> None:
+        node.resize_inputs(len(kept))
+        for index, value in enumerate(kept):
+            node.replace_input_with(index, value)
+
+
+class RenameTwinNodesPass(ir.passes.InPlacePass):
+    """A node whose name another has before it gets a number: ONNX Runtime refuses such a file."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        taken = {node.name for node in model.graph}
+        seen: set[str | None] = {None, ""}
+        modified = False
+        for node in model.graph:
+            if node.name in seen and node.name:
+                names = (f"{node.name}_{number}" for number in count(1))
+                node.name = next(name for name in names if name not in taken)
+                taken.add(node.name)
+                modified = True
+            seen.add(node.name)
+        return ir.passes.PassResult(model, modified)
+
+
+def _is_empty(value: ir.Value | None) -> bool:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.size == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Final
 
 import onnx
@@ -11,10 +10,14 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.operators import is_ours
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.normalize.fuse_softmax import FuseSoftmaxPass
 from trianglemix.exporter.normalize.infer_shapes import InferShapesPass
-from trianglemix.exporter.normalize.plain_form import RemoveIdlePass, SortNodesPass
+from trianglemix.exporter.normalize.plain_form import (
+    RemoveEmptyConcatPass,
+    RemoveIdlePass,
+    RenameTwinNodesPass,
+    SortNodesPass,
+)
 from trianglemix.exporter.normalize.raise_opset import OLDEST_OPSET, RaiseOpsetPass, raised_note
 from trianglemix.exporter.normalize.unfuse_products import UnfuseEinsumPass, UnfuseMatMulPass
 
@@ -22,52 +25,6 @@ _PRODUCTS: Final = frozenset(
     {"MatMul", "Gemm", "MatMulNBits", "Softmax", "Attention", "MultiHeadAttention",
      "GroupQueryAttention"}
 )  # fmt: skip
-
-
-class RemoveEmptyConcatPass(ir.passes.InPlacePass):
-    """A Concat of one thing becomes that thing: how a traced cache that starts empty looks.
-
-    Afterwards no Concat of the graph has an empty constant among its inputs, or a single input
-    (but for one that makes a graph output).
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in list(model.graph):
-            if not is_op(node, "Concat"):
-                continue
-            kept = [x for x in node.inputs if x is not None and not _is_empty(x)]
-            if len(kept) == 1 and not node.outputs[0].is_graph_output():
-                node.outputs[0].replace_all_uses_with(kept[0])
-                model.graph.remove(node, safe=True)
-                modified = True
-            elif 0 < len(kept) < len(node.inputs):
-                self._shorten(node, kept)
-                modified = True
-        return ir.passes.PassResult(model, modified)
-
-    @staticmethod
-    def _shorten(node: ir.Node, kept: list[ir.Value]) -> None:
-        node.resize_inputs(len(kept))
-        for index, value in enumerate(kept):
-            node.replace_input_with(index, value)
-
-
-class RenameTwinNodesPass(ir.passes.InPlacePass):
-    """A node whose name another has before it gets a number: ONNX Runtime refuses such a file."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        taken = {node.name for node in model.graph}
-        seen: set[str | None] = {None, ""}
-        modified = False
-        for node in model.graph:
-            if node.name in seen and node.name:
-                names = (f"{node.name}_{number}" for number in count(1))
-                node.name = next(name for name in names if name not in taken)
-                taken.add(node.name)
-                modified = True
-            seen.add(node.name)
-        return ir.passes.PassResult(model, modified)
 
 
 def normalize(model: ir.Model) -> list[str]:
@@ -149,8 +106,3 @@ def check_no_branches(graph: ir.Graph) -> None:
 def _holds_product(graph: ir.Graph) -> bool:
     """Whether weights or attention are at work in it: branches without stay as they are."""
     return any(node.op_type in _PRODUCTS for node in graph.all_nodes())
-
-
-def _is_empty(value: ir.Value | None) -> bool:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return tensor is not None and tensor.size == 0

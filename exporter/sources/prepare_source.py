@@ -35,7 +35,7 @@ def prepare_source(
     dtype = _dtype(source, options, of_bfloat16)
     if not source.is_huggingface:
         return source
-    from trianglemix.exporter.sources.huggingface.export import (
+    from trianglemix.exporter.sources.huggingface.run_worker import (
         HuggingFaceOptions,
         export_huggingface,
     )

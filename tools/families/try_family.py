@@ -20,7 +20,10 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.run_worker import (
+    HuggingFaceOptions,
+    export_huggingface,
+)
 from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
 
 from tools.families.reference import cut_window, distance, logits_of

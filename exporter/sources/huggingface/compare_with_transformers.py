@@ -16,7 +16,7 @@ from trianglemix.custom_ops.operators import add_function
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.ort import import_onnxruntime
-from trianglemix.exporter.sources.huggingface.graph import CacheSizes, graph_names
+from trianglemix.exporter.sources.huggingface.trace_graph import CacheSizes, graph_names
 
 _PROMPT: Final = 13  # tokens; other sizes than those of the trace, so that frozen ones show
 _SPLIT: Final = 9

@@ -23,18 +23,13 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.sources.huggingface.attention import TracedMask
 from trianglemix.exporter.sources.huggingface.compare_with_transformers import (
     check_traced_model,
     check_written_file,
     compute_reference,
 )
-from trianglemix.exporter.sources.huggingface.config import explained_loading, load_config
-from trianglemix.exporter.sources.huggingface.graph import (
-    FlatModel,
-    FrozenDecisionError,
-    write_onnx,
-)
+from trianglemix.exporter.sources.huggingface.load_config import explained_loading, load_config
+from trianglemix.exporter.sources.huggingface.operator_in_torch import TracedMask
 from trianglemix.exporter.sources.huggingface.refusals import (
     ONNX_ROUTE,
     refuse_experts,
@@ -42,6 +37,11 @@ from trianglemix.exporter.sources.huggingface.refusals import (
     refuse_other_layers,
     rope_types_of_model,
     unsupported_operator,
+)
+from trianglemix.exporter.sources.huggingface.trace_graph import (
+    FlatModel,
+    FrozenDecisionError,
+    write_onnx,
 )
 from trianglemix.hf.weight_files import check_loaded
 

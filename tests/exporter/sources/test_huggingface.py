@@ -15,7 +15,10 @@ from transformers import AutoConfig
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.errors import ExportError, RefusedError
-from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.run_worker import (
+    HuggingFaceOptions,
+    export_huggingface,
+)
 
 from tests.exporter.sources.huggingface_folders import (
     LENGTH,

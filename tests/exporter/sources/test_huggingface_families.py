@@ -15,13 +15,13 @@ from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.sources.huggingface import attention as torch_attention
 from trianglemix.exporter.sources.huggingface import worker as torch_worker
-from trianglemix.exporter.sources.huggingface.attention import classify_mask, refuse_unknown
 from trianglemix.exporter.sources.huggingface.compare_with_transformers import compute_reference
-from trianglemix.exporter.sources.huggingface.graph import refuse_frozen_values, write_onnx
+from trianglemix.exporter.sources.huggingface.operator_in_torch import classify_mask, refuse_unknown
 from trianglemix.exporter.sources.huggingface.refusals import (
     refuse_moving_rope,
     rope_types_of_model,
 )
+from trianglemix.exporter.sources.huggingface.trace_graph import refuse_frozen_values, write_onnx
 
 from tests.exporter.sources.huggingface_folders import (
     LENGTH,

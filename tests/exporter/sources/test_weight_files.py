@@ -19,7 +19,10 @@ from trianglemix.custom_ops.errors import ConfigurationError, TriangleMixError, 
 from trianglemix.evaluation.huggingface import shape_of_folder
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report.export_report import FILE_NAME
-from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.run_worker import (
+    HuggingFaceOptions,
+    export_huggingface,
+)
 from trianglemix.hf.weight_files import check_weight_files
 
 from source_models.tiny_tokenizer import save_tokenizer

@@ -16,7 +16,10 @@ from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.library import LibraryNotFoundError
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import LayerRequest
-from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.run_worker import (
+    HuggingFaceOptions,
+    export_huggingface,
+)
 from trianglemix.exporter.targets.ascend.custom_operator import check_custom
 from trianglemix.exporter.targets.ascend.lint import lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, Severity

@@ -9,7 +9,10 @@ import onnx
 import pytest
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
-from trianglemix.exporter.sources.huggingface.export import HuggingFaceOptions, export_huggingface
+from trianglemix.exporter.sources.huggingface.run_worker import (
+    HuggingFaceOptions,
+    export_huggingface,
+)
 from trianglemix.exporter.targets.ascend.lint_model import LintModel
 from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.manifest.static_graphs import Lowering

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import AttentionMaskInterface
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.sources.huggingface.attention import (
+from trianglemix.exporter.sources.huggingface.operator_in_torch import (
     AttentionTrace,
     HandThroughLayer,
     Lengths,
