@@ -154,8 +154,8 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     if job.target.cuts_logits(job.options):
         last(model)
     FreeCacheLengthPass(roles)(model)
-    for lower in job.target.passes(dense=job.options.dense):
-        lower()(model)
+    for lower in job.target.passes(sites, dense=job.options.dense):
+        lower(model)
     DropUnusedPass()(model)
     context_length = bounded_context(found.config.context_length, sites)
     return ExportedGraph(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.operators import add_function
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
-from trianglemix.exporter.graph.rotation import (
-    DOMAIN,
-    FROM_INSIDE,
-    rotate,
-    slot_positions,
-    unpack,
-)
+from trianglemix.exporter.graph.rotation import DOMAIN, rotate, slot_positions, unpack
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import needed_input
 
@@ -22,13 +18,17 @@ from trianglemix.exporter.graph.walk import needed_input
 class FoldRotationPass(ir.passes.InPlacePass):
     """Three nodes a layer fewer: at decode, where each is a launch, that is what they cost.
 
-    Only what the exporter itself took out of a source's node goes back, so the meaning is the
-    source's. The operator's function does not know such nodes: where one is left after lowering,
-    DropUnusedPass takes the function away, and the model needs the library.
+    Only what patterns took out of a source's node goes back (`taken_out`, nodes of any operator),
+    so the meaning is the source's. The operator's function does not know such nodes: where one is
+    left after lowering, DropUnusedPass takes the function away, and the model needs the library.
     """
 
+    def __init__(self, taken_out: Iterable[ir.Node]) -> None:
+        super().__init__()
+        self._taken_out = frozenset(taken_out)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [node for node in TriangleNode.all_of(model.graph) if _fold(node)]
+        folded = [x for x in TriangleNode.all_of(model.graph) if _fold(x, self._taken_out)]
         if folded:
             common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(folded))
@@ -71,19 +71,19 @@ def canonical_rows(
     return query, key, value
 
 
-def _fold(triangle: TriangleNode) -> bool:
+def _fold(triangle: TriangleNode, taken_out: frozenset[ir.Node]) -> bool:
     """Folds what it can into one canonical node; false where there is nothing."""
     node, query, key, value = triangle.node, triangle.query, triangle.key, triangle.value
     assert key is not None
     assert value is not None
     tables: list[ir.Value] = []
-    rotations = _from_inside(query, "RotaryEmbedding"), _from_inside(key, "RotaryEmbedding")
+    rotations = [_made_by(x, "RotaryEmbedding", taken_out) for x in (query, key)]
     if rotations[0] is not None and rotations[1] is not None:
         if rotations[0].attributes.get_int("interleaved", 0):
             node.attributes.add(ir.AttrInt64(contract.ATTR_INTERLEAVED, 1))
         tables = [needed_input(rotations[0], 2), needed_input(rotations[0], 3)]
         query, key = needed_input(rotations[0], 0), needed_input(rotations[1], 0)
-    split = _from_inside(query, "Split")
+    split = _made_by(query, "Split", taken_out)
     rows: list[ir.Value | None] = [query, key, value]
     if split is not None and list(split.outputs) == rows:
         rows = [needed_input(split, 0), None, None]
@@ -93,8 +93,7 @@ def _fold(triangle: TriangleNode) -> bool:
     return True
 
 
-def _from_inside(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that makes the value, if the exporter took it out of an attention node."""
+def _made_by(value: ir.Value, op_type: str, among: frozenset[ir.Node]) -> ir.Node | None:
+    """The node of that operator that makes the value, if it is one of those."""
     producer = value.producer()
-    inside = producer is not None and producer.op_type == op_type and FROM_INSIDE in producer.meta
-    return producer if inside else None
+    return producer if producer in among and producer.op_type == op_type else None

@@ -12,8 +12,6 @@ from trianglemix.custom_ops.graph_builder import AttributeValue, GraphBuilder
 from trianglemix.exporter.graph.walk import is_op, static_size
 
 DOMAIN: Final = "com.microsoft"
-FROM_INSIDE: Final = "trianglemix_from_inside"
-"""`meta` key of nodes made here: what they do, an attention node can do inside."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ def unpack(
         )
     sizes = build.ints(*widths)
     split = build.node("Split", [packed, sizes], attributes={"axis": -1}, num_outputs=3)
-    split.meta[FROM_INSIDE] = True
     query, key, value = split.outputs
     return query, key, value
 
@@ -95,13 +92,8 @@ def rotate(
     half = _table_width(rotation.cosines)
     if half is None or 2 * half != size:
         attributes["rotary_embedding_dim"] = size if half is None else 2 * half
-    node = build.node(
-        "RotaryEmbedding",
-        [rows, at, rotation.cosines, rotation.sines],
-        domain=DOMAIN,
-        attributes=attributes,
-    )
-    node.meta[FROM_INSIDE] = True
+    inputs = [rows, at, rotation.cosines, rotation.sines]
+    node = build.node("RotaryEmbedding", inputs, domain=DOMAIN, attributes=attributes)
     return node.outputs[0]
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
+import onnx_ir as ir
+from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.folder.genai_config import write_genai_config
+from trianglemix.exporter.graph.fold_rotation import FoldRotationPass
 from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.options import Weights
 from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.exporter.sources.model_config import special_ids
-from trianglemix.exporter.targets._target import Finished, GraphPass, Target, TargetExport
+from trianglemix.exporter.targets._target import Finished, Target, TargetExport
 from trianglemix.exporter.verify.verify_export import Verification, verify_export
 from trianglemix.manifest.manifest import Manifest
 
@@ -22,18 +25,25 @@ CUDA: Final = "CUDAExecutionProvider"
 
 
 class OnnxRuntimeTarget(Target):
-    """`lower` are the passes of a triangle model, `lower_dense` those of a dense twin.
+    """`lower` are the passes of a triangle model, `lower_dense` those of a dense twin; before both,
+    where it `rotates_inside`, attention nodes get back what they did themselves in the source.
 
     `provider` is ONNX Runtime's; `--verify` takes the CPU's where it is not installed.
     """
 
-    lower: ClassVar[Sequence[GraphPass]] = ()
-    lower_dense: ClassVar[Sequence[GraphPass]] = ()
+    rotates_inside: ClassVar[bool] = False
+    lower: ClassVar[Sequence[type[ir.passes.InPlacePass]]] = ()
+    lower_dense: ClassVar[Sequence[type[ir.passes.InPlacePass]]] = ()
     provider: ClassVar[str]
 
-    def passes(self, *, dense: bool) -> Sequence[GraphPass]:
+    def passes(
+        self, sites: Sequence[AttentionSite], *, dense: bool
+    ) -> Sequence[ir.passes.InPlacePass]:
         """See `Target.passes`."""
-        return self.lower_dense if dense else self.lower
+        lower = [make() for make in (self.lower_dense if dense else self.lower)]
+        if not self.rotates_inside:
+            return lower
+        return [FoldRotationPass(node for site in sites for node in site.prologue), *lower]
 
     def begin(self, finished: Finished) -> TargetExport:
         """See `Target.begin`."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 from rich.console import Console
@@ -24,12 +24,6 @@ from trianglemix.manifest.manifest import Manifest
 
 CommandOption = Callable[[Callable[..., Any]], Callable[..., Any]]
 """What `click.option(...)` returns."""
-
-
-class GraphPass(Protocol):
-    """Makes a pass over the canonical graph."""
-
-    def __call__(self) -> ir.passes.InPlacePass: ...
 
 
 @dataclass(frozen=True)
@@ -107,8 +101,10 @@ class Target(ABC):
         """Whether the canonical graph shall give the last token's logits only."""
         return options.last_token_logits
 
-    def passes(self, *, dense: bool) -> Sequence[GraphPass]:
-        """What is done to the canonical graph; `dense` where it has no triangle layer."""
+    def passes(
+        self, sites: Sequence[AttentionSite], *, dense: bool
+    ) -> Sequence[ir.passes.InPlacePass]:
+        """What is done to the canonical graph of `sites`; `dense` where no layer is a triangle."""
         return ()
 
     def runs_as(self, options: ExportOptions) -> Mapping[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from trianglemix.exporter.graph.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
 from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 
@@ -13,7 +12,8 @@ class _Cuda(OnnxRuntimeTarget):
     name = "cuda"
     summary = "ONNX Runtime on NVIDIA GPUs, GroupQueryAttention in dense layers"
     provider = CUDA
-    lower = lower_dense = (FoldRotationPass, LowerDenseSitesPass)
+    rotates_inside = True
+    lower = lower_dense = (LowerDenseSitesPass,)
 
 
 TARGET: Final = _Cuda()

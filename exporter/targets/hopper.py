@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from trianglemix.exporter.graph.fold_rotation import FoldRotationPass
 from trianglemix.exporter.targets._group_query_attention import LowerDenseSitesPass
 from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 
@@ -14,8 +13,8 @@ class _Hopper(OnnxRuntimeTarget):
     summary = "ONNX Runtime on H100 and H200, TriangleAttention in every layer"
     provider = CUDA
     left_padding = True
-    lower = (FoldRotationPass,)
-    lower_dense = (FoldRotationPass, LowerDenseSitesPass)
+    rotates_inside = True
+    lower_dense = (LowerDenseSitesPass,)
 
 
 TARGET: Final = _Hopper()
