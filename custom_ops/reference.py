@@ -54,24 +54,38 @@ def masked_attention(
 ) -> tuple[Array, Array, Array]:
     """Returns `output [B, S, H*Dv]` in float64, and the present `[B, G, T, D]`, `[B, G, T, Dv]`.
 
-    `row_mask(b)` is `[S, L]`: which keys before its end each new row of batch row `b` keeps. A row
-    that keeps no key is zero. Slots that no row keeps never reach the output, whatever they hold.
+    `row_mask(b)` is `[S, L]`, or `[H, S, L]`: which keys before its end each new row of batch row
+    `b` keeps. A row that keeps no key is zero. Slots that no row keeps never reach the output,
+    whatever they hold.
     """
     batch, length = call.query.shape[:2]
-    shape = heads.shape
-    query, new_key, new_value = _turned_tokens(call, heads)
-    output = np.zeros((batch, length, shape.num_heads, shape.value_head_size))
-    present_key, present_value = (
-        _present(call, new, past, size)
-        for new, past, size in (
-            (new_key, call.past_key, shape.head_size),
-            (new_value, call.past_value, shape.value_head_size),
-        )
-    )
+    rows, present_key, present_value = rows_and_present(call, heads)
+    output = np.zeros((batch, length, heads.shape.num_heads, heads.shape.value_head_size))
     for b in range(batch):
-        rows = query[b].reshape(length, shape.num_heads, shape.head_size)
-        output[b] = _attend(rows, present_key[b], present_value[b], row_mask(b), heads)
+        output[b] = _attend(rows[b], present_key[b], present_value[b], row_mask(b), heads)
     return output.reshape(batch, length, -1), present_key, present_value
+
+
+def rows_and_present(call: Call, heads: Heads) -> tuple[Array, Array, Array]:
+    """Queries `[B, S, H, D]` and the present `[B, G, T, D]`, `[B, G, T, Dv]`, as stored."""
+    shape = heads.shape
+    query, key, value = _turned_tokens(call, heads)
+    return (
+        query.reshape(*query.shape[:2], shape.num_heads, shape.head_size),
+        _present(call, key, call.past_key, shape.head_size),
+        _present(call, value, call.past_value, shape.value_head_size),
+    )
+
+
+def probabilities(rows: Array, keys: Array, mask: BoolArray, heads: Heads) -> Array:
+    """`[R, L]` of one head's `rows [R, D]` over the `keys [L, D]` that `mask [R, L]` keeps."""
+    # A dead slot may hold NaN, and 0 * NaN is NaN: only keys that a row keeps take part.
+    exists = np.asarray(mask.any(axis=0))[:, None]
+    k = np.where(exists, keys.astype(np.float64), 0.0)
+    scores = rows.astype(np.float64) @ k.T * (heads.scale or heads.shape.head_size**-0.5)
+    if heads.softcap:
+        scores = heads.softcap * np.tanh(scores / heads.softcap)
+    return _masked_softmax(scores, mask)
 
 
 def start_position(end: int, length: int) -> int:
@@ -138,18 +152,14 @@ def _present(call: Call, new: Array, past: Array, size: int) -> Array:
 
 def _attend(rows: Array, keys: Array, values: Array, mask: BoolArray, heads: Heads) -> Array:
     """`rows [S, H, D]`, `keys [G, T, D]`, `values [G, T, Dv]`, `mask [S, L]` -> `[S, H, Dv]`."""
-    shape, end = heads.shape, mask.shape[1]
+    shape, end = heads.shape, mask.shape[-1]
     group = shape.num_heads // shape.kv_num_heads
-    # A dead slot may hold NaN, and 0 * NaN is NaN: only keys that a row keeps take part.
-    exists = np.asarray(mask.any(axis=0))[:, None]
+    masks = np.broadcast_to(mask, (shape.num_heads, *mask.shape[-2:]))
     result = np.zeros((rows.shape[0], shape.num_heads, shape.value_head_size))
-    for h in range(shape.num_heads):
-        k = np.where(exists, keys[h // group, :end].astype(np.float64), 0.0)
+    for h, kept in enumerate(masks):
+        exists = np.asarray(kept.any(axis=0))[:, None]
         v = np.where(exists, values[h // group, :end].astype(np.float64), 0.0)
-        scores = rows[:, h].astype(np.float64) @ k.T * (heads.scale or shape.head_size**-0.5)
-        if heads.softcap:
-            scores = heads.softcap * np.tanh(scores / heads.softcap)
-        result[:, h] = _masked_softmax(scores, mask) @ v
+        result[:, h] = probabilities(rows[:, h], keys[h // group, :end], kept, heads) @ v
     return result
 
 

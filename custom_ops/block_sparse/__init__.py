@@ -1,0 +1,1 @@
+"""`trianglemix::BlockSparseAttention`: each head keeps the blocks that hold most of its mass."""

@@ -1,0 +1,76 @@
+"""The operator's own contract: name, attributes, defaults. The rest is `custom_ops.contract`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.errors import ConfigurationError
+
+OP_TYPE: Final = "BlockSparseAttention"
+ATTR_MASS: Final = "mass"
+ATTR_MIN_LENGTH: Final = "min_length"
+ATTRIBUTES: Final = (
+    *contract.ATTRIBUTES,
+    ATTR_MASS,
+    ATTR_MIN_LENGTH,
+    contract.ATTR_SINK,
+    contract.ATTR_WINDOW,
+    contract.ATTR_LAST,
+)
+"""Those of every node that we make, and of the function body, which has no defaults for them.
+
+Elsewhere the rule is `BlockRule()`.
+"""
+OUTPUTS: Final = (
+    *contract.OUTPUTS,
+    "block_mask",  # [B, H, ceil(T/128), ceil(T/128)] uint8, optional: tile, block
+)
+"""`block_mask` is 1 where a block is kept for a tile; 0 for tiles without a row in the call."""
+TILE: Final = 128
+"""Rows of a tile and keys of a block, both counted from the row's `first_valid`."""
+SAMPLE_STEP: Final = 16
+"""Every so many rows of a tile one is looked at: positions 15, 31, ... of it."""
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """How a head chooses the blocks that a tile keeps; see `rule.kept_blocks`. Tokens.
+
+    Raises:
+        ConfigurationError: a value is out of its range; the message holds name and value.
+    """
+
+    mass: float = 0.95
+    min_length: int = 4096
+    num_sink_tokens: int = 8
+    sliding_window_size: int = 128
+    num_last_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1:
+            raise ConfigurationError(f"{ATTR_MASS} is {self.mass}, but must be in (0, 1]")
+        for name, least in (
+            (ATTR_MIN_LENGTH, 0),
+            (contract.ATTR_SINK, 0),
+            (contract.ATTR_LAST, 1),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigurationError(f"{name} is {value}, but must be {least} or more")
+        window = self.sliding_window_size
+        if window < 1 and window != contract.DENSE_WINDOW:
+            raise ConfigurationError(
+                f"{contract.ATTR_WINDOW} is {window}, but must be 1 or more, "
+                f"or {contract.DENSE_WINDOW} to keep every key"
+            )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every tile keeps every block, whatever the scores are."""
+        return self.mass == 1 or self.sliding_window_size == contract.DENSE_WINDOW
+
+    def as_attributes(self) -> dict[str, int | float]:
+        """The rule's attributes of a node, by ONNX name."""
+        return asdict(self)
