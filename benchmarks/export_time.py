@@ -4,8 +4,9 @@
 
 The graphs are a tiny 32-layer Llama's by real exporters (`source_models.matrix`, minutes, once).
 Each export runs in a process of its own, the sources in turn. *Probing* is the time inside the
-functions that cut attention out and run it (`exporter/attention/cutout.py`, `probe.py`, the
-reference; the import of ONNX Runtime with it), *matching* the rest of the search.
+functions that cut attention out and run it (`exporter/attention/`: `cutout.py`,
+`attention_probe.py`, the reference; the import of ONNX Runtime with it), *matching* the rest of the
+search.
 """
 
 from __future__ import annotations

@@ -101,7 +101,6 @@ static_assert(sizeof(void*) == 8 && sizeof(CustomOp) == 26 * sizeof(void*), "the
   X(KernelInfoGetAttribute_float, 85, OrtStatus*, (const OrtKernelInfo*, const char*, float*))   \
   X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*)) \
   X(KernelContext_GetInputCount, 88, OrtStatus*, (const OrtKernelContext*, size_t*))             \
-  X(KernelContext_GetOutputCount, 89, OrtStatus*, (const OrtKernelContext*, size_t*))            \
   X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**)) \
   X(KernelContext_GetOutput, 91, OrtStatus*,                                                     \
     (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))                             \
@@ -112,7 +111,6 @@ static_assert(sizeof(void*) == 8 && sizeof(CustomOp) == 26 * sizeof(void*), "the
   X(GetTensorMemoryInfo, 194, OrtStatus*, (const OrtValue*, const OrtMemoryInfo**))              \
   X(KernelContext_GetAllocator, 253, OrtStatus*,                                                 \
     (const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**))                             \
-  X(ShapeInferContext_GetInputCount, 267, OrtStatus*, (const OrtShapeInferContext*, size_t*))    \
   X(ShapeInferContext_GetInputTypeShape, 268, OrtStatus*,                                        \
     (const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**))                          \
   X(ShapeInferContext_GetAttribute, 269, OrtStatus*,                                             \
