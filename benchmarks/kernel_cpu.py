@@ -9,29 +9,26 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import kept_pairs
 
+from benchmarks.device_time import Run
 from benchmarks.kernel_variants import build_variants, runs_here, visited_pairs
 from benchmarks.machine import describe_run, save_result
-
-Array = NDArray[Any]
-Run = Callable[[], object]
 
 THREADS: Final = 2
 PAUSE: Final = 0.05  # seconds

@@ -30,12 +30,11 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep, kept_pairs
 
-from benchmarks.device_time import event_time, kernel_times
+from benchmarks.device_time import Run, event_time, kernel_times
 from benchmarks.machine import describe_run
 
 APPEND: Final = "append_kernel"
 ELEMENTS: Final = {torch.bfloat16: TensorProto.BFLOAT16, torch.float16: TensorProto.FLOAT16}
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.contract import AttentionShape
-
-Array = NDArray[Any]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

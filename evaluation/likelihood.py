@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import FloatArray
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.kv_cache import KVCache
 from trianglemix.runtime.sampling import GREEDY, Sampling
 from trianglemix.runtime.session import TriangleSession
 from trianglemix.runtime.tokenizer import Tokenizer
-
-FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array, IntArray
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.manifest.interface import GraphInput, carried_inputs
-
-Array = NDArray[Any]
-IntArray = NDArray[np.integer[Any]]
 
 _MATRIX: Final = 2
 

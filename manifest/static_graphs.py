@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 
-Array = NDArray[Any]
 Lowering = Literal["block", "custom"]
 """What became of the attentions: standard operators in block form, or the custom operator."""
 

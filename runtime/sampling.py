@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import FloatArray
 from trianglemix.runtime.errors import PromptError
-
-FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 
 _MICROSOFT: Final = "com.microsoft"
 _OPSET: Final = 21
 _INT32, _INT64 = ir.DataType.INT32, ir.DataType.INT64
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

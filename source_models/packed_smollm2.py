@@ -17,10 +17,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 
 PART_BYTES: Final = 45_000_000
 STORE: Final = Path(tempfile.gettempdir()) / "smollm2-parts"
@@ -43,7 +43,6 @@ _MODULES: Final = {
     "ffn_norm": "post_attention_layernorm",
 }
 _BLOCK: Final = 32
-Array = NDArray[Any]
 
 
 def pack(root: Path) -> list[Path]:

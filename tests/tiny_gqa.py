@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.arrays import Array
 
-from source_models.genai_graph import Array, Decoder, build_decoder
+from source_models.genai_graph import Decoder, build_decoder
 
 
 class _Checkpoint:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
 from trianglemix.custom_ops.block_sparse.rule import Rows, block_sums, kept_blocks
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import (
-    Array,
-    BoolArray,
     Call,
     masked_attention,
     probabilities,

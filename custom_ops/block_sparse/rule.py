@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.block_sparse.contract import SAMPLE_STEP, TILE, BlockRule
-from trianglemix.custom_ops.reference import Array, BoolArray
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import BoolArray, IntArray
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
-
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.integer]
 
 
 def keep(

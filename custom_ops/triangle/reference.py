@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.reference import (
-    Array,
-    BoolArray,
-    Call,
-    masked_attention,
-    start_position,
-)
+from trianglemix.custom_ops.reference import Call, masked_attention, start_position
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep
 

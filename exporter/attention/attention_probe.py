@@ -14,11 +14,12 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
-from trianglemix.exporter.attention.cutout import Array, CutError, CutOut
+from trianglemix.exporter.attention.cutout import CutError, CutOut
 from trianglemix.exporter.attention.input_kinds import classify
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
 from trianglemix.exporter.graph.roles import GraphRoles, is_score_mask

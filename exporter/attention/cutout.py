@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.ort import import_onnxruntime
 from trianglemix.exporter.graph.walk import constant_array, is_op
-
-Array = NDArray[Any]
 
 _HALF: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MAX_CONSTANT_BYTES: Final = 1 << 28

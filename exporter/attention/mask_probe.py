@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.exporter.attention import far_calls
 from trianglemix.exporter.attention.attention_probe import CallSizes
-from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
+from trianglemix.exporter.attention.cutout import CutError, CutRunError
 from trianglemix.exporter.attention.packed_documents import check_documents
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass
 
-Bools = NDArray[np.bool_]
 _SPIKES: Final = (2.0, -3.0, 9.0)
 _SAME_RATIO: Final = 3e-3
 
@@ -41,7 +40,7 @@ class MaskRows(Protocol):
     def by_content(self) -> str | None:
         """The input of the graph besides attention_mask and positions that it reads, if any."""
 
-    def visible(self, sizes: CallSizes) -> Bools:
+    def visible(self, sizes: CallSizes) -> BoolArray:
         """Which keys equal scores give weight to, `[B, H, S, T]` or what broadcasts to it.
 
         Raises:
@@ -102,10 +101,10 @@ def measure_class(rows: MaskRows, context_length: int | None) -> MaskClass:
     return MaskClass(window, seen_to)
 
 
-def real_rows(sizes: CallSizes) -> Bools:
+def real_rows(sizes: CallSizes) -> BoolArray:
     """`[B, 1, S, 1]`: rows that are no padding, which may see anything."""
     i = np.arange(sizes.past, sizes.total)[None]
-    real: Bools = (i >= sizes.first_valid()[:, None]) & (i < sizes.row_end()[:, None])
+    real: BoolArray = (i >= sizes.first_valid()[:, None]) & (i < sizes.row_end()[:, None])
     return real[:, None, :, None]
 
 
@@ -156,7 +155,7 @@ def _widest_square(
     return seen_to, window, calls
 
 
-def _seen_keys(visible: Bools, total: int) -> int | None:
+def _seen_keys(visible: BoolArray, total: int) -> int | None:
     """Keys that the last row sees; None if all.
 
     Raises:
@@ -176,7 +175,7 @@ class Expected:
     window: int | None
     reads: str | None = None  # what else the mask is made of, for the message
 
-    def check(self, visible: Bools, sizes: CallSizes) -> None:
+    def check(self, visible: BoolArray, sizes: CallSizes) -> None:
         """Raises CutError with the first position at which `visible` `[B, H, S, T]` differs."""
         i, j = np.arange(sizes.past, sizes.total)[:, None], np.arange(sizes.total)[None]
         expected = (j <= i)[None] & (j[None] >= sizes.first_valid()[:, None, None])

@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.attention.attention_probe import CallSizes, ProbeInputs, ShapesOf
-from trianglemix.exporter.attention.cutout import Array, CutError, OpenCut, cut_out, value_sizes
+from trianglemix.exporter.attention.cutout import CutError, OpenCut, cut_out, value_sizes
 from trianglemix.exporter.attention.sites import MatchContext
 
 _TWO_TOTALS: Final = (97, 194)

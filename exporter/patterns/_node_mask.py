@@ -8,9 +8,10 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.exporter.attention.attention_probe import CallSizes, ShapesOf
-from trianglemix.exporter.attention.cutout import Array, CutError, CutOut, CutRunError
-from trianglemix.exporter.attention.mask_probe import Bools, measure_class, real_rows
+from trianglemix.exporter.attention.cutout import CutError, CutOut, CutRunError
+from trianglemix.exporter.attention.mask_probe import measure_class, real_rows
 from trianglemix.exporter.attention.mask_rows import CutRows
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext
 from trianglemix.exporter.graph.ort import import_onnxruntime
@@ -44,7 +45,7 @@ class Bounds:
             right = 0
         return cls(*(None if size == _UNBOUNDED else size for size in (left, right)))
 
-    def visible(self, sizes: CallSizes, first: int) -> Bools:
+    def visible(self, sizes: CallSizes, first: int) -> BoolArray:
         """`[S, T]`; the first of the new tokens counts as the position `first`."""
         i, j = first + np.arange(sizes.length)[:, None], np.arange(sizes.total)[None]
         shown = np.ones((sizes.length, sizes.total), np.bool_)
@@ -121,7 +122,7 @@ class _OperandRows(CutRows):
         shapes_of: ShapesOf,
         site: AttentionSite,
         operand: ir.Value,
-        reads: Callable[[Array, CallSizes], Bools],
+        reads: Callable[[Array, CallSizes], BoolArray],
     ) -> None:
         super().__init__(context, shapes_of, operand, site.past is not None)
         self._reads = reads
@@ -131,7 +132,7 @@ class _OperandRows(CutRows):
         """See `CutRows.key`."""
         return (*super().key, self._reads.__name__)
 
-    def visible(self, sizes: CallSizes) -> Bools:
+    def visible(self, sizes: CallSizes) -> BoolArray:
         """See `MaskRows.visible`."""
         return self._reads(self._run(sizes), sizes)
 
@@ -159,7 +160,7 @@ class _NodeRows:
         """See `MaskRows.by_content`."""
         return next((x for part in self._parts if (x := part.by_content) is not None), None)
 
-    def visible(self, sizes: CallSizes) -> Bools:
+    def visible(self, sizes: CallSizes) -> BoolArray:
         """See `MaskRows.visible`."""
         shown = self._bounds.visible(sizes, sizes.past if self._counts_past else 0)[None, None]
         for part in self._parts:
@@ -183,12 +184,12 @@ def _is_inside(site: AttentionSite) -> bool:
     return joins or node.op_type != "Attention"
 
 
-def _shown(mask: Array, sizes: CallSizes) -> Bools:
+def _shown(mask: Array, sizes: CallSizes) -> BoolArray:
     """Which keys a mask shows that is added to the scores, or bool."""
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     if mask.shape[-2] not in (1, sizes.length) or mask.shape[-1] != sizes.total:
         raise CutRunError(f"its mask has the shape {mask.shape}, not [B, H, S, T]")
-    shown: Bools = mask if mask.dtype == np.bool_ else mask > _HIDDEN
+    shown: BoolArray = mask if mask.dtype == np.bool_ else mask > _HIDDEN
     if mask.dtype != np.bool_:
         biased = shown & (np.abs(mask) > 0) & real_rows(sizes)
         if biased.any():
@@ -199,16 +200,16 @@ def _shown(mask: Array, sizes: CallSizes) -> Bools:
     return shown
 
 
-def _shown_by_key(mask: Array, sizes: CallSizes) -> Bools:
+def _shown_by_key(mask: Array, sizes: CallSizes) -> BoolArray:
     """Which keys a `key_padding_mask` shows: `[B]` (how many), `[B, T]` or `[B, S, T]`."""
     if mask.shape == (sizes.batch,):
-        real: Bools = np.arange(sizes.total) < mask[:, None]
+        real: BoolArray = np.arange(sizes.total) < mask[:, None]
         return real[:, None, None]
     if mask.ndim not in (2, 3) or mask.shape[-1] != sizes.total:
         raise CutRunError(
             f"its key_padding_mask has the shape {mask.shape}, not [B, T] or [B, S, T]"
         )
-    shown: Bools = mask > 0
+    shown: BoolArray = mask > 0
     return shown[:, None, None] if mask.ndim == 2 else shown[:, None]
 
 

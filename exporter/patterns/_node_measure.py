@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.attention.attention_probe import (
@@ -19,13 +20,7 @@ from trianglemix.exporter.attention.attention_probe import (
     measured_output_layout,
     pattern_of,
 )
-from trianglemix.exporter.attention.cutout import (
-    Array,
-    CutError,
-    CutOut,
-    OpenCut,
-    cut_out,
-)
+from trianglemix.exporter.attention.cutout import CutError, CutOut, OpenCut, cut_out
 from trianglemix.exporter.attention.mask_probe import Expected
 from trianglemix.exporter.attention.sites import (
     AttentionSite,

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.reference import Attention
@@ -22,7 +23,7 @@ from trianglemix.exporter.attention.attention_probe import (
     measured_output_layout,
     pattern_of,
 )
-from trianglemix.exporter.attention.cutout import Array, CutError, OpenCut, cut_out, run_cut
+from trianglemix.exporter.attention.cutout import CutError, OpenCut, cut_out, run_cut
 from trianglemix.exporter.attention.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.attention.head_trace import Heads
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext

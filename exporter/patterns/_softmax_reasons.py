@@ -8,13 +8,14 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.attention.attention_probe import (
     CallSizes,
     ProbeInputs,
     ShapesOf,
     heads_apart,
 )
-from trianglemix.exporter.attention.cutout import Array, CutError, cut_out, run_cut
+from trianglemix.exporter.attention.cutout import CutError, cut_out, run_cut
 from trianglemix.exporter.attention.sites import MatchContext
 from trianglemix.exporter.patterns._softmax_walk import Walk
 

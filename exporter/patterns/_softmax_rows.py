@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.exporter.attention.attention_probe import CallSizes, ShapesOf, heads_apart
-from trianglemix.exporter.attention.cutout import Array, CutError, CutRunError
-from trianglemix.exporter.attention.mask_probe import Bools, measure_class
+from trianglemix.exporter.attention.cutout import CutError, CutRunError
+from trianglemix.exporter.attention.mask_probe import measure_class
 from trianglemix.exporter.attention.mask_rows import CutRows
 from trianglemix.exporter.attention.sites import MaskClass, MatchContext
 from trianglemix.exporter.patterns._softmax_reasons import why_uneven
@@ -32,10 +33,10 @@ class _SoftmaxRows(CutRows):
         super().__init__(context, shapes_of, walk.weights, walk.has_past)
         self._scores = walk.scores
 
-    def visible(self, sizes: CallSizes) -> Bools:
+    def visible(self, sizes: CallSizes) -> BoolArray:
         """See `MaskRows.visible`."""
         weights = self._apart(sizes)
-        visible: Bools = weights > 0
+        visible: BoolArray = weights > 0
         reason = why_uneven(weights, sizes)
         if reason is not None:
             raise CutError(reason)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.manifest.feeds import Call, call_feeds, carry, empty_carried
 from trianglemix.manifest.interface import fixed_length, fixed_past, fixed_total
 from trianglemix.manifest.manifest import Manifest
 
-Array = NDArray[Any]
 _MATRIX: Final = 2
 _RELATIVE: Final = {
     "float32": 1e-4, "unrounded": 5e-4, "float16": 2e-2, "int8": 5e-2, "bfloat16": 1e-1,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.contract import DENSE_WINDOW
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.exporter.errors import ExportError
@@ -19,7 +19,6 @@ from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
 from trianglemix.exporter.verify.rounding import UnroundActivationsPass
 from trianglemix.manifest.manifest import Manifest
 
-Array = NDArray[Any]
 CPU: Final = "CPUExecutionProvider"
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _WINDOW = "sliding_window_size"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.exporter.verify.comparisons import Checks
 from trianglemix.exporter.verify.session import OpenModel
 
-Array = NDArray[Any]
 _FEWEST: Final = 2
 _KEPT: Final = 1 << 24  # logits of a text that are kept to be compared
 _SHARES: Final = (0.41, 1, 0.23, 5, 0.37, 17)  # of a text, or tokens: the sizes of its chunks

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.errors import ExecutionError
 
-Array = NDArray[Any]
 Execute = Callable[[StaticGraph, list[Array]], Sequence[Array]]
 """Runs a graph: its inputs in the manifest's order, its outputs likewise."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.static_graphs import StaticGraph, StaticTensor
 from trianglemix.runtime.backends.acl_runtime import AclModel, AclRuntime
 from trianglemix.runtime.backends.backend import Logits
@@ -17,7 +17,6 @@ from trianglemix.runtime.backends.static_cache import StaticStore
 from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.model_folder import ModelFolder
 
-Array = NDArray[Any]
 _BRAIN: Final = "bfloat16"
 _SPARE_BYTES: Final = 64
 """An offline model may ask for a little more than a tensor, to have it end on a border of 32."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.host_store import HostStore
 from trianglemix.runtime.backends.om_file import find_om, om_file
@@ -14,7 +14,6 @@ from trianglemix.runtime.backends.static_cache import StaticStore
 from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.model_folder import ModelFolder
 
-Array = NDArray[Any]
 MODULE: Final = "ais_bench.infer.interface"
 
 

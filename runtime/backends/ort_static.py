@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import onnxruntime as ort
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.library import library_path
 from trianglemix.manifest.static_graphs import StaticGraph
 from trianglemix.runtime.backends.host_store import HostStore
@@ -18,7 +18,6 @@ from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 from trianglemix.runtime.backends.static_cache import StaticBackend, StaticStore
 from trianglemix.runtime.model_folder import ModelFolder
 
-Array = NDArray[Any]
 _ERRORS_ONLY: Final = 3
 
 

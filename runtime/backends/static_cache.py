@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.feeds import Call
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import StaticGraph, StaticGraphs
 from trianglemix.runtime.backends.backend import DeviceCache, Kernel, Logits
 from trianglemix.runtime.errors import PromptError
-
-Array = NDArray[Any]
 
 
 class StaticStore(Protocol):

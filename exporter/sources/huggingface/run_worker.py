@@ -28,7 +28,7 @@ from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.refusals import refuse_moving_rope
 from trianglemix.hf.weight_files import check_weight_files, is_pointer
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+WeightsDtype = Literal["auto", "float32", "float16", "bfloat16"]
 MODEL_FILE: Final = "model.onnx"
 _OLDEST_TRANSFORMERS: Final = (4, 57)
 _WORKER: Final = "trianglemix.exporter.sources.huggingface.worker"
@@ -46,7 +46,7 @@ class HuggingFaceOptions:
     and warnings go to the log.
     """
 
-    dtype: Dtype = "auto"
+    dtype: WeightsDtype = "auto"
     stage: Callable[[str], None] = lambda name: None
     warn: Callable[[str], None] = _logger.warning
     own_process: bool = True

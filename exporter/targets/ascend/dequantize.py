@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.walk import needed_input, producer_of
 from trianglemix.exporter.targets.ascend.weight_files import read_array
 
-Array = NDArray[Any]
 _DOMAIN: Final = "com.microsoft"
 _BITS: Final = (4, 8)
 

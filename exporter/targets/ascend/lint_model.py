@@ -21,6 +21,7 @@ _REAL: Final = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 )
 Dims = tuple[int | None, ...]
+Place = tuple[str, str]
 
 
 @dataclass(frozen=True)

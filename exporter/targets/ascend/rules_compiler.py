@@ -8,9 +8,14 @@ from typing import Final
 
 import onnx
 from onnx import TensorProto
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
+from trianglemix.exporter.targets.ascend.lint_model import (
+    LintModel,
+    Place,
+    Rule,
+    Severity,
+    place_of,
+)
 
-Place = tuple[str, str]
 _PROTOBUF_LIMIT: Final = 2**31 - 1
 _SHARED_FACTS: Final = "docs/ascend.md"
 

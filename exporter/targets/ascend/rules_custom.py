@@ -18,9 +18,14 @@ from trianglemix.exporter.targets.ascend.custom_operator import (
     TYPES,
     runs_custom_operator,
 )
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
+from trianglemix.exporter.targets.ascend.lint_model import (
+    LintModel,
+    Place,
+    Rule,
+    Severity,
+    place_of,
+)
 
-Place = tuple[str, str]
 _PAST, _TOTAL = INPUTS.index("past_key"), INPUTS.index("total_sequence_length")
 _SLOTS_AXIS: Final = 2
 

@@ -8,9 +8,14 @@ from typing import Final
 import numpy as np
 import onnx
 from onnx import TensorProto
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
+from trianglemix.exporter.targets.ascend.lint_model import (
+    LintModel,
+    Place,
+    Rule,
+    Severity,
+    place_of,
+)
 
-Place = tuple[str, str]
 HALF_MAX: Final = 65504.0
 _MASK_LEVEL: Final = -1e4
 _MASK_STEPS: Final = frozenset(

@@ -12,9 +12,14 @@ import onnx
 from onnx import TensorProto
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.triangle.contract import OP_TYPE
-from trianglemix.exporter.targets.ascend.lint_model import LintModel, Rule, Severity, place_of
+from trianglemix.exporter.targets.ascend.lint_model import (
+    LintModel,
+    Place,
+    Rule,
+    Severity,
+    place_of,
+)
 
-Place = tuple[str, str]
 _STANDARD: Final = ("", "ai.onnx")
 _PARSED_TYPES: Final = frozenset(range(1, 17)) | {
     TensorProto.FLOAT8E4M3FN,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, save_model
@@ -21,7 +21,6 @@ from trianglemix.exporter.verify.session import OpenModel, find_library, open_mo
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.manifest.static_graphs import StaticGraphs
 
-Array = NDArray[Any]
 _BEYOND: Final = 64  # tokens of the long prompt after the first one that drops something
 _STREAMED: Final = 40  # rows before the tail, where no triangle layer sets a limit
 

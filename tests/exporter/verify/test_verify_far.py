@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 from onnx import numpy_helper
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.exporter.attention.sites import MaskClass
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
@@ -17,7 +18,7 @@ from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.model_config import special_ids
-from trianglemix.exporter.verify.session import Array, OpenModel, open_model
+from trianglemix.exporter.verify.session import OpenModel, open_model
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter.exports import SMALL, Silent
