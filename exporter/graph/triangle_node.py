@@ -6,7 +6,7 @@ what computes its lengths, never in a name, which any graph optimizer may change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -16,8 +16,10 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.operators import is_ours
 from trianglemix.custom_ops.triangle.contract import OP_TYPE, TrianglePattern
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.graph.rotation import Rotation, head_size
 from trianglemix.exporter.graph.walk import constant_array, is_op, needed_input, optional_input
 
@@ -68,6 +70,12 @@ class TriangleNode:
         """The cache before the call."""
         index = _INDEX["past_key"]
         return needed_input(self.node, index), needed_input(self.node, index + 1)
+
+    @property
+    def present(self) -> tuple[ir.Value, ir.Value]:
+        """The cache after the call."""
+        _, key, value = self.node.outputs
+        return key, value
 
     @property
     def seqlens_k(self) -> ir.Value:
@@ -183,6 +191,25 @@ class TriangleNode:
         self.node.resize_inputs(len(inputs))
         for index, value in enumerate(inputs):
             self.node.replace_input_with(index, value)
+
+
+def append_operator(
+    build: GraphBuilder, inputs: Sequence[ir.Value | None], attention: Attention
+) -> ir.Node:
+    """A new node of the operator, with every attribute; `inputs` as in `contract.INPUTS`."""
+    return build.node(
+        OP_TYPE,
+        inputs,
+        domain=contract.DOMAIN,
+        attributes={
+            contract.ATTR_NUM_HEADS: attention.shape.num_heads,
+            contract.ATTR_KV_NUM_HEADS: attention.shape.kv_num_heads,
+            contract.ATTR_SCALE: float(attention.scale),
+            contract.ATTR_SOFTCAP: float(attention.softcap),
+            **attention.pattern.as_attributes(),
+        },
+        num_outputs=len(contract.OUTPUTS),
+    )
 
 
 def is_triangle_attention(node: ir.Node) -> bool:

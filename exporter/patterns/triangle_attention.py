@@ -9,6 +9,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import (
     AttentionSite,
@@ -20,7 +21,7 @@ from trianglemix.exporter.attention.sites import (
     Operand,
 )
 from trianglemix.exporter.graph.fold_rotation import canonical_rows
-from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.triangle_node import TriangleNode, append_operator
 from trianglemix.exporter.graph.walk import optional_input
 from trianglemix.exporter.patterns import _example
 from trianglemix.exporter.patterns._lengths import check_lengths
@@ -103,18 +104,10 @@ def _dense_attention(
     count = build.reduce("ReduceSum", build.cast(layer.attention_mask, ir.DataType.INT32), 1)
     none = build.op("Sub", count, count)
     end = build.op("Add", none, total)
-    node = build.node(
-        OP_TYPE,
+    node = append_operator(
+        build,
         [layer.query, layer.key, layer.value, layer.past_key, layer.past_value,
          build.op("Sub", end, build.int32(1)), total, end, none],
-        domain=contract.DOMAIN,
-        attributes={
-            contract.ATTR_NUM_HEADS: _example.SHAPE.num_heads,
-            contract.ATTR_KV_NUM_HEADS: _example.SHAPE.kv_num_heads,
-            contract.ATTR_SCALE: 0.0,
-            contract.ATTR_SOFTCAP: 0.0,
-            **DENSE_PATTERN.as_attributes(),
-        },
-        num_outputs=3,
+        Attention(_example.SHAPE, DENSE_PATTERN),
     )  # fmt: skip
     return node.outputs[0], node.outputs[1], node.outputs[2]

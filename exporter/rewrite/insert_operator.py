@@ -16,6 +16,7 @@ from trianglemix.custom_ops.triangle.contract import (
     OP_TYPE,
     TrianglePattern,
 )
+from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.head_trace import root_of
 from trianglemix.exporter.attention.lengths import (
     Lengths,
@@ -28,7 +29,7 @@ from trianglemix.exporter.attention.lengths import (
 from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import is_triangle_attention
+from trianglemix.exporter.graph.triangle_node import append_operator, is_triangle_attention
 from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
 from trianglemix.exporter.rewrite.cache_form import as_type, cache_in, cache_out
 
@@ -121,19 +122,11 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             pattern = TrianglePattern(0, site.mask.window, 1)
             kept = site.lengths.prompt_length if site.lengths else None
             prompt_length = kept or self._no_last_rows(build, lengths)
-        return build.node(
-            OP_TYPE,
+        return append_operator(
+            build,
             [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
              lengths.first_valid],
-            domain=contract.DOMAIN,
-            attributes={
-                contract.ATTR_NUM_HEADS: site.shape.num_heads,
-                contract.ATTR_KV_NUM_HEADS: site.shape.kv_num_heads,
-                contract.ATTR_SCALE: float(site.scale),
-                contract.ATTR_SOFTCAP: float(site.softcap),
-                **pattern.as_attributes(),
-            },
-            num_outputs=len(contract.OUTPUTS),
+            Attention(site.shape, pattern, site.scale, site.softcap),
         )  # fmt: skip
 
     def _lengths_of(

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import is_triangle_attention
+from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op
 
 _TOKENS = 2  # axis of `[B, G, P, D]`
@@ -28,10 +28,10 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, build = model.graph, GraphBuilder(model.graph, "cache_length")
         common.RemoveUnusedNodesPass()(model)  # dead masks ask for lengths, too
-        for node in [node for node in graph if is_triangle_attention(node)]:
-            for past in node.inputs[3:5]:
+        for node in TriangleNode.all_of(graph):
+            for past in node.past:
                 self._free(build, past, "past")
-            for present in node.outputs[1:3]:
+            for present in node.present:
                 self._free(build, present, "present")
         for value in self._roles.caches:
             _rename_length(value, "cache_length")
@@ -43,13 +43,12 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
         graph.sort()
         return ir.passes.PassResult(model, True)
 
-    def _free(self, build: GraphBuilder, cache: ir.Value | None, part: str) -> None:
-        for node in list(cache.consumers()) if cache is not None else ():
+    def _free(self, build: GraphBuilder, cache: ir.Value, part: str) -> None:
+        for node in list(cache.consumers()):
             if not is_op(node, "Shape"):
                 continue
             start, end = _shape_range(node)
             if start <= _TOKENS < end:
-                assert cache is not None
                 self._replace(build, node, cache, (start, end, part))
 
     def _replace(
@@ -79,12 +78,12 @@ def can_share_cache(model: ir.Model) -> bool:
     for node in model.graph:
         if not _appends(node):
             continue
-        if not all(value is not None and value.is_graph_input() for value in node.inputs[3:5]):
+        past, present = TriangleNode(node).past, TriangleNode(node).present  # both have them there
+        if not all(value.is_graph_input() for value in past):
             return False
-        if not all(value.is_graph_output() for value in node.outputs[1:3]):
+        if not all(value.is_graph_output() for value in present):
             return False
-        caches = [*node.inputs[3:5], *node.outputs[1:3]]
-        if not all(_only_shapes_else(cache, node) for cache in caches if cache is not None):
+        if not all(_only_shapes_else(cache, node) for cache in (*past, *present)):
             return False
     return True
 

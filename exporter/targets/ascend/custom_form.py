@@ -7,14 +7,14 @@ the last real one, `total_sequence_length` is their number, and every shape is a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
-from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.custom_ops.triangle.reference import Attention
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.triangle_node import NEVER_LAST, append_operator
 from trianglemix.exporter.targets.ascend.block_form import StaticCall, StaticInputs, StaticOutputs
 
 _ALL_LAST: Final = 0  # i >= 0 - last holds for every row
@@ -45,21 +45,13 @@ class CustomForm:
     ) -> StaticOutputs:
         build, shape = self._build, attention.shape
         rows, slots, groups = self._call.rows, self._call.slots, shape.kv_num_heads
-        node = build.node(
-            OP_TYPE,
+        node = append_operator(
+            build,
             [
                 inputs.query, inputs.key, inputs.value, inputs.past_key, inputs.past_value,
                 self._seqlens(), *(build.int32([x]) for x in (slots, prompt_length, 0)),
             ],
-            domain=contract.DOMAIN,
-            attributes={
-                contract.ATTR_NUM_HEADS: shape.num_heads,
-                contract.ATTR_KV_NUM_HEADS: groups,
-                contract.ATTR_SCALE: attention.scale or float(shape.head_size**-0.5),
-                contract.ATTR_SOFTCAP: attention.softcap,
-                **attention.pattern.as_attributes(),
-            },
-            num_outputs=len(contract.OUTPUTS),
+            replace(attention, scale=attention.scale or float(shape.head_size**-0.5)),
         )  # fmt: skip
         sizes = (
             (1, rows, shape.num_heads * shape.value_head_size),

@@ -16,8 +16,8 @@ from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import FLOATS, GraphRoles, find_roles
-from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
-from trianglemix.exporter.graph.walk import is_op, needed_input
+from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
 from trianglemix.exporter.targets.ascend import static_plan
@@ -65,7 +65,7 @@ def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeom
     for value in model.graph.inputs:
         if value.name in sizes and value.shape is not None:
             value.shape = ir.Shape([*list(value.shape)[:3], sizes[value.name]])
-    nodes = [node for node in model.graph if is_triangle_attention(node)]
+    nodes = TriangleNode.all_of(model.graph)
     owners = _owners(nodes)
     return [_geometry(node, owner) for node, owner in zip(nodes, owners, strict=True)]
 
@@ -157,7 +157,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         self, build: GraphBuilder, start: ir.Value
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """The cache inputs and the outputs of new rows, in the order of the layers."""
-        nodes = [node for node in build.graph if is_triangle_attention(node)]
+        nodes = TriangleNode.all_of(build.graph)
         owners = _owners(nodes)
         forms: dict[ir.DataType, AttentionForm] = {}
         pasts: list[tuple[ir.Value, ir.Value]] = []
@@ -175,14 +175,14 @@ class MakeStaticPass(ir.passes.InPlacePass):
                 else _cache_values(layer, geometry, self._call.slots)
             )
             pasts.append(past)
-            for old, new in zip(node.inputs[3:5], past, strict=True):
-                assert old is not None
+            for old, new in zip(node.past, past, strict=True):
                 old.replace_all_uses_with(new)  # others read its other sizes
             done = len(build.nodes)
             made = self._attend(forms[geometry.dtype], node, geometry, past)
-            build.graph.insert_before(node, build.nodes[done:])
-            made.output.type = made.output.type or node.outputs[0].type
-            node.outputs[0].replace_all_uses_with(made.output)
+            build.graph.insert_before(node.node, build.nodes[done:])
+            output = node.node.outputs[0]
+            made.output.type = made.output.type or output.type
+            output.replace_all_uses_with(made.output)
             inputs += [] if shares else past
             outputs += [] if shares else _named(layer, geometry, made)
         return inputs, outputs
@@ -190,12 +190,13 @@ class MakeStaticPass(ir.passes.InPlacePass):
     def _attend(
         self,
         form: AttentionForm,
-        node: ir.Node,
+        node: TriangleNode,
         geometry: LayerGeometry,
         past: tuple[ir.Value, ir.Value],
     ) -> StaticOutputs:
-        query, key, value = (needed_input(node, index) for index in range(3))
-        rows = StaticInputs(query, key, value, *past)
+        assert node.key is not None  # the canonical form is not packed
+        assert node.value is not None
+        rows = StaticInputs(node.query, node.key, node.value, *past)
         stream = self._kind is GraphKind.STREAM
         if geometry.is_banded and (stream or geometry.is_sliding):
             return form.banded(rows, geometry.attention)
@@ -245,20 +246,20 @@ def _lengths_are_possible(seqlens: ir.Value, build: GraphBuilder) -> None:
             node.outputs[0].replace_all_uses_with(build.constant("false", np.zeros(1, np.bool_)))
 
 
-def _owners(nodes: Sequence[ir.Node]) -> list[int]:
+def _owners(nodes: Sequence[TriangleNode]) -> list[int]:
     """For each attention the first one that reads the same past."""
     first: dict[ir.Value | None, int] = {}
-    return [first.setdefault(TriangleNode(x).past[0], layer) for layer, x in enumerate(nodes)]
+    return [first.setdefault(x.past[0], layer) for layer, x in enumerate(nodes)]
 
 
-def _geometry(node: ir.Node, owner: int) -> LayerGeometry:
+def _geometry(triangle: TriangleNode, owner: int) -> LayerGeometry:
+    node = triangle.node
     more = [value for value in node.inputs[len(INPUTS) :] if value is not None]
     if more:
         raise RefusedError(
             f"node {node.name} has inputs beyond {INPUTS[-1]} ({more[0].name}), which static "
             "graphs do not spell out; export the model that it was made from"
         )
-    triangle = TriangleNode(node)
     past = triangle.past
     sizes = [value.shape[3] if value.shape is not None else None for value in past]
     dtype = past[0].dtype
