@@ -39,7 +39,7 @@ types: setup
 	$(BIN)/mypy
 
 imports: setup
-	PYTHONPATH=tools/typing $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo

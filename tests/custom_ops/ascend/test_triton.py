@@ -28,7 +28,7 @@ def test_in_its_own_environment(cases: str, interpret: str) -> None:
     path = Path(__file__).with_name(cases)
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'tools' / 'typing'}:{ROOT}",
+        "PYTHONPATH": f"{ROOT / 'package'}:{ROOT}",
         "TRITON_INTERPRET": interpret,
     }
     done = subprocess.run(

@@ -1,1 +1,0 @@
-../../../package/trianglemix/__init__.py

@@ -1,1 +1,0 @@
-../../../package/trianglemix/command_line.py
