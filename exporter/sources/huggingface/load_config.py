@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+)
 from trianglemix.custom_ops.errors import TriangleMixError, first_words
 from trianglemix.exporter.errors import ExportError, RefusedError
 from trianglemix.exporter.sources.huggingface.refusals import ONNX_ROUTE
@@ -22,7 +27,7 @@ def load_config(folder: Path) -> Any:
 
     Raises:
         ExportError: transformers does not know the model, or the numbers are no model's.
-        RefusedError: the model is code of the folder's own.
+        RefusedError: the model is code of the folder's own, or no causal language model.
     """
     raw, _ = PretrainedConfig.get_config_dict(folder, local_files_only=True)
     kind = raw.get("model_type")
@@ -40,6 +45,11 @@ def load_config(folder: Path) -> Any:
     _check_counts(folder, text_section(raw))
     with explained_loading(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RefusedError(
+            f"transformers {transformers.__version__} has no causal language model for the "
+            f"model_type {kind!r} of {folder}; if it is one, {ONNX_ROUTE}"
+        )
     _check_counts(folder, config.get_text_config().to_dict())  # what the file leaves out, too
     return config
 

@@ -166,6 +166,7 @@ NORM: Final = "model__layers__1__input_layernorm__weight"
         (configure(head_dim="8"), "'head_dim' expected int.*check the numbers"),
         (configure(hidden_act="unheard_of"), "'unheard_of'; check the numbers and names in its"),
         (configure(model_type="unheard_of"), "model_type 'unheard_of', which transformers"),
+        (configure(model_type="vit"), "no causal language model for the model_type 'vit'"),
         (configure(model_type="unheard_of", auto_map={"AutoConfig": "a.B"}), "code of its own"),
         (pickle_of_code, r"cannot be read \(UnpicklingError\)"),
         (weights(**{NORM: torch.full((32,), float("nan"))}), r"no finite numbers, .*weight model\."
