@@ -8,8 +8,8 @@ nothing about the plan either, and is reported as blind.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from trianglemix.analysis.errors import AnalysisError
 from trianglemix.evaluation.statistics import Interval, paired_difference, score_interval
@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Check:
-    """`verdict` is about the largest set tried that loses at most `allowed_loss`."""
+    """`verdict` is about the largest set tried that loses at most `allowed_loss`; scores 0 to 1."""
 
     samples: int
     allowed_loss: float
@@ -39,10 +39,6 @@ class Check:
     control: Trial
     verdict: Verdict
     layers: tuple[int, ...]
-
-    def as_figures(self) -> dict[str, Any]:
-        """For the plan file; scores from 0 to 1."""
-        return asdict(self)
 
 
 def check_plan(

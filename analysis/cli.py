@@ -153,14 +153,6 @@ def _check_rules(options: _Options) -> None:
         require_matplotlib()
 
 
-def _check_count(wanted: int | None, candidates: int) -> None:
-    if wanted is not None and wanted > candidates:
-        raise AnalysisError(
-            f"--num-triangle-layers is {wanted}, but the model has {candidates} layers that could "
-            "be triangle layers; ask for fewer"
-        )
-
-
 def _settings(options: _Options, subject: AnalysedModel) -> dict[str, Any]:
     data = DataSettings(options.samples, options.tokens, options.data)
     return {
@@ -186,7 +178,12 @@ class _Measured:
 def _measure(options: _Options, console: Console) -> _Measured:
     subject = load_model(options.folder, options.device, options.precision)
     candidates = candidate_layers(subject.model.config)
-    _check_count(options.num_triangle_layers, len(candidates))
+    wanted = options.num_triangle_layers
+    if wanted is not None and wanted > len(candidates):
+        raise AnalysisError(
+            f"--num-triangle-layers is {wanted}, but the model has {len(candidates)} layers that "
+            "could be triangle layers; ask for fewer"
+        )
     settings = _settings(options, subject)
     data = DataSettings(options.samples, options.tokens, options.data)
     samples = probe_samples(subject.tokenizer, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 
 from trianglemix.analysis.check import Check
@@ -47,7 +48,7 @@ def figures_of(
         "rule": rule,
         "rank_correlation_of_halves": importance.half_correlation,
         "gradients_by_layer": gradients,
-        "check": check.as_figures() if check else None,
+        "check": asdict(check) if check else None,
     }
 
 

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 from trianglemix.custom_ops import reference
@@ -115,7 +116,8 @@ def measure_stages(source: Path) -> dict[str, Any]:
     all_patterns()
     watch = _Stopwatch()
     clock = _StageClock(watch)
-    for module in _exporter_modules():
+    modules = [m for name, m in sys.modules.items() if name.startswith("trianglemix.exporter")]
+    for module in modules:
         for name, function in list(vars(module).items()):
             if isinstance(function, types.FunctionType) and function.__module__ in _PROBING:
                 setattr(module, name, watch.wrap(function))
@@ -125,10 +127,6 @@ def measure_stages(source: Path) -> dict[str, Any]:
         seconds = clock.seconds()
     seconds |= {"probing": clock.probing, "matching": seconds.pop(_FIND) - clock.probing}
     return {"form": clock.form, "layers": clock.layers, "seconds": seconds}
-
-
-def _exporter_modules() -> list[types.ModuleType]:
-    return [m for name, m in list(sys.modules.items()) if name.startswith("trianglemix.exporter")]
 
 
 def measure_process(source: Path, output: Path, *options: str) -> Cost:
@@ -168,18 +166,12 @@ def _time_graphs(rounds: int) -> list[dict[str, Any]]:
             "route": route,
             "form": runs[route][0]["form"],
             "layers": runs[route][0]["layers"],
-            "nodes": _node_count(path),
+            "nodes": len(ir.load(path).graph),
             "seconds": _medians([run["seconds"] for run in runs[route]]),
             "whole_command": statistics.median(wholes[route]),
         }
         for route, path in paths.items()
     ]
-
-
-def _node_count(path: Path) -> int:
-    import onnx_ir as ir
-
-    return len(ir.load(path).graph)
 
 
 def _medians(runs: list[dict[str, float]]) -> dict[str, float]:

@@ -152,38 +152,31 @@ def open_session(node: onnx.NodeProto, shape: Shape, library: Path | None) -> or
     )
 
 
-def lengths_of(shape: Shape) -> dict[str, Array]:
-    return {
-        "seqlens_k": np.array([shape.length - 1], np.int32),
-        "total_sequence_length": np.array([shape.length], np.int32),
-    }
-
-
 def ours(shape: Shape, tensors: Tensors, pattern: TrianglePattern, library: Path) -> Run:
-    node = helper.make_node(
-        OP_TYPE,
-        list(contract.INPUTS[:7]),
-        list(contract.OUTPUTS),
-        domain=contract.DOMAIN,
-        num_heads=shape.num_heads,
-        kv_num_heads=shape.kv_num_heads,
-    )
-    node.attribute.extend(
-        helper.make_attribute(name, value) for name, value in pattern.as_attributes().items()
-    )
-    return tensors.bind(open_session(node, shape, library), lengths_of(shape))
+    return with_cache((OP_TYPE, contract.DOMAIN), shape, tensors, pattern.as_attributes(), library)
 
 
 def group_query_attention(shape: Shape, tensors: Tensors) -> Run:
+    return with_cache(("GroupQueryAttention", "com.microsoft"), shape, tensors, {}, None)
+
+
+def with_cache(
+    kind: tuple[str, str],
+    shape: Shape,
+    tensors: Tensors,
+    more: dict[str, int],
+    library: Path | None,
+) -> Run:
+    """A node of that operator and domain, both of which take the same inputs."""
     node = helper.make_node(
-        "GroupQueryAttention",
-        list(contract.INPUTS[:7]),
-        list(contract.OUTPUTS),
-        domain="com.microsoft",
-        num_heads=shape.num_heads,
-        kv_num_heads=shape.kv_num_heads,
-    )
-    return tensors.bind(open_session(node, shape, None), lengths_of(shape))
+        kind[0], list(contract.INPUTS[:7]), list(contract.OUTPUTS), domain=kind[1],
+        num_heads=shape.num_heads, kv_num_heads=shape.kv_num_heads, **more,
+    )  # fmt: skip
+    lengths = {
+        "seqlens_k": np.array([shape.length - 1], np.int32),
+        "total_sequence_length": np.array([shape.length], np.int32),
+    }
+    return tensors.bind(open_session(node, shape, library), lengths)
 
 
 def onnx_attention(shape: Shape, tensors: Tensors) -> Run:

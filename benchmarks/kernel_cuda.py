@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch  # before onnxruntime: it brings the CUDA libraries
 import torch.nn.functional as F  # noqa: N812
 from onnx import TensorProto, helper
@@ -160,8 +161,6 @@ def _nodes(op_type: str, domain: str, attributes: dict[str, Any], x: Inputs, cou
 
 
 def _bound(tensor: torch.Tensor) -> tuple[Any, ...]:
-    import numpy as np
-
     element = np.int32 if tensor.dtype == torch.int32 else ELEMENTS[tensor.dtype]
     return tensor.device.type, 0, element, tuple(tensor.shape), tensor.data_ptr()
 
@@ -197,8 +196,8 @@ def contenders(x: Inputs, pattern: TrianglePattern) -> dict[str, Callable[[], Ru
 def _plain_triton(q: torch.Tensor, x: Inputs, pattern: TrianglePattern) -> Run:
     from benchmarks.plain_triton import triangle_attention
 
-    values = (pattern.num_sink_tokens, pattern.sliding_window_size, pattern.num_last_tokens)
-    return lambda: triangle_attention(q, *x.cache, values)
+    sink, window, last = pattern.as_attributes().values()
+    return lambda: triangle_attention(q, *x.cache, (sink, window, last))
 
 
 def _sdpa(q: torch.Tensor, x: Inputs, backend: SDPBackend | None) -> Run:
@@ -214,11 +213,7 @@ def _sdpa(q: torch.Tensor, x: Inputs, backend: SDPBackend | None) -> Run:
 def _flex(q: torch.Tensor, x: Inputs, pattern: TrianglePattern) -> Run:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    sink, window, last = (
-        pattern.num_sink_tokens,
-        pattern.sliding_window_size,
-        pattern.num_last_tokens,
-    )
+    sink, window, last = pattern.as_attributes().values()
 
     def kept(b: Any, h: Any, i: Any, j: Any) -> Any:
         return (j <= i) & ((j < sink) | (i - j < window) | (i >= x.length - last))
@@ -235,7 +230,7 @@ def reference_error(x: Inputs, output: torch.Tensor, pattern: TrianglePattern) -
     rows = torch.cat([random, torch.arange(max(0, x.new - 16), x.new)])
     position = rows + x.length - x.new
     mask = torch.from_numpy(
-        keep(position.numpy()[:, None], range_array(x.length), pattern, x.length)
+        keep(position.numpy()[:, None], np.arange(x.length), pattern, x.length)
     ).cuda()
     q = x.query.view(x.new, x.heads, x.size)[rows.cuda()].double()
     k, v = (c[0].double().repeat_interleave(x.heads // x.kv_heads, 0) for c in x.cache)
@@ -244,13 +239,6 @@ def reference_error(x: Inputs, output: torch.Tensor, pattern: TrianglePattern) -
     expected = torch.einsum("hrn,hnd->rhd", weights, v).reshape(len(rows), -1)
     actual = output.reshape(x.new, -1)[rows.cuda()].double()
     return float((actual - expected).norm() / expected.norm())
-
-
-def range_array(count: int) -> Any:
-    """`[1, count]` column numbers."""
-    import numpy as np
-
-    return np.arange(count)[None, :]
 
 
 def time_run(x: Inputs, name: str, run: Run, error: float | None) -> Row:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, NoReturn
 
 import click
@@ -142,7 +141,9 @@ def command(context: click.Context, /, **_: object) -> None:
         print_inspection(inspect_model(given["source"]), _console(False), quiet=quiet)
         return
     options = _options(given)
-    _set_up_logging(given["log_level"])
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    level = given["log_level"].upper()
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
     bars = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     with _Screen(bars, console if given["explain"] else None) as screen:
         report = export(options, screen)
@@ -211,11 +212,6 @@ def _console(quiet: bool) -> Console:
     return Console(quiet=quiet, soft_wrap=True, width=width)
 
 
-def _set_up_logging(level: str) -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False)
-    logging.basicConfig(level=level.upper(), format="%(message)s", handlers=[handler])
-
-
 class _Screen:
     """Shows the stages of the export as a progress bar that appears after a second."""
 
@@ -269,12 +265,8 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
 
 def main() -> NoReturn:
     """Runs the command; exits with 0 done, 1 refused or failed, 2 wrong usage, 130 stopped."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_command(command, PROGRAM, "nothing was written")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

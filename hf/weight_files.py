@@ -34,7 +34,7 @@ def check_weight_files(folder: Path) -> None:
     Raises:
         WeightsError: one is not, or they are no model of their own.
     """
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     if (folder / "adapter_config.json").exists():
         raise WeightsError(
             f"{folder} holds an adapter (adapter_config.json), whose weights would be left out; "
@@ -134,14 +134,15 @@ def _others(folder: Path) -> str:
 
 
 def _parts(index: Path) -> list[str]:
-    parts = _json(index).get("weight_map")
+    parts = read_object(index).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(x, str) for x in parts.values()):
         what = "is a Git LFS pointer, no" if is_pointer(index) else "is no"
         raise WeightsError(f"{index} {what} index of files of weights; {_DOWNLOAD}")
     return sorted(set(parts.values()))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file cannot be read as one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

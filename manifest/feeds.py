@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -147,14 +147,6 @@ def _shape_text(value: GraphInput) -> str:
     return "[" + ",".join("?" if size is None else str(size) for size in value.shape or ()) + "]"
 
 
-def _ids(value: GraphInput, call: Call) -> Array:
-    return call.ids
-
-
-def _mask(value: GraphInput, call: Call) -> Array:
-    return call.mask
-
-
 def _positions(value: GraphInput, call: Call) -> Array:
     """`[B, S]`, `[S]` of the first row, or the same for every section of `[sections, B, S]`."""
     positions = call.positions
@@ -170,47 +162,14 @@ def _positions(value: GraphInput, call: Call) -> Array:
     return np.broadcast_to(positions, (int(str(value.shape[0])), *positions.shape))
 
 
-def _types(value: GraphInput, call: Call) -> Array:
-    return np.zeros(call.ids.shape)
-
-
-def _all_types(value: GraphInput, call: Call) -> Array:
-    return np.zeros(call.mask.shape)
-
-
-def _rows(value: GraphInput, call: Call) -> Array:
-    return np.arange(len(call.ids))
-
-
 def _slots(value: GraphInput, call: Call) -> Array:
     slots = np.arange(call.past, call.past + call.length)
     return slots if value.batch_axis is None else np.tile(slots, (len(call.ids), 1))
 
 
-def _number_of_logits(value: GraphInput, call: Call) -> Array:
-    """0 keeps every row's, as transformers means it."""
-    return _filled(value, 1 if call.last_logits_only else 0, call)
-
-
 def _prompt_end(value: GraphInput, call: Call) -> Array:
     assert call.prompt_end is not None
     return np.full(len(call.ids), call.prompt_end)
-
-
-def _last_key(value: GraphInput, call: Call) -> Array:
-    return _filled(value, call.past + call.length - 1, call)
-
-
-def _total(value: GraphInput, call: Call) -> Array:
-    return _filled(value, call.past + call.length, call)
-
-
-def _past(value: GraphInput, call: Call) -> Array:
-    return _filled(value, call.past, call)
-
-
-def _has_past(value: GraphInput, call: Call) -> Array:
-    return _filled(value, call.past > 0, call)
 
 
 def _filled(value: GraphInput, number: int, call: Call) -> Array:
@@ -222,18 +181,19 @@ def _filled(value: GraphInput, number: int, call: Call) -> Array:
     return np.full(sizes, number)
 
 
-_MAKERS: Final = {
-    "input_ids": _ids,
-    "attention_mask": _mask,
+_MAKERS: Final[dict[str, Callable[[GraphInput, Call], Array]]] = {
+    "input_ids": lambda value, call: call.ids,
+    "attention_mask": lambda value, call: call.mask,
     "position_ids": _positions,
-    "token_type_ids": _types,
-    "all_token_type_ids": _all_types,
+    "token_type_ids": lambda value, call: np.zeros(call.ids.shape),
+    "all_token_type_ids": lambda value, call: np.zeros(call.mask.shape),
     "cache_position": _slots,
-    "num_logits_to_keep": _number_of_logits,
+    # 0 keeps every row's, as transformers means it
+    "num_logits_to_keep": lambda value, call: _filled(value, int(call.last_logits_only), call),
     "prompt_length": _prompt_end,
-    "seqlens_k": _last_key,
-    "total_length": _total,
-    "past_length": _past,
-    "beam_idx": _rows,
-    "use_cache_branch": _has_past,
+    "seqlens_k": lambda value, call: _filled(value, call.past + call.length - 1, call),
+    "total_length": lambda value, call: _filled(value, call.past + call.length, call),
+    "past_length": lambda value, call: _filled(value, call.past, call),
+    "beam_idx": lambda value, call: np.arange(len(call.ids)),
+    "use_cache_branch": lambda value, call: _filled(value, call.past > 0, call),
 }

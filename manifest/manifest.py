@@ -74,6 +74,12 @@ class Manifest:
     runtime: str = RUNS  # or why trianglemix-run cannot run it, where plain ONNX Runtime can
 
     @property
+    def past_of(self) -> dict[str, str]:
+        """By the name of each layer's present key or value, the past that it continues."""
+        keys = {layer.present_key: layer.past_key for layer in self.cache}
+        return keys | {layer.present_value: layer.past_value for layer in self.cache}
+
+    @property
     def batch(self) -> int | None:
         """Rows that every call must have, None where any number will do."""
         return 1 if self.static is not None else fixed_batch(self.inputs)

@@ -79,6 +79,11 @@ class StaticGraphs:
     lowering: Lowering = "block"
     custom_operator: str | None = None
 
+    @property
+    def graphs(self) -> tuple[StaticGraph, ...]:
+        """All of them, the longest step first."""
+        return self.stream, self.tail, self.decode
+
     def parts(self, begin: int, end: int, tail_begin: int) -> Iterator[StaticPart]:
         """Rows `begin .. end - 1` cut into calls; those from `tail_begin` on are dense."""
         tail_begin = min(max(begin, tail_begin), end)

@@ -106,12 +106,7 @@ class TriangleMixConfig:
         cls, pattern: TrianglePattern, triangle_layer_indices: Sequence[int] | None = None
     ) -> TriangleMixConfig:
         """A pattern with the layers that use it."""
-        return cls(
-            pattern.num_sink_tokens,
-            pattern.sliding_window_size,
-            pattern.num_last_tokens,
-            triangle_layer_indices=triangle_layer_indices,
-        )
+        return cls(**pattern.as_attributes(), triangle_layer_indices=triangle_layer_indices)
 
     # Other people's spellings; the conversions themselves live in `TrianglePattern`.
 

@@ -36,7 +36,8 @@ def flex_triangle(
     Rows before their row's first real token are zero.
     """
     grid = TileGrid(rows, query.shape[2], key.shape[2])
-    run = _compiled() if query.is_cuda else _eager()
+    eager: Any = flex_attention
+    run = _compiled() if query.is_cuda else eager
     result: Tensor = run(
         query,
         key,
@@ -54,12 +55,6 @@ def _compiled() -> Callable[..., Any]:
     """Compiled for the first length, then once more for all lengths; lengths are tensors."""
     compiled: Callable[..., Any] = torch.compile(flex_attention)
     return compiled
-
-
-def _eager() -> Callable[..., Any]:
-    eager: Any = flex_attention
-    function: Callable[..., Any] = eager
-    return function
 
 
 def _softcap(cap: float) -> Callable[..., Tensor]:

@@ -162,7 +162,10 @@ def _compile(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals.update(
-        raise_exception=_refuse, strftime_now=_now, dict=_Dict(), namespace=_Namespace
+        raise_exception=_refuse,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        dict=_Dict(),
+        namespace=_Namespace,
     )
     return environment.from_string(source)
 
@@ -196,10 +199,6 @@ def _to_json(
 
 def _refuse(message: object) -> NoReturn:
     raise jinja2.TemplateError(str(message))
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 class _Dict:

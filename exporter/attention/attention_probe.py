@@ -169,10 +169,9 @@ class ProbeInputs:
 
     def _shape_of(self, value: ir.Value, sizes: CallSizes, tokens: int) -> list[int]:
         """Static sizes as they are, the first other one the batch, later ones `tokens`."""
-        known = [None, None, 8] if value.shape is None else [_static(d) for d in value.shape]
         return [
-            size if size is not None else (sizes.batch if axis == 0 else tokens)
-            for axis, size in enumerate(known)
+            size if isinstance(size, int) else (sizes.batch if axis == 0 else tokens)
+            for axis, size in enumerate((None, None, 8) if value.shape is None else value.shape)
         ]
 
 
@@ -186,10 +185,6 @@ def _zeros(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     if math.prod(shape) > _MAX_ELEMENTS:
         shape = [*shape[:-1], 0]
     return np.zeros(shape, dtype)
-
-
-def _static(dimension: Any) -> int | None:
-    return dimension if isinstance(dimension, int) else None
 
 
 def _numpy_dtype(value: ir.Value) -> np.dtype[Any]:

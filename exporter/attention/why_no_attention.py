@@ -31,9 +31,9 @@ def clue(graph: ir.Graph, content: Collection[ir.Value]) -> str:
 
 
 def _quantised_product(node: ir.Node, content: Collection[ir.Value]) -> str | None:
-    """Two activations multiplied as integers."""
+    """Two activations multiplied as integers; one node makes each with scale and zero point."""
     given = [value for value in node.inputs if value is not None and value in content]
-    if node.op_type not in _QUANTISED or len({_source(value) for value in given}) < 2:
+    if node.op_type not in _QUANTISED or len({value.producer() for value in given}) < 2:
         return None
     return f"multiplies quantised activations: {_ADVICE}"
 
@@ -96,11 +96,6 @@ def _state(node: ir.Node, content: Collection[ir.Value]) -> str | None:
     return "keeps a state, not keys and values: there are none to leave out" if (
         keeps_state(node)
     ) else None  # fmt: skip
-
-
-def _source(value: ir.Value) -> ir.Node | None:
-    """One node makes a quantised tensor, its scale and its zero point."""
-    return value.producer()
 
 
 _READERS: Final[tuple[Callable[[ir.Node, Collection[ir.Value]], str | None], ...]] = (

@@ -151,13 +151,11 @@ def layout_chain(value: ir.Value) -> list[ir.Value]:
         readers = [node for node in chain[-1].consumers() if not is_op(node, "Shape", "Size")]
         if len(readers) != 1 or chain[-1].is_graph_output():
             return chain
-        if not _moves(readers[0], chain[-1]) and not _zeroes_rows(readers[0], chain[-1]):
+        node, last = readers[0], chain[-1]
+        moves = is_op(node, "Reshape", "Transpose", *_SILENT) and node.inputs[0] is last
+        if not moves and not _zeroes_rows(node, last):
             return chain
-        chain.append(readers[0].outputs[0])
-
-
-def _moves(node: ir.Node, value: ir.Value) -> bool:
-    return is_op(node, "Reshape", "Transpose", *_SILENT) and node.inputs[0] is value
+        chain.append(node.outputs[0])
 
 
 def _zeroes_rows(node: ir.Node, value: ir.Value) -> bool:

@@ -29,7 +29,8 @@ class InferShapesPass(ir.passes.InPlacePass):
         unknown = [value for value in values if value.shape is None or value.dtype is None]
         if not unknown:
             return ir.passes.PassResult(model, False)
-        stated = {value: (value.shape, value.type) for value in _all_values(model.graph)}
+        values += [*model.graph.inputs, *model.graph.initializers.values()]
+        stated = {value: (value.shape, value.type) for value in values}
         with _silence():
             common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
             if any([_state_reshape(node) for node in model.graph]):
@@ -39,13 +40,6 @@ class InferShapesPass(ir.passes.InPlacePass):
             if kind is not None:
                 value.type = kind
         return ir.passes.PassResult(model, True)
-
-
-def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
 
 
 def _state_reshape(node: ir.Node) -> bool:

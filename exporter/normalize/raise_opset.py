@@ -77,16 +77,11 @@ def _softmax_of_a_matrix(build: GraphBuilder, node: ir.Node) -> None:
     build.replace(node, build.op("Reshape", matrix, build.op("Shape", source)))
 
 
-def _dropout_at_inference(build: GraphBuilder, node: ir.Node) -> None:
-    """Its ratio was an attribute, and only training asked for it."""
-    node.attributes.pop("ratio", None)
-
-
-_Writer = Callable[[GraphBuilder, ir.Node], None]
+_Writer = Callable[[GraphBuilder, ir.Node], object]
 _WRITERS: Final[tuple[tuple[tuple[str, ...], _Writer], ...]] = (
     (("Squeeze", "Unsqueeze", "ReduceSum", "Split"), _numbers_to_input),
     (("Softmax", "LogSoftmax", "Hardmax"), _softmax_of_a_matrix),
-    (("Dropout",), _dropout_at_inference),
+    (("Dropout",), lambda build, node: node.attributes.pop("ratio", None)),  # only training's
 )
 
 

@@ -52,19 +52,18 @@ def build_example(attend: Attend, opset: int, domains: tuple[str, ...] = ()) -> 
     build = GraphBuilder(graph, "example")
     hidden = build.op("Gather", _weight(build, random, "embedding", _VOCABULARY, _HIDDEN), ids)
     presents: list[ir.Value] = []
+    width, kv_width = SHAPE.num_heads * SHAPE.head_size, SHAPE.kv_num_heads * SHAPE.head_size
     for layer in range(_LAYERS):
-        projected = [
+        query, key, value = (
             build.op("MatMul", hidden, _weight(build, random, f"{layer}.{part}", _HIDDEN, width))
-            for part, width in zip("qkv", _widths(), strict=True)
-        ]
-        query, key, value = projected
+            for part, width in (("q", width), ("k", kv_width), ("v", kv_width))
+        )
         past_key, past_value = pasts[2 * layer : 2 * layer + 2]
         example_layer = ExampleLayer(query, key, value, past_key, past_value, mask)
         result, *present = attend(build, example_layer)
         for value, part in zip(present, ("key", "value"), strict=True):
             _name(value, f"present.{layer}.{part}", pasts[0], "total")
         presents += present
-        width = SHAPE.num_heads * SHAPE.value_head_size
         projection = _weight(build, random, f"{layer}.o", width, _HIDDEN)
         hidden = build.op("Add", hidden, build.op("MatMul", result, projection))
     logits = build.op("MatMul", hidden, _weight(build, random, "head", _HIDDEN, _VOCABULARY))
@@ -112,11 +111,6 @@ def group_query_attention(
     )  # fmt: skip
     output, present_key, present_value = node.outputs
     return output, present_key, present_value
-
-
-def _widths() -> tuple[int, int, int]:
-    kv_width = SHAPE.kv_num_heads * SHAPE.head_size
-    return SHAPE.num_heads * SHAPE.head_size, kv_width, kv_width
 
 
 def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:

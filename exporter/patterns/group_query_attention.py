@@ -47,12 +47,8 @@ _CARRIED: Final = Carried(
         "position_ids": "gives positions of its own to the rotation inside, of which ONNX Runtime "
         "reads the first alone in a prompt; export with the rotation before the attention, or "
         "without position_ids",
-        "attention_bias": "",
-        "head_sink": "",
-        "k_scale": "",
-        "v_scale": "",
-        "query_seqlens": "",
-        "output_qk": "",
+        **dict.fromkeys(("attention_bias", "head_sink", "k_scale", "v_scale"), ""),
+        **dict.fromkeys(("query_seqlens", "output_qk"), ""),
     },
     attributes={
         "num_heads": at_least(1),

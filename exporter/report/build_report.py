@@ -129,12 +129,12 @@ def _interface_notes(manifest: Manifest) -> list[str]:
 
 def _operators(model: ir.Model) -> dict[int, str]:
     """The operator that each layer's attention became; graph order is layer order."""
-    attentions = [node for node in model.graph if _is_attention(node)]
+    attentions = [
+        node
+        for node in model.graph
+        if is_triangle_attention(node) or node.op_type == "GroupQueryAttention"
+    ]
     return {layer: _name(node) for layer, node in enumerate(attentions)}
-
-
-def _is_attention(node: ir.Node) -> bool:
-    return is_triangle_attention(node) or node.op_type == "GroupQueryAttention"
 
 
 def _name(node: ir.Node) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trianglemix.exporter.onnx_file.file_copy import place_file
+from trianglemix.hf.weight_files import read_object
 
 _PATTERNS: Final = (
     "config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -81,15 +81,6 @@ class Companions:
                 where = f" from {source}, one folder up" if number else ""
                 notes.append(f"copied along{where}: {', '.join(copied)}")
         return notes or ["no config or tokenizer to copy along"]
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file cannot be read as one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _names(folder: Path) -> Iterator[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.options import Dtype, ExportOptions
 from trianglemix.exporter.sources.find_source import Source
+from trianglemix.hf.weight_files import read_object
 
 WORK_FOLDER: Final = ".work"
 
@@ -59,14 +59,8 @@ def _dtype(
                 "types: leave --dtype out, or export the folder that the file was made from"
             )
         return options.dtype
-    if not source.is_huggingface or not _is_bfloat16(source.path):
+    if not source.is_huggingface:
         return "auto"
-    return of_bfloat16(options)
-
-
-def _is_bfloat16(folder: Path) -> bool:
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
+    config = read_object(source.path / "config.json")
+    is_bfloat16 = "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
+    return of_bfloat16(options) if is_bfloat16 else "auto"

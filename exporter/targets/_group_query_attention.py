@@ -49,10 +49,12 @@ def _lower(
     seqlens = node.seqlens_k
     if seqlens not in clamped:
         clamped[seqlens] = build.op("Max", seqlens, build.int32(0))
+    rotation = node.rotation
+    tables = [] if rotation is None else [rotation.cosines, rotation.sines]
     rows = [node.query, node.key, node.value, *_pasts(build, node)]
     lowered = build.node(
         "GroupQueryAttention",
-        [*rows, clamped[seqlens], node.total_sequence_length, *_tables(node)],
+        [*rows, clamped[seqlens], node.total_sequence_length, *tables],
         domain=_DOMAIN,
         attributes=_attributes(node),
         num_outputs=3,
@@ -72,11 +74,6 @@ def _pasts(build: GraphBuilder, node: TriangleNode) -> list[ir.Value]:
     share memory where the past is its own to give away; the call then fails.
     """
     return [x if x.is_graph_input() else build.reshape(x, 0, 0, -1, 0) for x in node.past]
-
-
-def _tables(node: TriangleNode) -> list[ir.Value]:
-    rotation = node.rotation
-    return [] if rotation is None else [rotation.cosines, rotation.sines]
 
 
 def _attributes(node: TriangleNode) -> dict[str, AttributeValue]:

@@ -27,19 +27,11 @@ class HostStore:
             )
         self._logits = manifest.logits
         self._execute = execute
-        self._past_of = {
-            present: past
-            for layer in manifest.cache
-            for past, present in (
-                (layer.past_key, layer.present_key),
-                (layer.past_value, layer.present_value),
-            )
-        }
-        static = manifest.static
+        self._past_of = manifest.past_of
         held = set(self._past_of.values())
         self._cache = {
             tensor.name: np.zeros(tensor.shape, tensor.dtype)
-            for graph in (static.stream, static.tail, static.decode)
+            for graph in manifest.static.graphs
             for tensor in graph.inputs
             if tensor.name in held
         }

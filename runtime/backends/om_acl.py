@@ -79,19 +79,8 @@ class _AclStore:
         static = manifest.static
         assert static is not None
         self._device, self._logits = device, manifest.logits
-        self._tensors = {
-            tensor.name: tensor
-            for graph in (static.stream, static.tail, static.decode)
-            for tensor in graph.inputs
-        }
-        self._past_of = {
-            present: past
-            for layer in manifest.cache
-            for past, present in (
-                (layer.past_key, layer.present_key),
-                (layer.past_value, layer.present_value),
-            )
-        }
+        self._tensors = {tensor.name: tensor for graph in static.graphs for tensor in graph.inputs}
+        self._past_of = manifest.past_of
         self._cached = frozenset(self._past_of.values())
         self._addresses: list[int] = []
         self._datasets: list[Any] = []

@@ -52,11 +52,6 @@ class HuggingFaceOptions:
     own_process: bool = True
 
 
-def is_huggingface_folder(path: Path) -> bool:
-    """Whether `path` is a folder with a model configuration of transformers."""
-    return (path / "config.json").is_file()
-
-
 def export_huggingface(folder: Path, work: Path, options: HuggingFaceOptions) -> Path:
     """Writes `work/model.onnx` and its external data; returns its path.
 

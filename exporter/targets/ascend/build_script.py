@@ -83,7 +83,7 @@ def build_script(static: StaticGraphs) -> str:
     head = _HEAD.replace("@SOC@", static.soc).replace("@SUCCESS@", _SUCCESS)
     if static.lowering == "custom":
         head += _CUSTOM
-    graphs = (static.stream, static.tail, static.decode)
+    graphs = static.graphs
     calls = [f"build {_stem(graph.file)} '{input_shape(graph)}'" for graph in graphs]
     return "\n".join([head, *calls, 'echo "done: run with trianglemix-run . --provider npu"', ""])
 

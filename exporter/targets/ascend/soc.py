@@ -16,12 +16,9 @@ _KIB: Final = 1024
 
 @dataclass(frozen=True)
 class Soc:
-    """One chip: cores, clock (MHz), buffers (bytes), matrix rate (FLOP/s), memory rate (B/s)."""
+    """One chip: buffers (bytes), matrix rate (FLOP/s), memory rate (B/s)."""
 
     name: str
-    cube_cores: int
-    vector_cores: int
-    clock_mhz: int
     ub_bytes: int
     l1_bytes: int
     l0_bytes: int  # L0A and L0B, each
@@ -32,22 +29,21 @@ class Soc:
 
 
 def _soc(
-    name: str, cores: tuple[int, int, int], buffers_kib: tuple[int, int, int, int],
-    rates: tuple[float, float], has_bfloat16: bool = True,
+    name: str, buffers_kib: tuple[int, int, int, int], rates: tuple[float, float],
+    has_bfloat16: bool = True,
 ) -> Soc:  # fmt: skip
     ub, l1, l0, l0c = (size * _KIB for size in buffers_kib)
-    return Soc(name, *cores, ub, l1, l0, l0c, rates[0] * 1e12, rates[1] * 1e12, has_bfloat16)
+    return Soc(name, ub, l1, l0, l0c, rates[0] * 1e12, rates[1] * 1e12, has_bfloat16)
 
 
 _A2: Final = (192, 512, 64, 128)
 SOCS: Final = (
-    _soc("Ascend910B1", (24, 48, 1850), _A2, (364, 1.42)),
-    _soc("Ascend910B3", (20, 40, 1800), _A2, (295, 1.15)),
-    _soc("Ascend910_9391", (24, 48, 1850), _A2, (364, 1.42)),
-    _soc("Ascend310P3", (8, 8, 1060), (256, 1024, 64, 256), (69, 0.14), has_bfloat16=False),
-    _soc("Ascend950PR_9599", (36, 72, 1800), (248, 512, 64, 256), (531, 2.0)),
+    _soc("Ascend910B1", _A2, (364, 1.42)),
+    _soc("Ascend910B3", _A2, (295, 1.15)),
+    _soc("Ascend910_9391", _A2, (364, 1.42)),
+    _soc("Ascend310P3", (256, 1024, 64, 256), (69, 0.14), has_bfloat16=False),
+    _soc("Ascend950PR_9599", (248, 512, 64, 256), (531, 2.0)),
 )
-DEFAULT_SOC: Final = "Ascend910B3"
 _FAMILIES: Final = (
     ("Ascend310P", "Ascend310P3"),
     ("Ascend910B", "Ascend910B3"),

@@ -50,6 +50,15 @@ class LayerGeometry:
         """Whether stream rows drop keys."""
         return not self.attention.pattern.is_dense
 
+    def cache_shapes(self, layer: int, slots: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of keys and values of the layer's cache, by the names of their inputs."""
+        shape = self.attention.shape
+        key, value = static_plan.cache_names(layer)
+        return {
+            key: (1, shape.kv_num_heads, slots, shape.head_size),
+            value: (1, shape.kv_num_heads, slots, shape.value_head_size),
+        }
+
 
 def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeometry]:
     """The attentions of a canonical graph, layer 0 first.
@@ -108,7 +117,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         graph.outputs[:] = [*logits, *new_rows]
         lengths = [length] if self._kind is GraphKind.TAIL else []
         graph.inputs[:] = [roles.input_ids, start, *lengths, *inputs]
-        _forget_default(graph)
+        graph.initializers.pop(PROMPT_LENGTH, None)  # it was the default of an optional input
         model.functions.clear()
         if self._plan.lowering == "block":
             graph.opset_imports.pop(contract.DOMAIN, None)
@@ -126,13 +135,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
             static_plan.LENGTH: (1,),
         }
         for layer, geometry in enumerate(layers):
-            shape = geometry.attention.shape
-            for name, size in zip(
-                static_plan.cache_names(layer),
-                (shape.head_size, shape.value_head_size),
-                strict=True,
-            ):
-                sizes[name] = (1, shape.kv_num_heads, self._call.slots, size)
+            sizes |= geometry.cache_shapes(layer, self._call.slots)
         return sizes
 
     def _replace_lengths(self, build: GraphBuilder, start: ir.Value) -> None:
@@ -278,13 +281,8 @@ def _geometry(triangle: TriangleNode, owner: int) -> LayerGeometry:
 
 
 def _cache_values(layer: int, geometry: LayerGeometry, slots: int) -> tuple[ir.Value, ir.Value]:
-    shape = geometry.attention.shape
-    key, value = (
-        ir.val(name, dtype=geometry.dtype, shape=(1, shape.kv_num_heads, slots, size))
-        for name, size in zip(
-            static_plan.cache_names(layer), (shape.head_size, shape.value_head_size), strict=True
-        )
-    )
+    shapes = geometry.cache_shapes(layer, slots).items()
+    key, value = (ir.val(name, dtype=geometry.dtype, shape=shape) for name, shape in shapes)
     return key, value
 
 
@@ -294,11 +292,6 @@ def _named(layer: int, geometry: LayerGeometry, made: StaticOutputs) -> list[ir.
         value.name = name
         value.type = ir.TensorType(geometry.dtype)
     return outputs
-
-
-def _forget_default(graph: ir.Graph) -> None:
-    """The optional input `prompt_length` was an initializer too."""
-    graph.initializers.pop(PROMPT_LENGTH, None)
 
 
 def _keep_all_logits(build: GraphBuilder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -85,13 +84,6 @@ def cache_names(layer: int) -> tuple[str, str]:
 def new_names(layer: int) -> tuple[str, str]:
     """Outputs: keys and values of the new rows, to be stored in the cache."""
     return f"new.{layer}.key", f"new.{layer}.value"
-
-
-def small_inputs(kind: GraphKind) -> Iterator[str]:
-    """The inputs of a graph besides the cache."""
-    yield from (INPUT_IDS, START)
-    if kind is GraphKind.TAIL:
-        yield LENGTH
 
 
 def _largest_divisor(number: int, limit: int) -> int:

@@ -153,19 +153,14 @@ class _StaticModel:
         return {self.logits: outputs[manifest.logits]}
 
     def _store(self, outputs: dict[str, Array], start: int, rows: int) -> None:
-        for layer in self.manifest.cache:
-            for past, present in (
-                (layer.past_key, layer.present_key),
-                (layer.past_value, layer.present_value),
-            ):
-                self._cache[past][:, :, start : start + rows] = outputs[present][:, :, :rows]
+        for present, past in self.manifest.past_of.items():
+            self._cache[past][:, :, start : start + rows] = outputs[present][:, :, :rows]
 
     def _empty_cache(self) -> dict[str, Array]:
-        layers = self.manifest.cache
-        held = {name for layer in layers for name in (layer.past_key, layer.past_value)}
+        held = set(self.manifest.past_of.values())
         return {
             tensor.name: np.zeros(tensor.shape, tensor.dtype)
-            for graph in (self.static.stream, self.static.tail, self.static.decode)
+            for graph in self.static.graphs
             for tensor in graph.inputs
             if tensor.name in held
         }
