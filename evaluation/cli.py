@@ -17,7 +17,7 @@ from trianglemix.evaluation.huggingface import (
     HuggingFaceOptions,
     shape_of_folder,
 )
-from trianglemix.evaluation.model import AnswerModel, Loader
+from trianglemix.evaluation.model import Loader
 from trianglemix.evaluation.page import save_page
 from trianglemix.evaluation.report import Comparison, check_output, save_json, table_of
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
@@ -129,19 +129,15 @@ def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> li
 
 def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Loader:
     if (folder / MANIFEST).is_file():
-        return partial(_open_exported, folder, options)
+        from trianglemix.evaluation.onnx_model import OnnxModel
+
+        return partial(OnnxModel, folder, options.provider, options.threads)
     if (folder / "config.json").is_file():
         return partial(HuggingFaceModel, folder, chosen)
     raise ConfigurationError(
         f"{folder} is neither a folder of trianglemix-export ({MANIFEST}) nor a Hugging Face model "
         "(config.json); give one of the two"
     )
-
-
-def _open_exported(folder: Path, options: _Options) -> AnswerModel:
-    from trianglemix.evaluation.onnx_model import OnnxModel
-
-    return OnnxModel(folder, options.provider, options.threads)
 
 
 def _hugging_face_layers(options: _Options, layers: tuple[int, ...]) -> HuggingFaceOptions:

@@ -50,7 +50,7 @@ class HuggingFaceModel:
             raise ConfigurationError(f"{folder} has no tokenizer.json, which the tasks need")
         require_torch()
         self._counted = reset_peak_memory()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._options = options
         self.model = load_causal_model(folder, options.dtype)
         to_device(self.model, options.device)
@@ -87,11 +87,6 @@ class HuggingFaceModel:
             "dtype": str(self.model.dtype),
         }
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer."""
-        return self._tokenizer
-
     def answer(self, ids: tuple[int, ...], max_new_tokens: int) -> Answer:
         """Greedy, one prompt; the first token's logits are the only ones of the prefill."""
         import torch
@@ -108,7 +103,7 @@ class HuggingFaceModel:
                 if len(new) == max_new_tokens:
                     break
                 token, cache = self._step(torch.tensor([[token]]), cache)
-        return Answer(self._tokenizer.decode(new), len(ids), ttft)
+        return Answer(self.tokenizer.decode(new), len(ids), ttft)
 
     def _step(self, ids: Tensor, cache: Any) -> tuple[int, Any]:
         output = self.model(

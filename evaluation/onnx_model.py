@@ -22,7 +22,7 @@ class OnnxModel:
         self._session = TriangleSession.from_folder(folder, provider, threads=threads)
         if self._session.tokenizer is None:
             raise ConfigurationError(f"{folder} has no tokenizer.json, which the tasks need")
-        self._tokenizer: Tokenizer = self._session.tokenizer
+        self.tokenizer: Tokenizer = self._session.tokenizer
         self._counted = counted and self._session.provider == "cpu"
         self._peak_mb = 0.0
 
@@ -38,11 +38,6 @@ class OnnxModel:
             "device": self._session.provider,
             "kernel": self._session.kernel,
         }
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer."""
-        return self._tokenizer
 
     def answer(self, ids: tuple[int, ...], max_new_tokens: int) -> Answer:
         """Greedy, one prompt."""

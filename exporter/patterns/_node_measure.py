@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -130,7 +130,7 @@ class _Probe:
 
         Returns which of the site's outputs holds the result, and its layout.
         """
-        heads = self._random(sizes)
+        heads = self._heads(self._inputs.normal, sizes)
         results = self._run(heads, sizes)
         outputs, present = results[: self._count], results[self._count :]
         call = Call(
@@ -154,7 +154,7 @@ class _Probe:
 
     def _weights(self, sizes: CallSizes, start: int) -> Array:
         """`[B, H, S, Dv]`: weights of the keys `start` to `start + Dv`, at equal scores."""
-        heads = self._random(sizes)
+        heads = self._heads(self._inputs.normal, sizes)
         shape = self._site.shape
         hot = np.eye(sizes.total, shape.value_head_size, -start, np.float32)
         values = np.broadcast_to(hot, (sizes.batch, shape.kv_num_heads, *hot.shape))
@@ -181,15 +181,16 @@ class _Probe:
                 f"equal scores give weights that differ by {error:.1e} of their mean"
             )
 
-    def _random(self, sizes: CallSizes) -> _Heads:
-        shape, normal = self._site.shape, self._inputs.normal
+    def _heads(self, make: Callable[..., Array], sizes: CallSizes) -> _Heads:
+        """Arrays for one call, each made of its shape."""
+        shape = self._site.shape
         kv = (sizes.batch, shape.kv_num_heads)
         return _Heads(
-            normal(sizes.batch, shape.num_heads, sizes.length, shape.head_size),
-            normal(*kv, sizes.length, shape.head_size),
-            normal(*kv, sizes.length, shape.value_head_size),
-            normal(*kv, sizes.past, shape.head_size),
-            normal(*kv, sizes.past, shape.value_head_size),
+            make(sizes.batch, shape.num_heads, sizes.length, shape.head_size),
+            make(*kv, sizes.length, shape.head_size),
+            make(*kv, sizes.length, shape.value_head_size),
+            make(*kv, sizes.past, shape.head_size),
+            make(*kv, sizes.past, shape.value_head_size),
         )
 
     def _run(self, heads: _Heads, sizes: CallSizes) -> Sequence[Array]:
@@ -212,19 +213,7 @@ class _Probe:
 
     def _shapes(self, sizes: CallSizes) -> dict[ir.Value, tuple[int, ...]]:
         """Their shapes."""
-        shape = self._site.shape
-
-        def empty(heads: int, tokens: int, size: int) -> Array:
-            return np.broadcast_to(np.float32(0), (sizes.batch, heads, tokens, size))
-
-        kv, (new, past) = shape.kv_num_heads, (sizes.length, sizes.past)
-        heads = _Heads(
-            empty(shape.num_heads, new, shape.head_size),
-            empty(kv, new, shape.head_size),
-            empty(kv, new, shape.value_head_size),
-            empty(kv, past, shape.head_size),
-            empty(kv, past, shape.value_head_size),
-        )
+        heads = self._heads(lambda *shape: np.broadcast_to(np.float32(0), shape), sizes)
         return {x: array.shape for x, array in self._laid_out(heads).items()}
 
 

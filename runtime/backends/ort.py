@@ -61,36 +61,20 @@ class OrtSettings:
 
 
 class OrtBackend:
-    """A model in an ONNX Runtime session."""
+    """A model in an ONNX Runtime session, on a `provider` of `PROVIDERS`.
+
+    `kernel` is "native", or "fallback" where the model runs on the operator's function body;
+    `session` is for profiles and for what this class does not cover.
+    """
 
     def __init__(
         self, session: ort.InferenceSession, folder: ModelFolder, provider: str, kernel: Kernel
     ) -> None:
-        self._session = session
-        self._manifest: Manifest = folder.manifest
-        self._provider = provider
-        self._kernel: Kernel = kernel
+        self.session = session
+        self.manifest: Manifest = folder.manifest
+        self.provider = provider
+        self.kernel: Kernel = kernel
         self._num_heads = 0 if kernel == "native" else operator_heads(folder.model_path)
-
-    @property
-    def manifest(self) -> Manifest:
-        """See `Backend.manifest`."""
-        return self._manifest
-
-    @property
-    def provider(self) -> str:
-        """A name of `PROVIDERS`."""
-        return self._provider
-
-    @property
-    def kernel(self) -> Kernel:
-        """ "native", or "fallback" where the model runs on the operator's function body."""
-        return self._kernel
-
-    @property
-    def session(self) -> ort.InferenceSession:
-        """The session itself, for profiles and for what this class does not cover."""
-        return self._session
 
     def open_cache(self, batch: int, slots: int) -> DeviceCache:
         """See `Backend.open_cache`.
@@ -98,19 +82,19 @@ class OrtBackend:
         The function body computes scores for every slot, used or not, and standard operators
         promise nothing about one buffer for past and present: it gets neither spare slots nor one.
         """
-        device = "cuda" if self._provider == "cuda" else "cpu"  # the host's, for every other
-        if not self._manifest.has_cache:
-            return RecomputingCache(self._session, self._manifest, device, batch)
-        known = all(x.role in SHAREABLE for x in carried_inputs(self._manifest.inputs))
-        if self._manifest.shared_cache and known and self._kernel == "native":
-            return SharedCache(self._session, self._manifest, device, batch, slots)
-        return GrowingCache(self._session, self._manifest, device, batch)
+        device = "cuda" if self.provider == "cuda" else "cpu"  # the host's, for every other
+        if not self.manifest.has_cache:
+            return RecomputingCache(self.session, self.manifest, device, batch)
+        known = all(x.role in SHAREABLE for x in carried_inputs(self.manifest.inputs))
+        if self.manifest.shared_cache and known and self.kernel == "native":
+            return SharedCache(self.session, self.manifest, device, batch, slots)
+        return GrowingCache(self.session, self.manifest, device, batch)
 
     def check_memory(self, batch: int, rows: int, keys: int) -> None:
         """See `Backend.check_memory`."""
-        if self._kernel == "native":
+        if self.kernel == "native":
             return
-        on_gpu = self._provider == "cuda"
+        on_gpu = self.provider == "cuda"
         free = available_cuda_bytes() if on_gpu else available_host_bytes()
         needed = batch * self._num_heads * rows * keys * FALLBACK_SCORE_BYTES
         if free is not None and needed > free:

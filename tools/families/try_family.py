@@ -61,10 +61,8 @@ def export_right(model: Any, work: Path) -> str:
     model.save_pretrained(folder)
     path = export_huggingface(folder, made, HuggingFaceOptions(own_process=False))
     output = work / "out"
-    export(
-        ExportOptions(path, output, layers=LayerRequest(count=1), pattern=_pattern_request()),
-        _Silent(),
-    )
+    pattern = PatternRequest(*PATTERN.as_attributes().values())
+    export(ExportOptions(path, output, layers=LayerRequest(count=1), pattern=pattern), _Silent())
     manifest = json.loads((output / "manifest.json").read_text())
     layers = manifest["triangle_layers"]
     session = _session(output / "model.onnx")
@@ -127,12 +125,6 @@ def _unpatched_difference(model: Any, ids: Tensor, mask: Tensor, settings: dict[
 
 def _effect(effect: float) -> str:
     return "" if effect > 10 * _TOLERANCE else f" (the cut itself changes {effect:.0e} only)"
-
-
-def _pattern_request() -> PatternRequest:
-    return PatternRequest(
-        PATTERN.num_sink_tokens, PATTERN.sliding_window_size, PATTERN.num_last_tokens
-    )
 
 
 def _ids(batch: int, length: int) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from trianglemix.manifest.static_graphs import StaticGraph, StaticGraphs
 
 FILE_NAME = "build_om.sh"
@@ -83,19 +81,11 @@ def build_script(static: StaticGraphs) -> str:
     head = _HEAD.replace("@SOC@", static.soc).replace("@SUCCESS@", _SUCCESS)
     if static.lowering == "custom":
         head += _CUSTOM
-    graphs = static.graphs
-    calls = [f"build {_stem(graph.file)} '{input_shape(graph)}'" for graph in graphs]
+    stems = [(graph.file.removesuffix(".onnx"), input_shape(graph)) for graph in static.graphs]
+    calls = [f"build {stem} '{shapes}'" for stem, shapes in stems]
     return "\n".join([head, *calls, 'echo "done: run with trianglemix-run . --provider npu"', ""])
 
 
 def input_shape(graph: StaticGraph) -> str:
     """`name:1,2;name:3`, as --input_shape takes it."""
-    return ";".join(f"{tensor.name}:{_dims(tensor.shape)}" for tensor in graph.inputs)
-
-
-def _dims(shape: Sequence[int]) -> str:
-    return ",".join(str(size) for size in shape)
-
-
-def _stem(file: str) -> str:
-    return file.removesuffix(".onnx")
+    return ";".join(f"{x.name}:{','.join(map(str, x.shape))}" for x in graph.inputs)

@@ -37,7 +37,6 @@ class LayerWork:
 class PromptCost:
     """A whole prompt on one chip with one block size; seconds are predictions, not measurements."""
 
-    block: int
     banded: LayerWork | None  # one triangle layer
     dense: LayerWork  # one dense layer
     attention_seconds: float
@@ -106,9 +105,8 @@ class CostModel:
                 continue
             banded = self.banded(layer, block, stream, soc)
             attention += banded.seconds + self.dense(layer, tail, stream, soc).seconds
-        return PromptCost(
-            block, banded, dense, attention, dense_attention, self._other_seconds(length, soc)
-        )
+        other = self._other_seconds(length, soc)
+        return PromptCost(banded, dense, attention, dense_attention, other)
 
     def _work(self, flops: float, kept: float, moved: float, scores: float, soc: Soc) -> LayerWork:
         """Two products over `moved` bytes, and what softmax does to every score in memory."""
@@ -154,13 +152,9 @@ def choose_dense_block(model: CostModel) -> int:
 
 @dataclass(frozen=True)
 class TileFit:
-    """Bytes that a fused tile of `rows x keys` needs, and whether a chip's buffers hold them."""
+    """Bytes of the unified buffer that a fused tile needs, and whether all a chip's hold it."""
 
-    rows: int
-    keys: int
     ub_bytes: int
-    l1_bytes: int
-    l0c_bytes: int
     fits: bool
 
 
@@ -175,7 +169,7 @@ def tile_fit(attention: Attention, tile: tuple[int, int], itemsize: int, soc: So
     l0c = rows * max(keys, shape.value_head_size) * _REAL_BYTES
     l0 = max(rows, keys) * max(shape.head_size, shape.value_head_size) * itemsize
     fits = ub <= soc.ub_bytes and l1 <= soc.l1_bytes and l0c <= soc.l0c_bytes
-    return TileFit(rows, keys, ub, l1, l0c, fits and l0 <= soc.l0_bytes)
+    return TileFit(ub, fits and l0 <= soc.l0_bytes)
 
 
 def _streaming_pairs(rows: int, pattern: TrianglePattern) -> int:

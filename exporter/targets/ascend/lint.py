@@ -19,14 +19,20 @@ from trianglemix.exporter.targets.ascend import (
     rules_numbers,
     rules_parser,
 )
-from trianglemix.exporter.targets.ascend.lint_model import Finding, LengthAxes, LintModel, Severity
+from trianglemix.exporter.targets.ascend.lint_model import (
+    Finding,
+    LengthAxes,
+    LintModel,
+    Rule,
+    Severity,
+)
 from trianglemix.exporter.targets.ascend.soc import Soc
 
-RULES: Final = (
-    *rules_parser.RULES,
-    *rules_compiler.RULES,
-    *rules_numbers.RULES,
-    *rules_custom.RULES,
+RULES: Final = tuple(
+    value
+    for module in (rules_parser, rules_compiler, rules_numbers, rules_custom)
+    for value in vars(module).values()
+    if isinstance(value, Rule)
 )
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 

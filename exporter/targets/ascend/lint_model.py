@@ -156,6 +156,9 @@ class Severity(Enum):
     NOTE = "note"
 
 
+Check = Callable[[LintModel], Iterator[Place]]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One thing that can be wrong. `check` yields places (a node's or value's name) and texts."""
@@ -163,7 +166,12 @@ class Rule:
     name: str
     severity: Severity
     source: str
-    check: Callable[[LintModel], Iterator[tuple[str, str]]]
+    check: Check
+
+
+def rule(name: str, severity: Severity, source: str) -> Callable[[Check], Rule]:
+    """Makes a rule of the function that follows; `lint.RULES` finds it in its module."""
+    return lambda check: Rule(name, severity, source, check)
 
 
 @dataclass(frozen=True)

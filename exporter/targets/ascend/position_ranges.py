@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.graph.walk import constant_array, is_op
+from trianglemix.exporter.targets.ascend.static_shapes import evaluate
 
 _MOST_NODES: Final = 60
 _ROWS: Final = 5
@@ -89,17 +89,8 @@ def _computed(
         for value in node.inputs:
             if value is not None and value.const_value is not None:
                 feeds[str(value.name)] = _constant(value.const_value)
-    proto = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in nodes],
-        "positions",
-        [onnx.ValueInfoProto(name=name) for name in feeds],
-        [onnx.ValueInfoProto(name=last.outputs[0].name)],
-    )
-    model = onnx.helper.make_model(proto, opset_imports=opsets)
-    try:
-        return np.asarray(next(iter(ReferenceEvaluator(model).run(None, feeds))))
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
-        return None  # the evaluator lacks an operator or a type: then it is not taken
+    results = evaluate(nodes, last.outputs[:1], feeds, opsets)
+    return None if results is None else results[0]
 
 
 def _constant(tensor: ir.TensorProtocol) -> NDArray[Any]:

@@ -11,15 +11,16 @@ from onnx import TensorProto
 from trianglemix.exporter.targets.ascend.lint_model import (
     LintModel,
     Place,
-    Rule,
     Severity,
     place_of,
+    rule,
 )
 
 _PROTOBUF_LIMIT: Final = 2**31 - 1
 _SHARED_FACTS: Final = "docs/ascend.md"
 
 
+@rule("dynamic-shape", Severity.ERROR, "static route: atc's --input_shape")
 def _dynamic_input(model: LintModel) -> Iterator[Place]:
     for value in model.graph.input:
         info = model.infos[value.name]
@@ -28,6 +29,7 @@ def _dynamic_input(model: LintModel) -> Iterator[Place]:
             yield value.name, f"shape {dims} is not static; give every size a number"
 
 
+@rule("dynamic-value", Severity.ERROR, "static route: every inner shape known")
 def _dynamic_value(model: LintModel) -> Iterator[Place]:
     """Only where unknown sizes begin: all inputs of the node are static, an output is not."""
     if any(not model.infos[value.name].is_static for value in model.graph.input):
@@ -43,6 +45,7 @@ def _dynamic_value(model: LintModel) -> Iterator[Place]:
                 yield place_of(node), f"the shape of {name} depends on values; fold it"
 
 
+@rule("zero-size", Severity.ERROR, "static route: a tensor holds something")
 def _zero_size(model: LintModel) -> Iterator[Place]:
     names = {value.name for value in (*model.graph.input, *model.graph.output)}
     for name, info in model.infos.items():
@@ -50,6 +53,7 @@ def _zero_size(model: LintModel) -> Iterator[Place]:
             yield name, f"shape {list(info.dims)} has no elements; use a static cache"
 
 
+@rule("chip-type", Severity.ERROR, "CANN's platform files: no bf16 on 310P")
 def _chip_type(model: LintModel) -> Iterator[Place]:
     if model.soc is None or model.soc.has_bfloat16:
         return
@@ -59,12 +63,14 @@ def _chip_type(model: LintModel) -> Iterator[Place]:
             return
 
 
+@rule("int64-input", Severity.NOTE, "CANN documents: FP32, FP16, UINT8 inputs")
 def _wide_input(model: LintModel) -> Iterator[Place]:
     for value in model.graph.input:
         if model.infos[value.name].elem_type == TensorProto.INT64:
             yield value.name, "int64 input: common in practice, but the documents do not list it"
 
 
+@rule("protobuf-limit", Severity.ERROR, "protobuf: 2 GiB in a message")
 def _protobuf_limit(model: LintModel) -> Iterator[Place]:
     size = model.path.stat().st_size if model.path else model.proto.ByteSize()
     if size > _PROTOBUF_LIMIT:
@@ -80,6 +86,7 @@ def _external(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
+@rule("external-data", Severity.ERROR, "CANN's open parser: SetExternalPath")
 def _external_place(model: LintModel) -> Iterator[Place]:
     for tensor in model.tensors():
         location = _external(tensor).get("location")
@@ -92,6 +99,11 @@ def _external_place(model: LintModel) -> Iterator[Place]:
             yield tensor.name, f"data file {location} is missing beside the model"
 
 
+@rule(
+    "external-offset",
+    Severity.WARNING,
+    "CANN's open parser, onnx_file_constant_parser.cc before 2025",
+)
 def _external_offset(model: LintModel) -> Iterator[Place]:
     """Says it once: a file shared by all tensors breaks it for nearly all of them."""
     for tensor in model.tensors():
@@ -104,6 +116,7 @@ def _external_offset(model: LintModel) -> Iterator[Place]:
             return
 
 
+@rule("quadratic", Severity.ERROR, "no tensor has two axes of prompt or cache")
 def _quadratic(model: LintModel) -> Iterator[Place]:
     if model.length_axes is None:
         return
@@ -116,33 +129,16 @@ def _quadratic(model: LintModel) -> Iterator[Place]:
             )
 
 
+@rule("flash-attention", Severity.ERROR, "plugin of NPUFlashAttention")
 def _flash_attention(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         if node.op_type == "NPUFlashAttention":
             yield place_of(node), "NPUFlashAttention allocates B*H*S*S bits; use another operator"
 
 
+@rule("prompt-flash-mask", Severity.ERROR, "plugin of NPUPromptFlashAttention")
 def _prompt_flash_mask(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         shift, mask = [*node.input, "", "", "", "", ""][3:5]
         if node.op_type == "NPUPromptFlashAttention" and mask and not shift:
             yield place_of(node), "a mask without a connected pse_shift is not read"
-
-
-RULES: Final = (
-    Rule("dynamic-shape", Severity.ERROR, "static route: atc's --input_shape", _dynamic_input),
-    Rule("dynamic-value", Severity.ERROR, "static route: every inner shape known", _dynamic_value),
-    Rule("zero-size", Severity.ERROR, "static route: a tensor holds something", _zero_size),
-    Rule("chip-type", Severity.ERROR, "CANN's platform files: no bf16 on 310P", _chip_type),
-    Rule("int64-input", Severity.NOTE, "CANN documents: FP32, FP16, UINT8 inputs", _wide_input),
-    Rule("protobuf-limit", Severity.ERROR, "protobuf: 2 GiB in a message", _protobuf_limit),
-    Rule("external-data", Severity.ERROR, "CANN's open parser: SetExternalPath", _external_place),
-    Rule(
-        "external-offset", Severity.WARNING,
-        "CANN's open parser, onnx_file_constant_parser.cc before 2025", _external_offset,
-    ),
-    Rule("quadratic", Severity.ERROR, "no tensor has two axes of prompt or cache", _quadratic),
-    Rule("flash-attention", Severity.ERROR, "plugin of NPUFlashAttention", _flash_attention),
-    Rule("prompt-flash-mask", Severity.ERROR, "plugin of NPUPromptFlashAttention",
-         _prompt_flash_mask),
-)  # fmt: skip

@@ -21,13 +21,14 @@ from trianglemix.exporter.targets.ascend.custom_operator import (
 from trianglemix.exporter.targets.ascend.lint_model import (
     LintModel,
     Place,
-    Rule,
     Severity,
     place_of,
+    rule,
 )
 
 _PAST, _TOTAL = INPUTS.index("past_key"), INPUTS.index("total_sequence_length")
 _SLOTS_AXIS: Final = 2
+_SOURCE: Final = "custom_ops/ascend: the operator's definition"
 
 
 def _nodes(model: LintModel) -> list[onnx.NodeProto]:
@@ -36,6 +37,7 @@ def _nodes(model: LintModel) -> list[onnx.NodeProto]:
     ]
 
 
+@rule("custom-operator", Severity.WARNING, "atc error E16002 without a plugin")
 def _package(model: LintModel) -> Iterator[Place]:
     nodes = _nodes(model)
     if nodes:
@@ -46,6 +48,7 @@ def _package(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("custom-chip", Severity.ERROR, _SOURCE)
 def _chip(model: LintModel) -> Iterator[Place]:
     nodes = _nodes(model)
     if nodes and model.soc is not None and not runs_custom_operator(model.soc):
@@ -55,6 +58,7 @@ def _chip(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("custom-a3", Severity.WARNING, "CANN's operator development guide, ONNX plugins")
 def _doubtful_chip(model: LintModel) -> Iterator[Place]:
     nodes = _nodes(model)
     if nodes and model.soc is not None and model.soc.name.startswith("Ascend910_93"):
@@ -65,6 +69,7 @@ def _doubtful_chip(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("custom-type", Severity.ERROR, _SOURCE)
 def _type(model: LintModel) -> Iterator[Place]:
     for node in _nodes(model):
         info = model.infos.get(node.input[0]) if node.input else None
@@ -73,6 +78,7 @@ def _type(model: LintModel) -> Iterator[Place]:
             yield place_of(node), f"its query is {kind}, the package has float16 and bfloat16"
 
 
+@rule("custom-wiring", Severity.ERROR, _SOURCE)
 def _wiring(model: LintModel) -> Iterator[Place]:
     """What the package's shape inference needs: every input, and a present as long as its past."""
     for node in _nodes(model):
@@ -100,18 +106,3 @@ def _constant(model: LintModel, name: str) -> int | None:
         if tensor.name == name and tensor.data_type == TensorProto.INT32:
             return int(np.ravel(numpy_helper.to_array(tensor))[0])
     return None
-
-
-_SOURCE: Final = "custom_ops/ascend: the operator's definition"
-RULES: Final = (
-    Rule("custom-operator", Severity.WARNING, "atc error E16002 without a plugin", _package),
-    Rule("custom-chip", Severity.ERROR, _SOURCE, _chip),
-    Rule(
-        "custom-a3",
-        Severity.WARNING,
-        "CANN's operator development guide, ONNX plugins",
-        _doubtful_chip,
-    ),
-    Rule("custom-type", Severity.ERROR, _SOURCE, _type),
-    Rule("custom-wiring", Severity.ERROR, _SOURCE, _wiring),
-)

@@ -11,9 +11,9 @@ from onnx import TensorProto
 from trianglemix.exporter.targets.ascend.lint_model import (
     LintModel,
     Place,
-    Rule,
     Severity,
     place_of,
+    rule,
 )
 
 HALF_MAX: Final = 65504.0
@@ -25,6 +25,7 @@ _MASK_STEPS: Final = frozenset(
 _MASK_DEPTH: Final = 8
 
 
+@rule("half-overflow", Severity.ERROR, "float16 ends at 65504")
 def _overflow(model: LintModel) -> Iterator[Place]:
     """In a float16 model a constant that float16 cannot hold, whatever type it is stored in."""
     if not model.is_half:
@@ -37,6 +38,7 @@ def _overflow(model: LintModel) -> Iterator[Place]:
             yield name, f"holds {worst:.4g}, which float16 cannot; use -65504 where a mask needs it"
 
 
+@rule("infinity", Severity.WARNING, "softmax of a row of -inf")
 def _infinite(model: LintModel) -> Iterator[Place]:
     if model.is_half:
         return
@@ -45,6 +47,7 @@ def _infinite(model: LintModel) -> Iterator[Place]:
             yield name, "holds an infinity or NaN: a row that is masked as a whole gives NaN"
 
 
+@rule("added-mask", Severity.WARNING, "float16 ends at 65504; atc's default precision")
 def _added_mask(model: LintModel) -> Iterator[Place]:
     """Float32 models too: without --precision_mode_v2=origin atc computes them in float16."""
     for node in model.nodes:
@@ -67,17 +70,9 @@ def _is_mask(model: LintModel, name: str, depth: int) -> bool:
     return any(_is_mask(model, operand, depth - 1) for operand in node.input)
 
 
+@rule("half-softmax", Severity.WARNING, "sums over many keys need float32")
 def _half_softmax(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         info = model.infos.get(node.input[0]) if node.op_type == "Softmax" and node.input else None
         if info is not None and info.elem_type == TensorProto.FLOAT16:
             yield place_of(node), "softmax in float16; cast the scores to float32 before it"
-
-
-RULES: Final = (
-    Rule("half-overflow", Severity.ERROR, "float16 ends at 65504", _overflow),
-    Rule("infinity", Severity.WARNING, "softmax of a row of -inf", _infinite),
-    Rule("added-mask", Severity.WARNING, "float16 ends at 65504; atc's default precision",
-         _added_mask),
-    Rule("half-softmax", Severity.WARNING, "sums over many keys need float32", _half_softmax),
-)  # fmt: skip

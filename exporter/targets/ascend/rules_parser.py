@@ -15,9 +15,9 @@ from trianglemix.custom_ops.triangle.contract import OP_TYPE
 from trianglemix.exporter.targets.ascend.lint_model import (
     LintModel,
     Place,
-    Rule,
     Severity,
     place_of,
+    rule,
 )
 
 _STANDARD: Final = ("", "ai.onnx")
@@ -33,6 +33,8 @@ _CUSTOM_DOMAINS: Final = {contract.DOMAIN: contract.OP_VERSION, "npu": 1, "mmdep
 """Domains that a plugin may exist for, and the version that its registration names."""
 _CUSTOM_OPERATORS: Final = frozenset({(contract.DOMAIN, OP_TYPE)})
 """What our own operator package has a plugin for; nothing else of its domain can be read."""
+_PLUGINS: Final = "CANN's open ONNX plugins: their OriginOpType registrations"
+_PARSER: Final = "CANN's open parser, onnx_parser.cc: "
 
 
 @cache
@@ -58,6 +60,7 @@ def versions_of(domain: str, op_type: str) -> frozenset[int]:
     return _table().get(f"{domain or 'ai.onnx'}::{op_type}", frozenset())
 
 
+@rule("opset", Severity.ERROR, _PLUGINS)
 def _opset(model: LintModel) -> Iterator[Place]:
     version = model.opsets.get("")
     first, last = OPSET_RANGE[0], OPSET_RANGE[-1]
@@ -68,6 +71,7 @@ def _opset(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("operator", Severity.ERROR, f"{_PLUGINS}; atc error E16002")
 def _operator(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         domain = "" if node.domain in _STANDARD else node.domain
@@ -86,6 +90,7 @@ def _operator(model: LintModel) -> Iterator[Place]:
             )
 
 
+@rule("domain-version", Severity.ERROR, _PARSER + "the name is domain::version::Type")
 def _domain_version(model: LintModel) -> Iterator[Place]:
     for node in model.nodes:
         wanted = _CUSTOM_DOMAINS.get(node.domain)
@@ -100,6 +105,7 @@ def _domain_version(model: LintModel) -> Iterator[Place]:
             yield place_of(node), f"domain {node.domain} is not imported; import its version"
 
 
+@rule("mixed-domains", Severity.WARNING, _PARSER + "error E16005")
 def _mixed_domains(model: LintModel) -> Iterator[Place]:
     if len(model.opsets) > 1:
         domains = ", ".join(sorted(domain or "ai.onnx" for domain in model.opsets))
@@ -112,6 +118,7 @@ def _mixed_domains(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("local-function", Severity.ERROR, "the parser's ge_onnx.proto")
 def _local_function(model: LintModel) -> Iterator[Place]:
     for function in model.proto.functions:
         yield (
@@ -120,6 +127,7 @@ def _local_function(model: LintModel) -> Iterator[Place]:
         )
 
 
+@rule("schema", Severity.ERROR, "ONNX operator schemas of that opset")
 def _schema(model: LintModel) -> Iterator[Place]:
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.proto.ir_version or onnx.IR_VERSION
@@ -133,6 +141,7 @@ def _schema(model: LintModel) -> Iterator[Place]:
             yield place_of(node), f"does not fit its opset: {str(error).splitlines()[0]}"
 
 
+@rule("duplicate-name", Severity.ERROR, "CANN's open parser, pre_checker.cc: E19009")
 def _duplicate_name(model: LintModel) -> Iterator[Place]:
     names = Counter(node.name for node in model.nodes if node.name)
     names.update(value.name for value in model.graph.input)
@@ -141,6 +150,7 @@ def _duplicate_name(model: LintModel) -> Iterator[Place]:
             yield name, f"{count} nodes or inputs have this name; a name must occur once"
 
 
+@rule("no-ends", Severity.ERROR, _PARSER + "error E16001")
 def _no_ends(model: LintModel) -> Iterator[Place]:
     held = {tensor.name for tensor in model.graph.initializer}
     place = model.graph.name or "graph"
@@ -150,6 +160,7 @@ def _no_ends(model: LintModel) -> Iterator[Place]:
         yield place, "the graph has no output"
 
 
+@rule("parser-type", Severity.ERROR, "CANN's open parser, onnx_util.cc: type table")
 def _parser_type(model: LintModel) -> Iterator[Place]:
     for name, info in model.infos.items():
         if info.elem_type and info.elem_type not in _PARSED_TYPES:
@@ -157,6 +168,7 @@ def _parser_type(model: LintModel) -> Iterator[Place]:
             yield name, f"type {kind} is not in the parser's table; dequantise or cast it"
 
 
+@rule("input-name", Severity.ERROR, 'atc\'s --input_shape="name:1,2;name:3"')
 def _input_name(model: LintModel) -> Iterator[Place]:
     for value in model.graph.input:
         bad = sorted(set(value.name) & set(":;,\"' "))
@@ -165,25 +177,3 @@ def _input_name(model: LintModel) -> Iterator[Place]:
                 value.name,
                 f"{bad[0]!r} in a name is more than --input_shape can say; rename it",
             )
-
-
-_PLUGINS: Final = "CANN's open ONNX plugins: their OriginOpType registrations"
-_PARSER: Final = "CANN's open parser, onnx_parser.cc: "
-
-RULES: Final = (
-    Rule("opset", Severity.ERROR, _PLUGINS, _opset),
-    Rule("operator", Severity.ERROR, f"{_PLUGINS}; atc error E16002", _operator),
-    Rule(
-        "domain-version", Severity.ERROR, _PARSER + "the name is domain::version::Type",
-        _domain_version,
-    ),
-    Rule("mixed-domains", Severity.WARNING, _PARSER + "error E16005", _mixed_domains),
-    Rule("local-function", Severity.ERROR, "the parser's ge_onnx.proto", _local_function),
-    Rule("schema", Severity.ERROR, "ONNX operator schemas of that opset", _schema),
-    Rule("duplicate-name", Severity.ERROR, "CANN's open parser, pre_checker.cc: E19009",
-         _duplicate_name),
-    Rule("no-ends", Severity.ERROR, _PARSER + "error E16001", _no_ends),
-    Rule("parser-type", Severity.ERROR, "CANN's open parser, onnx_util.cc: type table",
-         _parser_type),
-    Rule("input-name", Severity.ERROR, "atc's --input_shape=\"name:1,2;name:3\"", _input_name),
-)  # fmt: skip

@@ -128,19 +128,29 @@ def _evaluated(node: ir.Node, opsets: list[onnx.OperatorSetIdProto]) -> list[NDA
         if value is not None and tensor is not None:
             assert value.name is not None
             feeds[value.name] = constant_array(tensor)
+    arrays = evaluate([node], node.outputs, feeds, opsets)
+    small = arrays is not None and all(array.size <= _LARGEST_FOLDED for array in arrays)
+    return arrays if small else None
+
+
+def evaluate(
+    nodes: Sequence[ir.Node],
+    outputs: Sequence[ir.Value],
+    feeds: dict[str, NDArray[Any]],
+    opsets: list[onnx.OperatorSetIdProto],
+) -> list[NDArray[Any]] | None:
+    """What the nodes make of these values; None where the evaluator lacks an operator or a type."""
     graph = onnx.helper.make_graph(
-        [ir.to_proto(node)],
-        "constant",
+        [ir.to_proto(node) for node in nodes],
+        "piece",
         [onnx.ValueInfoProto(name=name) for name in feeds],
-        [onnx.ValueInfoProto(name=value.name) for value in node.outputs],
+        [onnx.ValueInfoProto(name=value.name) for value in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=opsets)
     try:
-        results = ReferenceEvaluator(model).run(None, feeds)
-    except (NotImplementedError, TypeError, ValueError):
-        return None  # the evaluator lacks this operator or type: the node stays
-    arrays = [np.asarray(result) for result in results]
-    return arrays if all(array.size <= _LARGEST_FOLDED for array in arrays) else None
+        return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
+    except (RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _replace(graph: ir.Graph, node: ir.Node, arrays: Sequence[NDArray[Any]]) -> None:

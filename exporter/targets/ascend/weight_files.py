@@ -30,17 +30,13 @@ class WeightFiles:
         self._written: dict[int, ir.ExternalTensor] = {}
         self._sources: list[ir.TensorProtocol] = []  # kept alive: their ids are the keys
         self._digest = hashlib.sha256()
-        self._bytes = 0
+        self.total_bytes = 0
         (folder / FOLDER).mkdir()
 
     @property
     def sha256(self) -> str:
         """Digest of all files' contents in the order of their names."""
         return self._digest.hexdigest()
-
-    @property
-    def total_bytes(self) -> int:
-        return self._bytes
 
     def externalize(self, model: ir.Model) -> None:
         """Every large initializer of the model points to its file from here on."""
@@ -61,7 +57,7 @@ class WeightFiles:
                 for piece in _pieces(tensor):
                     file.write(piece)
                     self._digest.update(piece)
-            self._bytes += tensor.nbytes
+            self.total_bytes += tensor.nbytes
             self._sources.append(tensor)
             self._written[id(tensor)] = ir.ExternalTensor(
                 location,
