@@ -17,7 +17,7 @@ from trianglemix.exporter.targets.ascend import (
     rules_compiler,
     rules_custom,
     rules_numbers,
-    rules_parser,
+    rules_operators,
 )
 from trianglemix.exporter.targets.ascend.lint_model import (
     Finding,
@@ -30,7 +30,7 @@ from trianglemix.exporter.targets.ascend.soc import Soc
 
 RULES: Final = tuple(
     value
-    for module in (rules_parser, rules_compiler, rules_numbers, rules_custom)
+    for module in (rules_operators, rules_compiler, rules_numbers, rules_custom)
     for value in vars(module).values()
     if isinstance(value, Rule)
 )

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.targets.ascend.rules_parser import OPSET_RANGE
+from trianglemix.exporter.targets.ascend.rules_operators import OPSET_RANGE
 
 LAST_OPSET: Final = OPSET_RANGE[-1]
 _SAME_MEANING: Final = frozenset(

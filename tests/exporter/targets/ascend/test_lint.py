@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.targets.ascend.lint import RULES, has_errors, lint, lint_file
 from trianglemix.exporter.targets.ascend.lint_model import LengthAxes, LintModel, Severity
-from trianglemix.exporter.targets.ascend.rules_parser import versions_of
+from trianglemix.exporter.targets.ascend.rules_operators import versions_of
 from trianglemix.exporter.targets.ascend.soc import find_soc
 
 from tests.exporter.targets.ascend.planted_faults import (

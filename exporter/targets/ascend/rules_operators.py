@@ -1,4 +1,4 @@
-"""Rules of ATC's ONNX parser: what it cannot read at all."""
+"""Rules of ATC's ONNX parser: which operators it reads, and what else it cannot read at all."""
 
 from __future__ import annotations
 
