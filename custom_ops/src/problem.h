@@ -11,6 +11,8 @@ namespace trianglemix {
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
+constexpr int64_t BytesOf(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 // Head sizes are multiples of the one, up to the other.
 constexpr int64_t kHeadSizeStep = 8;
 constexpr int64_t kMaxHeadSize = 256;

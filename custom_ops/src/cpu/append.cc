@@ -28,8 +28,7 @@ struct Work {
   const AttentionProblem& problem;
   Cache caches[2];
   bool in_place;
-  int64_t slots;   // of a head that are looked at
-  int64_t chunks;  // of them
+  int64_t chunks;  // of a head's slots
 };
 
 int64_t StartOf(const AttentionProblem& p, int64_t b) {
@@ -58,7 +57,7 @@ void CopyNewTokens(const AttentionProblem& p, const Cache& cache, int64_t b,
 
 // Queries that attention cannot read where they lie, into the output: [B, S, H*D].
 void PrepareQueries(const AttentionProblem& p, int64_t b, const KeyRange& slots) {
-  const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t element = BytesOf(p.dtype);
   const int64_t head = p.head_size * element;
   const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
   const char* from = static_cast<const char*>(p.query) + token * p.query_stride * element;
@@ -94,35 +93,25 @@ void AppendChunk(const Work& work, int64_t index) {
   if (p.prepares_queries()) PrepareQueries(p, b, fresh);
 }
 
-Cache KeyCache(const AttentionProblem& p, int64_t element) {
-  return {static_cast<const char*>(p.key),
-          p.key_stride * element,
-          static_cast<const char*>(p.past_key),
-          static_cast<char*>(p.present_key),
-          p.head_size * element,
-          p.rotation.cos != nullptr};
-}
-
-Cache ValueCache(const AttentionProblem& p, int64_t element) {
-  return {static_cast<const char*>(p.value),
-          p.value_stride * element,
-          static_cast<const char*>(p.past_value),
-          static_cast<char*>(p.present_value),
-          p.value_head_size * element,
-          false};
-}
-
 }  // namespace
 
 const char* Append(const AttentionProblem& p, ParallelFor& pool) {
-  const int64_t element = p.dtype == DType::kFloat32 ? 4 : 2;
-  Work work{p, {KeyCache(p, element), ValueCache(p, element)}, false, 0, 0};
-  work.in_place = work.caches[0].in_place() && work.caches[1].in_place();
-  work.slots = work.in_place ? p.query_length : p.present_capacity;
-  work.chunks = CeilDivide(work.slots, kChunkSlots);
+  const int64_t element = BytesOf(p.dtype);
+  const auto cache = [&](const void* fresh, int64_t stride, const void* past, void* present,
+                         int64_t size, bool rotates) {
+    return Cache{static_cast<const char*>(fresh), stride * element, static_cast<const char*>(past),
+                 static_cast<char*>(present),     size * element,   rotates};
+  };
+  const Cache keys =
+      cache(p.key, p.key_stride, p.past_key, p.present_key, p.head_size, p.rotation.cos != nullptr);
+  const Cache values =
+      cache(p.value, p.value_stride, p.past_value, p.present_value, p.value_head_size, false);
+  const bool in_place = keys.in_place() && values.in_place();
+  const int64_t slots = in_place ? p.query_length : p.present_capacity;  // looked at, of a head
+  Work work{p, {keys, values}, in_place, CeilDivide(slots, kChunkSlots)};
   const int64_t count = p.batch * work.chunks;
-  const int64_t row_bytes = work.caches[0].row_bytes + work.caches[1].row_bytes;
-  if (p.batch * p.kv_num_heads * work.slots * row_bytes < kSmallBytes) {
+  const int64_t row_bytes = keys.row_bytes + values.row_bytes;
+  if (p.batch * p.kv_num_heads * slots * row_bytes < kSmallBytes) {
     for (int64_t i = 0; i < count; ++i) AppendChunk(work, i);
     return nullptr;
   }

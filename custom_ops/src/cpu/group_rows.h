@@ -56,6 +56,18 @@ class GroupRows {
     return KeysOfTile(problem_, row_, tile_, first, rows);
   }
 
+  // Visits the keys of all rows, a block after the other.
+  template <class Visit>
+  void ForEachBlock(Visit&& visit) const {
+    const KeyRanges keys = Keys(tile_.first_row, tile_.rows);
+    const KeyRange ranges[] = {keys.sink, keys.window};
+    for (const KeyRange& range : ranges) {
+      const int64_t end = Smaller(range.end, tile_.keys.end);
+      for (int64_t key = Larger(range.begin, tile_.keys.begin); key < end; key += kBlockKeys)
+        visit(KeyRange{key, Smaller(end, key + kBlockKeys)});
+    }
+  }
+
   // Of their window range, the keys that every one of them keeps.
   KeyRange SharedKeys(int64_t first, int64_t rows) const {
     const int64_t last = Position(first + rows - 1);

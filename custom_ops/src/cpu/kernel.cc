@@ -57,8 +57,7 @@ class Work {
  private:
   // Tokens past their row's end, and left pads, keep no key.
   void ClearDeadTokens() {
-    const size_t token =
-        problem_.num_heads * problem_.value_head_size * (problem_.dtype == DType::kFloat32 ? 4 : 2);
+    const size_t token = problem_.num_heads * problem_.value_head_size * BytesOf(problem_.dtype);
     for (int64_t b = 0; b < problem_.batch; ++b) {
       const BatchRow& row = plan_.batch_rows[b];
       char* output = static_cast<char*>(problem_.output) + b * problem_.query_length * token;

@@ -8,12 +8,6 @@ namespace {
 constexpr int64_t kLeastParts = 64;
 constexpr int64_t kLeastKeys = 512;
 
-struct TokenRange {
-  int64_t begin;
-  int64_t end;
-  bool dense;
-};
-
 int64_t CountKeys(const KeyRanges& keys) {
   return keys.sink.end - keys.sink.begin + keys.window.end - keys.window.begin;
 }
@@ -27,15 +21,17 @@ void DescribeRows(const AttentionProblem& p, Plan* plan) {
   }
 }
 
-// Appends the tiles of some tokens, the last rows (which keep the most keys) first.
-void AppendTiles(const AttentionProblem& p, int64_t b, const TokenRange& tokens,
+// Appends the tiles of the row's dense or streaming tokens, the last rows (which keep the most
+// keys) first.
+void AppendTiles(const AttentionProblem& p, int64_t b, const BatchRow& row, bool dense,
                  std::vector<Tile>* tiles) {
   const int64_t group = p.num_heads / p.kv_num_heads;
-  const int64_t begin = tokens.begin * group, end = tokens.end * group;
+  const int64_t begin = (dense ? row.dense_token : row.first_token) * group;
+  const int64_t end = (dense ? row.end_token : row.dense_token) * group;
   for (int64_t n = CeilDivide(end - begin, kTileRows); n-- > 0;) {
     const int64_t first = begin + n * kTileRows;
     for (int64_t g = 0; g < p.kv_num_heads; ++g)
-      tiles->push_back({b, g, first, Smaller(kTileRows, end - first), tokens.dense, {}, -1, 0});
+      tiles->push_back({b, g, first, Smaller(kTileRows, end - first), dense, {}, -1, 0});
   }
 }
 
@@ -61,13 +57,7 @@ Plan MakePlan(const AttentionProblem& p) {
   DescribeRows(p, &plan);
   std::vector<Tile> whole;
   for (bool dense : {true, false})
-    for (int64_t b = 0; b < p.batch; ++b) {
-      const BatchRow& row = plan.batch_rows[b];
-      AppendTiles(p, b,
-                  dense ? TokenRange{row.dense_token, row.end_token, true}
-                        : TokenRange{row.first_token, row.dense_token, false},
-                  &whole);
-    }
+    for (int64_t b = 0; b < p.batch; ++b) AppendTiles(p, b, plan.batch_rows[b], dense, &whole);
   int64_t total = 0;
   const auto keys_of = [&](const Tile& tile) {
     return KeysOfTile(p, plan.batch_rows[tile.batch], tile, tile.first_row, tile.rows);

@@ -8,44 +8,30 @@
 namespace trianglemix::cpu {
 namespace {
 
-using V = VectorsOf<4>;
+struct V : VectorsOf<4> {
+  using Narrower = V;
+};
 static_assert(kHeadSizeStep % V::kWidth == 0, "a head is a whole number of vectors");
 
-float Widen(float, const float* from) { return *from; }
-template <class Half>
-float Widen(Half half, const uint16_t* from) {
-  const uint16_t lanes[V::kWidth] = {*from};
-  return V::Widen(half, lanes)[0];
+// Any count, of which nothing past the last is read; whole vectors are written.
+template <class Element>
+void WidenRow(const Element* from, int64_t count, float* to) {
+  const int64_t whole = count / V::kWidth * V::kWidth;
+  WidenAll<V>(from, to, whole);
+  if (whole == count) return;
+  Element rest[V::kWidth] = {};
+  for (int64_t i = whole; i < count; ++i) rest[i - whole] = from[i];
+  WidenAll<V>(rest, to + whole, V::kWidth);
 }
 
-void NarrowVector(float, const float* from, float* to) { std::memcpy(to, from, 4 * V::kWidth); }
-template <class Half>
-void NarrowVector(Half half, const float* from, uint16_t* to) {
-  V::Store(to, V::Narrow(half, V::Load(from)));
-}
-void WidenVector(float, const float* from, float* to) { std::memcpy(to, from, 4 * V::kWidth); }
-template <class Half>
-void WidenVector(Half half, const uint16_t* from, float* to) {
-  V::Store(to, V::Widen(half, from));
-}
-
-// `count` numbers of any count, of which nothing past the last is read.
-template <class Element, class Bits>
-void WidenRow(const Bits* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + V::kWidth <= count; i += V::kWidth) WidenVector(Element{}, from + i, to + i);
-  for (; i < count; ++i) to[i] = Widen(Element{}, from + i);
-}
-
-// `Bits` is how an Element lies in memory.
-template <class Element, class Bits>
-void Rotate(const AttentionProblem& p, int64_t position, const Bits* from, Bits* to) {
+template <class Element>
+void Rotate(const AttentionProblem& p, int64_t position, const Element* from, Element* to) {
   const Rotation& rotation = p.rotation;
   const int64_t half = rotation.size / 2, row = position * half;
   float head[kMaxHeadSize], cosines[kMaxHeadSize / 2], sines[kMaxHeadSize / 2];
-  WidenRow<Element>(static_cast<const Bits*>(rotation.cos) + row, half, cosines);
-  WidenRow<Element>(static_cast<const Bits*>(rotation.sin) + row, half, sines);
-  for (int64_t d = 0; d < p.head_size; d += V::kWidth) WidenVector(Element{}, from + d, head + d);
+  WidenRow(static_cast<const Element*>(rotation.cos) + row, half, cosines);
+  WidenRow(static_cast<const Element*>(rotation.sin) + row, half, sines);
+  WidenAll<V>(from, head, p.head_size);
   const int64_t step = rotation.interleaved ? 2 : 1, partner = rotation.interleaved ? 1 : half;
   for (int64_t i = 0; i < half; ++i) {
     float& x = head[i * step];
@@ -54,32 +40,21 @@ void Rotate(const AttentionProblem& p, int64_t position, const Bits* from, Bits*
     y = y * cosines[i] + x * sines[i];
     x = turned;
   }
-  for (int64_t d = 0; d < p.head_size; d += V::kWidth) NarrowVector(Element{}, head + d, to + d);
-}
-
-template <class Half>
-void RotateShort(const AttentionProblem& p, int64_t position, const char* from, char* to) {
-  Rotate<Half>(p, position, reinterpret_cast<const uint16_t*>(from),
-               reinterpret_cast<uint16_t*>(to));
+  NarrowAll<V>(head, to, p.head_size);
 }
 
 }  // namespace
 
 void RotateHead(const AttentionProblem& p, int64_t position, const char* from, char* to) {
   if (p.rotation.cos == nullptr) {
-    std::memcpy(to, from, p.head_size * (p.dtype == DType::kFloat32 ? 4 : 2));
+    std::memcpy(to, from, p.head_size * BytesOf(p.dtype));
     return;
   }
   const int64_t known = Clamp(position, 0, p.rotation.positions - 1);
-  switch (p.dtype) {
-    case DType::kFloat32:
-      return Rotate<float>(p, known, reinterpret_cast<const float*>(from),
-                           reinterpret_cast<float*>(to));
-    case DType::kFloat16:
-      return RotateShort<Float16>(p, known, from, to);
-    case DType::kBFloat16:
-      return RotateShort<BFloat16>(p, known, from, to);
-  }
+  WithElement(p.dtype, [&](auto element) {
+    using Element = decltype(element);
+    Rotate(p, known, reinterpret_cast<const Element*>(from), reinterpret_cast<Element*>(to));
+  });
 }
 
 }  // namespace trianglemix::cpu

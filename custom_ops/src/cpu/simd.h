@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#include "../problem.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace trianglemix::cpu {
 namespace {
 
@@ -15,6 +21,14 @@ struct Float16 {
 struct BFloat16 {
   uint16_t bits;
 };
+
+// Calls `body` with a value of the type in memory.
+template <class Body>
+void WithElement(DType dtype, Body&& body) {
+  if (dtype == DType::kFloat32) return body(float{});
+  if (dtype == DType::kFloat16) return body(Float16{});
+  return body(BFloat16{});
+}
 
 template <int width>
 struct Lanes;
@@ -122,6 +136,21 @@ struct VectorsOf : Lanes<width> {
     return ToShort(y);
   }
 };
+
+#if defined(__F16C__)
+// Eight lanes with the processor's own conversions of float16.
+struct F16cVectors : VectorsOf<8> {
+  using VectorsOf<8>::Narrow;
+  using VectorsOf<8>::Widen;
+  static Float Widen(Float16, const uint16_t* from) {
+    return reinterpret_cast<Float>(_mm256_cvtph_ps(LoadAs<__m128i>(from)));
+  }
+  static Short Narrow(Float16, Float x) {
+    return reinterpret_cast<Short>(
+        _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+#endif
 
 // tanh with an error of about 2e-7, relative near zero too.
 template <class V>

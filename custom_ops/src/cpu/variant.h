@@ -7,14 +7,6 @@
 namespace trianglemix::cpu {
 namespace {
 
-// Calls `body` with a value of the problem's element type.
-template <class Body>
-void WithElement(DType dtype, Body&& body) {
-  if (dtype == DType::kFloat32) return body(float{});
-  if (dtype == DType::kFloat16) return body(Float16{});
-  return body(BFloat16{});
-}
-
 template <class V>
 size_t StateFloats(const AttentionProblem& problem) {
   return Larger(PanelTile<V, float>::StateFloats(problem),

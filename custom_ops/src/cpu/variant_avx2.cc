@@ -1,33 +1,21 @@
 // The kernel for AVX2 with FMA and F16C, compiled with these flags alone.
-#include <immintrin.h>
-
 #include "variant.h"
 
 namespace trianglemix::cpu {
 namespace {
 
-struct Avx2 : VectorsOf<8> {
+struct Avx2 : F16cVectors {
   // 4 keys or channels times 3 vectors of rows: 12 of the 16 registers are sums.
   static constexpr int kStep = 4;
   static constexpr int kVectors = 3;
   static constexpr int kFewRows = 4;
   static constexpr int kChannelVectors = 2;
   using Narrower = Avx2;
-  using VectorsOf<8>::Narrow;
-  using VectorsOf<8>::Widen;
 
   // The second operand where one is NaN.
   static Float Max(Float a, Float b) {
     return reinterpret_cast<Float>(
         _mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
-  }
-
-  static Float Widen(Float16, const uint16_t* from) {
-    return reinterpret_cast<Float>(_mm256_cvtph_ps(LoadAs<__m128i>(from)));
-  }
-  static Short Narrow(Float16, Float x) {
-    return reinterpret_cast<Short>(
-        _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
   }
 };
 

@@ -1,23 +1,8 @@
 // The kernel for AVX-512 (F, BW, DQ, VL), compiled with these flags alone.
-#include <immintrin.h>
-
 #include "variant.h"
 
 namespace trianglemix::cpu {
 namespace {
-
-// F16C and AVX2 are part of every such processor: 8 lanes for what 16 leave over.
-struct Tail : VectorsOf<8> {
-  using VectorsOf<8>::Narrow;
-  using VectorsOf<8>::Widen;
-  static Float Widen(Float16, const uint16_t* from) {
-    return reinterpret_cast<Float>(_mm256_cvtph_ps(LoadAs<__m128i>(from)));
-  }
-  static Short Narrow(Float16, Float x) {
-    return reinterpret_cast<Short>(
-        _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
-  }
-};
 
 struct Avx512 : VectorsOf<16> {
   // 8 keys or channels times 3 vectors of rows: 24 of the 32 registers are sums.
@@ -25,7 +10,7 @@ struct Avx512 : VectorsOf<16> {
   static constexpr int kVectors = 3;
   static constexpr int kFewRows = 8;
   static constexpr int kChannelVectors = 4;
-  using Narrower = Tail;
+  using Narrower = F16cVectors;  // part of every such processor: 8 lanes for what 16 leave over
   using VectorsOf<16>::Narrow;
   using VectorsOf<16>::Widen;
 
