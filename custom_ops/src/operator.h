@@ -26,21 +26,28 @@ struct Port {
   ort::ElementType type;
   bool required;
   bool on_host;  // an input that every device finds in host memory
+
+  ort::ElementType TypeIn(DType dtype) const {
+    return type == kKernelType ? ElementTypeOf(dtype) : type;
+  }
 };
 
-// Whose kernel is asked for: one node of a session.
-struct Node {
+// What kernels are made for: each is registered with ONNX Runtime.
+struct KernelKind {
   ort::Api api;
-  const OrtKernelInfo* info;
+  const char* operator_name;
   DType dtype;
   Device device;
 };
 
-class Kernel {
- public:
+// One node of a session.
+struct Kernel {
+  explicit Kernel(const KernelKind& kind) : kind(kind) {}
   virtual ~Kernel() = default;
   // Throws ort::Error for inputs that are not a call of the operator.
   virtual void Compute(OrtKernelContext* context) const = 0;
+
+  const KernelKind kind;
 };
 
 struct Operator {
@@ -49,7 +56,7 @@ struct Operator {
   std::vector<Port> outputs;
   bool has_cuda;
   // Throws ort::Error for attributes out of range, or kernels that cannot be loaded.
-  std::unique_ptr<Kernel> (*make_kernel)(const Node& node);
+  std::unique_ptr<Kernel> (*make_kernel)(const KernelKind& kind, const OrtKernelInfo* info);
   // Tells the graph what is known of the outputs' shapes. Throws ort::Error. May be null.
   void (*infer_shapes)(const ort::Api& api, OrtShapeInferContext* context);
   // Which inputs' buffers may be which outputs', and how many. ONNX Runtime asks without saying of

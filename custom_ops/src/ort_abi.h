@@ -81,16 +81,16 @@ static_assert(sizeof(void*) == 8 && sizeof(CustomOp) == 26 * sizeof(void*), "the
 
 // name, slot, return type, arguments
 #define TRIANGLEMIX_ORT_SLOTS(X)                                                                 \
-  X(CreateStatus, 0, OrtStatus*, (int, const char*))                                             \
+  X(CreateStatus, 0, OrtStatus*, (ErrorCode, const char*))                                       \
   X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                         \
   X(CreateCustomOpDomain, 26, OrtStatus*, (const char*, OrtCustomOpDomain**))                    \
   X(CustomOpDomain_Add, 27, OrtStatus*, (OrtCustomOpDomain*, const CustomOp*))                   \
   X(AddCustomOpDomain, 28, OrtStatus*, (OrtSessionOptions*, OrtCustomOpDomain*))                 \
   X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                   \
   X(CreateTensorTypeAndShapeInfo, 57, OrtStatus*, (OrtTensorTypeAndShapeInfo**))                 \
-  X(SetTensorElementType, 58, OrtStatus*, (OrtTensorTypeAndShapeInfo*, int))                     \
+  X(SetTensorElementType, 58, OrtStatus*, (OrtTensorTypeAndShapeInfo*, ElementType))             \
   X(SetDimensions, 59, OrtStatus*, (OrtTensorTypeAndShapeInfo*, const int64_t*, size_t))         \
-  X(GetTensorElementType, 60, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int*))              \
+  X(GetTensorElementType, 60, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, ElementType*))      \
   X(GetDimensionsCount, 61, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t*))             \
   X(GetDimensions, 62, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))         \
   X(GetSymbolicDimensions, 63, OrtStatus*,                                                       \
@@ -118,7 +118,7 @@ static_assert(sizeof(void*) == 8 && sizeof(CustomOp) == 26 * sizeof(void*), "the
   X(ShapeInferContext_SetOutputTypeShape, 270, OrtStatus*,                                       \
     (const OrtShapeInferContext*, size_t, const OrtTensorTypeAndShapeInfo*))                     \
   X(SetSymbolicDimensions, 271, OrtStatus*, (OrtTensorTypeAndShapeInfo*, const char**, size_t))  \
-  X(ReadOpAttr, 272, OrtStatus*, (const OrtOpAttr*, int, void*, size_t, size_t*))                \
+  X(ReadOpAttr, 272, OrtStatus*, (const OrtOpAttr*, AttributeType, void*, size_t, size_t*))      \
   X(KernelContext_ParallelFor, 274, OrtStatus*,                                                  \
     (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
 
@@ -178,7 +178,7 @@ class Api {
 
  private:
   OrtStatus* Fail(const char* name, ErrorCode code, const char* message) const {
-    return CreateStatus(static_cast<int>(code), (std::string(name) + ": " + message).c_str());
+    return CreateStatus(code, (std::string(name) + ": " + message).c_str());
   }
 
   void* const* slots_;

@@ -13,7 +13,6 @@ namespace {
 
 using ort::Characteristic;
 using ort::CustomOp;
-using ort::ElementType;
 using ort::MemoryType;
 
 constexpr const char* kDomain = "trianglemix";
@@ -42,71 +41,58 @@ bool InfersShapes(const char* version) {
   return major > 1 || minor >= kFirstMinorWithSafeInference;
 }
 
-struct Registration : CustomOp {
-  Registration(const Runtime& runtime, const Operator& entry, DType dtype, Device device);
-
-  ElementType TypeOf(const Port& port) const {
-    return port.type == kKernelType ? ElementTypeOf(dtype) : port.type;
-  }
-
-  ort::Api api;
-  const Operator& entry;
-  DType dtype;
-  Device device;
-};
-
-const Registration& Self(const CustomOp* op) { return *static_cast<const Registration*>(op); }
-
-const char* Provider(const CustomOp* op) {
-  return Self(op).device == Device::kCuda ? "CUDAExecutionProvider" : "CPUExecutionProvider";
-}
-
 Characteristic CharacteristicOf(const Port& port) {
   return port.required ? Characteristic::kRequired : Characteristic::kOptional;
 }
 
+struct Registration : CustomOp {
+  Registration(const Runtime& runtime, const Operator& entry, DType dtype, Device device);
+
+  bool on_cuda() const { return kind.device == Device::kCuda; }
+
+  const Operator& entry;
+  KernelKind kind;
+};
+
+const Registration& Self(const CustomOp* op) { return *static_cast<const Registration*>(op); }
+
 // CUDA graphs freeze inputs that the host reads.
 MemoryType InputMemory(const CustomOp* op, size_t index) {
-  const bool host = Self(op).device == Device::kCuda && Self(op).entry.inputs[index].on_host;
+  const bool host = Self(op).on_cuda() && Self(op).entry.inputs[index].on_host;
   return host ? MemoryType::kCpuInput : MemoryType::kDefault;
 }
 
-// What a session holds of a node.
-struct Instance {
-  const Registration& op;
-  std::unique_ptr<Kernel> kernel;
-};
-
-OrtStatus* MakeInstance(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info,
-                        void** instance) {
-  const Registration& self = Self(op);
-  const Node node{ort::Api(table), info, self.dtype, self.device};
-  return node.api.Guard(self.entry.name,
-                        [&] { *instance = new Instance{self, self.entry.make_kernel(node)}; });
+OrtStatus* MakeKernel(const CustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+  const KernelKind& kind = Self(op).kind;
+  return kind.api.Guard(kind.operator_name,
+                        [&] { *kernel = Self(op).entry.make_kernel(kind, info).release(); });
 }
 
-OrtStatus* RunInstance(void* instance, OrtKernelContext* context) {
-  const auto* self = static_cast<const Instance*>(instance);
-  return self->op.api.Guard(self->op.entry.name, [&] { self->kernel->Compute(context); });
+OrtStatus* RunKernel(void* kernel, OrtKernelContext* context) {
+  const auto* self = static_cast<const Kernel*>(kernel);
+  return self->kind.api.Guard(self->kind.operator_name, [&] { self->Compute(context); });
 }
 
 OrtStatus* InferShapes(const CustomOp* op, OrtShapeInferContext* context) {
-  const Registration& self = Self(op);
-  return self.api.Guard(self.entry.name, [&] { self.entry.infer_shapes(self.api, context); });
+  const KernelKind& kind = Self(op).kind;
+  return kind.api.Guard(kind.operator_name,
+                        [&] { Self(op).entry.infer_shapes(kind.api, context); });
 }
 
-Registration::Registration(const Runtime& runtime, const Operator& entry_, DType dtype_,
-                           Device device_)
-    : CustomOp{}, api(runtime.table), entry(entry_), dtype(dtype_), device(device_) {
+Registration::Registration(const Runtime& runtime, const Operator& entry_, DType dtype,
+                           Device device)
+    : CustomOp{}, entry(entry_), kind{ort::Api(runtime.table), entry.name, dtype, device} {
   version = ort::kApiVersion;
   GetName = [](const CustomOp* op) { return Self(op).entry.name; };
-  GetExecutionProviderType = Provider;
+  GetExecutionProviderType = [](const CustomOp* op) {
+    return Self(op).on_cuda() ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+  };
   GetInputType = [](const CustomOp* op, size_t i) {
-    return Self(op).TypeOf(Self(op).entry.inputs[i]);
+    return Self(op).entry.inputs[i].TypeIn(Self(op).kind.dtype);
   };
   GetInputTypeCount = [](const CustomOp* op) { return Self(op).entry.inputs.size(); };
   GetOutputType = [](const CustomOp* op, size_t i) {
-    return Self(op).TypeOf(Self(op).entry.outputs[i]);
+    return Self(op).entry.outputs[i].TypeIn(Self(op).kind.dtype);
   };
   GetOutputTypeCount = [](const CustomOp* op) { return Self(op).entry.outputs.size(); };
   GetInputCharacteristic = [](const CustomOp* op, size_t i) {
@@ -118,9 +104,9 @@ Registration::Registration(const Runtime& runtime, const Operator& entry_, DType
   GetInputMemoryType = InputMemory;
   GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 0; };
   GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const CustomOp*) { return 0; };
-  CreateKernelV2 = MakeInstance;
-  KernelComputeV2 = RunInstance;
-  KernelDestroy = [](void* instance) { delete static_cast<Instance*>(instance); };
+  CreateKernelV2 = MakeKernel;
+  KernelComputeV2 = RunKernel;
+  KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   InferOutputShapeFn = runtime.infers_shapes && entry.infer_shapes ? InferShapes : nullptr;
   GetStartVersion = [](const CustomOp*) { return 1; };
   GetEndVersion = [](const CustomOp*) { return 1; };
@@ -128,35 +114,29 @@ Registration::Registration(const Runtime& runtime, const Operator& entry_, DType
   ReleaseMayInplace = [](int*, int*) {};
 }
 
-// What one ONNX Runtime of the process was given.
-class Domain {
- public:
-  explicit Domain(const Runtime& runtime) {
-    const ort::Api api(runtime.table);
-    const bool has_cuda = HasCudaLibrary();
-    for (const Operator& entry : Operators())
-      for (Device device : {Device::kCpu, Device::kCuda})
-        for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
-          if (device == Device::kCpu || (has_cuda && entry.has_cuda))
-            registrations_.emplace_back(runtime, entry, dtype, device);
-    api.Check(api.CreateCustomOpDomain(kDomain, &domain_));
-    for (const Registration& op : registrations_) api.Check(api.CustomOpDomain_Add(domain_, &op));
-  }
-  OrtCustomOpDomain* get() const { return domain_; }
+OrtCustomOpDomain* MakeDomain(const Runtime& runtime) {
+  const ort::Api api(runtime.table);
+  const bool has_cuda = HasCudaLibrary();
+  OrtCustomOpDomain* domain = nullptr;
+  api.Check(api.CreateCustomOpDomain(kDomain, &domain));
+  for (const Operator& entry : Operators())
+    for (Device device : {Device::kCpu, Device::kCuda})
+      for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+        if (device == Device::kCpu || (has_cuda && entry.has_cuda))
+          api.Check(
+              api.CustomOpDomain_Add(domain, new Registration(runtime, entry, dtype, device)));
+  return domain;
+}
 
- private:
-  std::vector<Registration> registrations_;
-  OrtCustomOpDomain* domain_ = nullptr;
-};
-
-// Never freed: sessions keep the pointers, and nothing tells when the last one is gone.
+// What one ONNX Runtime of the process was given. Never freed: sessions keep the pointers, and
+// nothing tells when the last one is gone.
 OrtCustomOpDomain* DomainOf(const Runtime& runtime) {
   static std::mutex mutex;
-  static auto* domains = new std::map<const OrtApi*, const Domain*>();
+  static auto* domains = new std::map<const OrtApi*, OrtCustomOpDomain*>();
   const std::lock_guard<std::mutex> lock(mutex);
-  const Domain*& domain = (*domains)[runtime.table];
-  if (domain == nullptr) domain = new Domain(runtime);
-  return domain->get();
+  OrtCustomOpDomain*& domain = (*domains)[runtime.table];
+  if (domain == nullptr) domain = MakeDomain(runtime);
+  return domain;
 }
 
 OrtStatus* RefuseOldRuntime(const OrtApiBase* base) {
@@ -166,7 +146,7 @@ OrtStatus* RefuseOldRuntime(const OrtApiBase* base) {
   message += std::string(" needs ONNX Runtime 1.20 or later, this is ") + base->GetVersionString() +
              "; install a newer one";
   const ort::Api first(base->GetApi(1));
-  return first.CreateStatus(static_cast<int>(ort::ErrorCode::kNotImplemented), message.c_str());
+  return first.CreateStatus(ort::ErrorCode::kNotImplemented, message.c_str());
 }
 
 }  // namespace

@@ -23,26 +23,10 @@ std::string Path() {
   return slash == std::string::npos ? kFileName : path.substr(0, slash + 1) + kFileName;
 }
 
-// Null with a reason where it cannot be used.
-const CudaKernels* Find(const char* entry, size_t problem_bytes, std::string* reason) {
-  const std::string path = Path();
-  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // the same one each time
-  if (handle == nullptr) {
-    *reason = dlerror();
-    return nullptr;
-  }
-  using Entry = const CudaKernels* (*)();
-  const auto function = reinterpret_cast<Entry>(dlsym(handle, entry));
-  if (function == nullptr) {
-    *reason = path + " has no entry " + entry;
-    return nullptr;
-  }
-  const CudaKernels* kernels = function();
-  if (kernels->abi == TRIANGLEMIX_CUDA_ABI && kernels->problem_bytes == problem_bytes)
-    return kernels;
-  *reason = path + " has interface version " + std::to_string(kernels->abi) + ", but this is " +
-            std::to_string(TRIANGLEMIX_CUDA_ABI);
-  return nullptr;
+[[noreturn]] void RefuseCuda(const std::string& reason) {
+  throw ort::Error(ort::ErrorCode::kNotImplemented,
+                   "the CUDA kernels cannot be used: " + reason +
+                       "; install the wheel that was built with CUDA, or run on the CPU provider");
 }
 
 }  // namespace
@@ -50,11 +34,17 @@ const CudaKernels* Find(const char* entry, size_t problem_bytes, std::string* re
 bool HasCudaLibrary() { return access(Path().c_str(), R_OK) == 0; }
 
 const CudaKernels& LoadCudaKernels(const char* entry, size_t problem_bytes) {
-  std::string reason;
-  if (const CudaKernels* kernels = Find(entry, problem_bytes, &reason)) return *kernels;
-  throw ort::Error(ort::ErrorCode::kNotImplemented,
-                   "the CUDA kernels cannot be used: " + reason +
-                       "; install the wheel that was built with CUDA, or run on the CPU provider");
+  const std::string path = Path();
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // the same one each time
+  if (handle == nullptr) RefuseCuda(dlerror());
+  using Entry = const CudaKernels* (*)();
+  const auto function = reinterpret_cast<Entry>(dlsym(handle, entry));
+  if (function == nullptr) RefuseCuda(path + " has no entry " + entry);
+  const CudaKernels& kernels = *function();
+  if (kernels.abi != TRIANGLEMIX_CUDA_ABI || kernels.problem_bytes != problem_bytes)
+    RefuseCuda(path + " has interface version " + std::to_string(kernels.abi) + ", but this is " +
+               std::to_string(TRIANGLEMIX_CUDA_ABI));
+  return kernels;
 }
 
 }  // namespace trianglemix

@@ -14,17 +14,15 @@ int64_t InferAttribute(const Api& api, const OrtShapeInferContext* context, cons
   int64_t value = 0;
   size_t bytes = 0;
   api.Check(api.ShapeInferContext_GetAttribute(context, name, &attribute));
-  api.Check(api.ReadOpAttr(attribute, static_cast<int>(ort::AttributeType::kInt), &value,
-                           sizeof(value), &bytes));
+  api.Check(api.ReadOpAttr(attribute, ort::AttributeType::kInt, &value, sizeof(value), &bytes));
   return value;
 }
 
 // An input that is not connected is there, but has no type.
-bool IsAbsent(const Api& api, const OrtTensorTypeAndShapeInfo* input) {
-  if (input == nullptr) return true;
-  int type = 0;
-  api.Check(api.GetTensorElementType(input, &type));
-  return static_cast<ort::ElementType>(type) == ort::ElementType::kUndefined;
+ort::ElementType TypeOf(const Api& api, const OrtTensorTypeAndShapeInfo* input) {
+  ort::ElementType type = ort::ElementType::kUndefined;
+  if (input != nullptr) api.Check(api.GetTensorElementType(input, &type));
+  return type;
 }
 
 }  // namespace
@@ -37,7 +35,7 @@ void InferOutputShapes(const Api& api, OrtShapeInferContext* context) {
   api.Check(api.ShapeInferContext_GetInputTypeShape(context, kQuery, &query));
   const bool packed =
       !api.Succeeded(api.ShapeInferContext_GetInputTypeShape(context, kValue, &value)) ||
-      IsAbsent(api, value);
+      TypeOf(api, value) == ort::ElementType::kUndefined;
   const OrtTensorTypeAndShapeInfo* widest = packed ? query : value;
   size_t query_rank = 0, value_rank = 0;
   api.Check(api.GetDimensionsCount(query, &query_rank));
@@ -51,19 +49,16 @@ void InferOutputShapes(const Api& api, OrtShapeInferContext* context) {
   const int64_t heads = InferAttribute(api, context, "num_heads");
   const int64_t kv_heads = InferAttribute(api, context, "kv_num_heads");
   const int64_t parts = packed ? heads + 2 * kv_heads : kv_heads;
-  const bool known = value_dims[2] > 0 && parts > 0;
   // ONNX Runtime has no word for an unknown dimension without a name.
   for (int i = 0; i < 2; ++i)
     if (dims[i] < 0 && names[i][0] == '\0') return;
-  if (!known) return;
+  if (value_dims[2] <= 0 || parts <= 0) return;
   dims[2] = value_dims[2] / parts * heads;
   names[2] = "";
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   api.Check(api.CreateTensorTypeAndShapeInfo(&raw));
   const TypeAndShape output(api, raw);
-  int type = 0;
-  api.Check(api.GetTensorElementType(query, &type));
-  api.Check(api.SetTensorElementType(raw, type));
+  api.Check(api.SetTensorElementType(raw, TypeOf(api, query)));
   api.Check(api.SetDimensions(raw, dims.data(), 3));
   api.Check(api.SetSymbolicDimensions(raw, names.data(), 3));
   api.Check(api.ShapeInferContext_SetOutputTypeShape(context, kOutput, raw));

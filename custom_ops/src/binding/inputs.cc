@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace trianglemix {
 
@@ -16,19 +17,15 @@ std::string Text(int64_t value) { return std::to_string(value); }
 
 namespace {
 
+constexpr std::pair<ElementType, const char*> kTypeNames[] = {{ElementType::kFloat32, "float32"},
+                                                              {ElementType::kFloat16, "float16"},
+                                                              {ElementType::kBFloat16, "bfloat16"},
+                                                              {ElementType::kInt32, "int32"}};
+
 const char* TypeName(ElementType type) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return "float32";
-    case ElementType::kFloat16:
-      return "float16";
-    case ElementType::kBFloat16:
-      return "bfloat16";
-    case ElementType::kInt32:
-      return "int32";
-    default:
-      return "another type";
-  }
+  for (const auto& [known, name] : kTypeNames)
+    if (known == type) return name;
+  return "another type";
 }
 
 }  // namespace
@@ -42,9 +39,7 @@ Tensor ReadTensor(const Api& api, const OrtValue* value, const char* name) {
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   api.Check(api.GetTensorTypeAndShape(value, &raw));
   const TypeAndShape info(api, raw);
-  int type = 0;
-  api.Check(api.GetTensorElementType(info.get(), &type));
-  tensor.type = static_cast<ElementType>(type);
+  api.Check(api.GetTensorElementType(info.get(), &tensor.type));
   api.Check(api.GetDimensionsCount(info.get(), &tensor.shape.rank));
   if (tensor.shape.rank > kMaxRank)
     Refuse(std::string(name) + " has " + Text(static_cast<int64_t>(tensor.shape.rank)) +
@@ -83,8 +78,7 @@ void CheckTypes(const Inputs& inputs, DType dtype) {
   if (bool(inputs[kKey]) != bool(inputs[kValue]))
     Refuse("key and value go together, but only one of them is given");
   for (size_t i = 0; i < kInputCount; ++i) {
-    const ElementType type =
-        kInputs[i].type == kKernelType ? ElementTypeOf(dtype) : kInputs[i].type;
+    const ElementType type = kInputs[i].TypeIn(dtype);
     if (inputs[i] && inputs[i].type != type)
       Refuse(std::string(kInputs[i].name) + " is " + TypeName(inputs[i].type) + ", but must be " +
              TypeName(type));
@@ -104,11 +98,11 @@ int64_t HeadSize(const Tensor& tensor, const char* name, int64_t heads) {
 }
 
 // Queries, keys and values side by side in each token of one tensor.
-void SetPackedTokens(const Tensor& packed, DType dtype, AttentionProblem* p) {
+void SetPackedTokens(const Tensor& packed, AttentionProblem* p) {
   p->head_size = HeadSize(packed, "packed query", p->num_heads + 2 * p->kv_num_heads);
   p->value_head_size = p->head_size;
   p->query_stride = p->key_stride = p->value_stride = packed.shape.dims[2];
-  const int64_t element = dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t element = BytesOf(p->dtype);
   const char* data = static_cast<const char*>(packed.data);
   p->query = data;
   p->key = data + p->num_heads * p->head_size * element;
@@ -124,7 +118,7 @@ void SetNewTokens(const Inputs& inputs, AttentionProblem* p) {
   p->query_length = inputs[kQuery].shape.dims[1];
   for (Input index : {kSeqlensK, kPromptLength, kFirstValid})
     CheckShape(inputs, index, {p->batch}, "[B]");
-  if (!inputs[kKey]) return SetPackedTokens(inputs[kQuery], p->dtype, p);
+  if (!inputs[kKey]) return SetPackedTokens(inputs[kQuery], p);
   p->head_size = HeadSize(inputs[kQuery], "query", p->num_heads);
   p->value_head_size = HeadSize(inputs[kValue], "value", p->kv_num_heads);
   CheckShape(inputs, kKey, {p->batch, p->query_length, p->kv_num_heads * p->head_size},

@@ -9,28 +9,25 @@ constexpr const char* kCudaEntry = "trianglemix_cuda_library";
 
 class TriangleKernel final : public Kernel {
  public:
-  explicit TriangleKernel(const Node& node)
-      : api_(node.api),
-        dtype_(node.dtype),
-        attributes_(ReadAttributes(node.api, node.info, kDefaultPattern)) {
-    if (node.device == Device::kCuda)
+  TriangleKernel(const KernelKind& kind, const OrtKernelInfo* info)
+      : Kernel(kind), attributes_(ReadAttributes(kind.api, info, kDefaultPattern)) {
+    if (kind.device == Device::kCuda)
       cuda_ = &LoadCudaKernels(kCudaEntry, sizeof(AttentionProblem));
   }
 
   void Compute(OrtKernelContext* context) const override {
-    const Inputs inputs = ReadInputs(api_, context);
-    AttentionProblem problem = MakeProblem(attributes_, dtype_, inputs);
+    const ort::Api& api = kind.api;
+    const Inputs inputs = ReadInputs(api, context);
+    AttentionProblem problem = MakeProblem(attributes_, kind.dtype, inputs);
     if (cuda_ == nullptr) CheckLengths(problem);
-    SetOutputs(api_, context, inputs, &problem);
-    if (cuda_ != nullptr) return RunOnCuda(api_, context, *cuda_, problem, inputs[kQuery].value);
-    SessionThreads threads(api_, context);
+    SetOutputs(api, context, inputs, &problem);
+    if (cuda_ != nullptr) return RunOnCuda(api, context, *cuda_, problem, inputs[kQuery].value);
+    SessionThreads threads(api, context);
     if (const char* message = cpu::Run(problem, threads))
       throw ort::Error(ort::ErrorCode::kFail, message);
   }
 
  private:
-  const ort::Api api_;
-  const DType dtype_;
   const Attributes attributes_;
   const CudaKernels* cuda_ = nullptr;  // null on the CPU
 };
@@ -38,8 +35,9 @@ class TriangleKernel final : public Kernel {
 }  // namespace
 
 Operator TriangleAttention() {
-  const auto make = [](const Node& node) -> std::unique_ptr<Kernel> {
-    return std::make_unique<TriangleKernel>(node);
+  const auto make = [](const KernelKind& kind,
+                       const OrtKernelInfo* info) -> std::unique_ptr<Kernel> {
+    return std::make_unique<TriangleKernel>(kind, info);
   };
   return {"TriangleAttention",
           {kInputs.begin(), kInputs.end()},
