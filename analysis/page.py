@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.evaluation.page import html_page
 from trianglemix.exporter.layers.plan import Plan
+from trianglemix.exporter.options import layer_ranges
 
 _MASK_FACTOR: Final = 3
 """The mask is drawn for a prompt this many times as long as what is kept whole."""
@@ -53,7 +55,7 @@ def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
     pattern = plan.pattern or TrianglePattern()
     parts = [
         f"<h1>Triangle layers of {name}</h1>",
-        f"<p><code>--layers {_ranges(plan.triangle_layers)}</code> "
+        f"<p><code>--layers {layer_ranges(plan.triangle_layers)}</code> "
         f"({len(plan.triangle_layers)} of {plan.fingerprint.num_layers} layers). "
         f"{escape(plan.origin)}.</p>",
         "<h2>What each section of each layer is worth</h2>",
@@ -75,13 +77,7 @@ def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
             f"{pattern.sliding_window_size} and {pattern.num_last_tokens} dense last rows.",
         ),
     ]
-    body = "\n".join(parts)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Triangle layers of {name}</title><style>{_STYLE}</style></head>"
-        f"<body>\n{body}\n</body></html>\n"
-    )
+    return html_page(f"Triangle layers of {name}", _STYLE, parts)
 
 
 def _stability(figures: Mapping[str, Any]) -> str:
@@ -127,14 +123,3 @@ def _figure(png: bytes, caption: str) -> str:
         f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
         f"<figcaption>{text}</figcaption></figure>"
     )
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """`4,6,9-13`, as `--layers` takes it."""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1][1:] = [layer]
-        else:
-            parts.append([layer])
-    return ",".join("-".join(str(end) for end in part) for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -41,13 +42,17 @@ def save_page(comparison: Comparison, path: Path) -> None:
         "<h2>Models</h2>",
         *(_model(run) for run in runs),
     ]
-    path.write_text(
+    path.write_text(html_page(title, _STYLE, body), encoding="utf-8")
+
+
+def html_page(title: str, style: str, body: Iterable[str]) -> str:
+    """A page that needs no other file; `title` and `body` are HTML already."""
+    return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n"
+        f"<title>{title}</title><style>{style}</style></head><body>\n"
         + "\n".join(body)
-        + "\n</body></html>\n",
-        encoding="utf-8",
+        + "\n</body></html>\n"
     )
 
 

@@ -121,9 +121,7 @@ def print_inspection(inspection: Inspection, console: Console, *, quiet: bool = 
 
 def _interface_table(interface: GraphInterface) -> Table:
     """A row per input and output; those of many layers that are alike share one."""
-    table = Table()
-    for name in ("", "name", "is for", "type", "shape", "from"):
-        table.add_column(name)
+    table = Table("", "name", "is for", "type", "shape", "from")
     rows: dict[tuple[str, ...], list[str]] = {}
     for value in interface.inputs:
         key = ("input", value.role, value.dtype, _shape(value.shape), _origin(value))
@@ -155,9 +153,7 @@ def _shape(shape: Shape | None) -> str:
 
 
 def _attention_table(sites: Sites) -> Table:
-    table = Table()
-    for name in ("layer", "found as", "heads", "head size", "scale", "mask", "cache", "node"):
-        table.add_column(name)
+    table = Table("layer", "found as", "heads", "head size", "scale", "mask", "cache", "node")
     for site in sites.found:
         table.add_row(*map(escape, _cells(site)))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -70,6 +71,17 @@ class ExportOptions:
     force: bool = False
     dtype: Dtype = "auto"
     settings: object | None = None
+
+
+def layer_ranges(layers: Iterable[int], comma: str = ",") -> str:
+    """`0-3,5` of the layers 0, 1, 2, 3 and 5, as `parse_layers` reads it."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1][1:] = [layer]
+        else:
+            parts.append([layer])
+    return comma.join("-".join(map(str, part)) for part in parts)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

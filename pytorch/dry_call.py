@@ -138,7 +138,8 @@ class _Calls:
         """transformers' attention interface."""
         mask = attention_mask
         rows = mask.rows if isinstance(mask, _Mask) else mask
-        rows = check_call(module, rows, given.get("dropout") or 0.0, _without_dropout(given))
+        others = {name: x for name, x in given.items() if name != "dropout"}
+        rows = check_call(module, rows, given.get("dropout") or 0.0, others)
         if rows.window:
             self.windows[int(module.layer_idx)] = rows.window
         modules = self.modules.setdefault(int(module.layer_idx), [])
@@ -229,10 +230,6 @@ def _closed(*_: Any, **__: Any) -> tuple[Tensor, None]:
 def _precise(x: Tensor) -> Tensor:
     """At least float32: in half precision eager attention rounds its scores, ours does not."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _without_dropout(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in given.items() if name != "dropout"}
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, rows: Rows, given: dict[str, Any]) -> Tensor:

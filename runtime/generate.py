@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from trianglemix.runtime.backends.backend import Logits
@@ -63,7 +64,7 @@ class Generation(Iterator[Token]):
         self._tokenizer = tokenizer
         self._prepared_s = prepared_s  # spent before the first step, a part of the first token's
         self._results: list[GenerationResult] = []
-        self._tokens = self._run(groups)
+        self._tokens = chain.from_iterable(self._run(group) for group in groups)
 
     def __next__(self) -> Token:
         return next(self._tokens)
@@ -78,11 +79,7 @@ class Generation(Iterator[Token]):
         """The first prompt's result."""
         return self.results()[0]
 
-    def _run(self, groups: Sequence[Group]) -> Iterator[Token]:
-        for group in groups:
-            yield from self._run_group(group)
-
-    def _run_group(self, group: Group) -> Iterator[Token]:
+    def _run(self, group: Group) -> Iterator[Token]:
         started = time.perf_counter() - self._prepared_s
         cache = group.open_cache()
         rows = [
@@ -90,7 +87,9 @@ class Generation(Iterator[Token]):
             for ids in group.prompts
         ]
         sampler = Sampler(self._request.sampling, group.rows)
-        cache.reserve(cache.length + cache.pending.shape[1] + self._slots(group))
+        longest = max(len(ids) for ids in group.prompts)
+        answer = min(self._request.max_new_tokens, 1024)  # a longer one's cache grows on the way
+        cache.reserve(cache.length + cache.pending.shape[1] + longest + answer)
         logits: Logits | None = _prefill(cache, group.prompts, self._request.prefill_chunk)
         prompt_end, chosen = cache.length, []
         while True:
@@ -108,11 +107,6 @@ class Generation(Iterator[Token]):
             else:
                 logits = cache.extend(cache.pending, None, prompt_end)
         self._results += [self._result(row, started, cache) for row in rows]
-
-    def _slots(self, group: Group) -> int:
-        """Slots that prompts and answers need; a long answer's cache grows on the way."""
-        longest = max(len(ids) for ids in group.prompts)
-        return longest + min(self._request.max_new_tokens, 1024)
 
     def _result(self, row: _Row, started: float, cache: KVCache) -> GenerationResult:
         assert row.finish_reason is not None

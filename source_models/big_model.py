@@ -17,7 +17,12 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.graph_builder import GraphBuilder
-from trianglemix.exporter.patterns._example import SHAPE, ExampleLayer, decomposed_attention
+from trianglemix.exporter.patterns._example import (
+    SHAPE,
+    ExampleLayer,
+    decomposed_attention,
+    graph_input,
+)
 
 _VOCABULARY: Final = 32000
 _HIDDEN: Final = 4096
@@ -59,10 +64,10 @@ def make_big_model(folder: Path, layers: int = 32, gigabytes: float = 5, shards:
     """Writes `folder/model.onnx` and its data files; returns the bytes of external data."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = _Weights(folder, shards)
-    inputs = [_input("input_ids", ir.DataType.INT64, "batch", "sequence"),
-              _input("attention_mask", ir.DataType.INT64, "batch", "total")]  # fmt: skip
+    inputs = [graph_input("input_ids", ir.DataType.INT64, "batch", "sequence"),
+              graph_input("attention_mask", ir.DataType.INT64, "batch", "total")]  # fmt: skip
     pasts = [
-        _input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT,
+        graph_input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT,
                "batch", SHAPE.kv_num_heads, "past", SHAPE.head_size)
         for layer in range(layers) for part in ("key", "value")
     ]  # fmt: skip
@@ -100,7 +105,7 @@ def _layer(
     (mask, past_key, past_value), inner = given
 
     def linear(part: str, x: ir.Value, rows: int, columns: int) -> ir.Value:
-        return build.op("MatMul", x, weights.add(_graph_of(mask), f"{name}.{part}", rows, columns))
+        return build.op("MatMul", x, weights.add(build.graph, f"{name}.{part}", rows, columns))
 
     kv_width = SHAPE.kv_num_heads * SHAPE.head_size
     query, key, value = (
@@ -116,16 +121,6 @@ def _layer(
     active = build.op("Relu", linear("up", hidden, _HIDDEN, inner))
     hidden = build.op("Add", hidden, linear("down", active, inner, _HIDDEN))
     return [hidden, present_key, present_value]
-
-
-def _graph_of(value: ir.Value) -> ir.Graph:
-    graph = value.graph
-    assert isinstance(graph, ir.Graph)
-    return graph
-
-
-def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
 def main() -> int:

@@ -45,7 +45,9 @@ def weights_file() -> Path:
 
 def hugging_face_folder() -> Path:
     """Folder with config, tokenizer, generation settings and float32 safetensors (0.5 GB)."""
-    return cached_folder(_CACHE, "folder", _VERSIONS, _save_folder)
+    return cached_folder(
+        _CACHE, "folder", _VERSIONS, lambda target: save_gguf_folder(weights_file(), target)
+    )
 
 
 def plain_onnx() -> Path:
@@ -59,10 +61,6 @@ def plain_onnx() -> Path:
         copy_companions(source, target)
 
     return cached_folder(_CACHE, "plain-onnx", (*_VERSIONS, "onnx-ir"), make) / "model.onnx"
-
-
-def _save_folder(target: Path) -> None:
-    save_gguf_folder(weights_file(), target)
 
 
 if __name__ == "__main__":

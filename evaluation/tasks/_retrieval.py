@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from trianglemix.evaluation.task import Sample
+from trianglemix.evaluation.task import Sample, Task
 from trianglemix.evaluation.tasks._haystack import essay, noise, scatter
 from trianglemix.evaluation.tasks._words import distinct_keys, distinct_numbers, distinct_uuids
 
@@ -32,6 +32,10 @@ class Retrieval:
     keys: int = 1
     values_per_key: int = 1
     queries: int = 1
+
+    def task(self, name: str, description: str, *, max_new_tokens: int, unit_tokens: float) -> Task:
+        """The task that asks for all of it."""
+        return Task(name, description, self.make, "all", max_new_tokens, unit_tokens)
 
     def make(self, random: Random, size: int) -> Sample:
         """A sample with `size` sentences of filler."""

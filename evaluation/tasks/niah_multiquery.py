@@ -2,14 +2,11 @@
 
 from typing import Final
 
-from trianglemix.evaluation.task import Task
 from trianglemix.evaluation.tasks._retrieval import Retrieval
 
-TASK: Final = Task(
-    name="niah_multiquery",
-    description="four numbers under four keys, all asked for, in an essay",
-    make=Retrieval(haystack="essay", keys=4, queries=4).make,
-    scoring="all",
+TASK: Final = Retrieval(haystack="essay", keys=4, queries=4).task(
+    "niah_multiquery",
+    "four numbers under four keys, all asked for, in an essay",
     max_new_tokens=96,
     unit_tokens=30,
 )

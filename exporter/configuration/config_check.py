@@ -23,6 +23,7 @@ from trianglemix.exporter.configuration.rotary_constants import (
     table_magnitude,
 )
 from trianglemix.exporter.configuration.rotary_factors import Rotary, rotaries
+from trianglemix.exporter.options import layer_ranges
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.model_config import (
     LayerAttention,
@@ -141,8 +142,8 @@ def _difference(
     does = "attends causally" if window is None else f"slides a window of {window}"
     bounds = [one for one in (layer.window, layer.chunk, window) if one is not None]
     return (
-        f"{name} says {says} in layers {ranges(numbers)}, but the graph {does} there: beyond "
-        f"{min(bounds)} tokens source and export differ from the model itself"
+        f"{name} says {says} in layers {layer_ranges(numbers, ', ')}, but the graph {does} there: "
+        f"beyond {min(bounds)} tokens source and export differ from the model itself"
         + (f". {_ELSEWHERE}" if layer.chunk is None else "")
     )
 
@@ -169,7 +170,7 @@ def _softcaps(config: ModelConfig, sites: Sequence[AttentionSite]) -> list[str]:
         return []
     return [
         f"{config.name} caps attention scores at {config.softcap:g}, but the graph does not in "
-        f"layers {ranges(other)}: source and export differ from the model itself"
+        f"layers {layer_ranges(other, ', ')}: source and export differ from the model itself"
     ]
 
 
@@ -254,14 +255,3 @@ def _magnitude(name: str, rotary: Rotary, tables: Sequence[RotaryConstant]) -> s
         f"{name} multiplies rotary factors by {rotary.magnitude:.5g} ({rotary.kind}), but the "
         f"graph by {other[0]:.5g}: source and export differ from the model itself"
     )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """`0-3, 5` of `[0, 1, 2, 3, 5]`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

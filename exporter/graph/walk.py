@@ -80,6 +80,11 @@ def needed_input(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the file holds the value; an input that was left out counts."""
+    return value is None or ir.convenience.get_const_tensor(value) is not None
+
+
 def small_constant(value: ir.Value | None, limit: int = 64) -> np.ndarray | None:
     """A constant of at most `limit` elements, as an array; None for everything else."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)

@@ -7,7 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.walk import is_op, needed_input
+from trianglemix.exporter.graph.walk import is_constant, is_op, needed_input
 
 _HEADS: Final = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "MatMulNBits")})
 _AFTER_HEAD: Final = ("Cast", "Identity", "Mul", "Div", "Add", "Sub", "Tanh", "Reshape")
@@ -37,12 +37,8 @@ def find_head(roles: GraphRoles) -> LanguageModelHead | None:
             )
         if not is_op(node, *_AFTER_HEAD):
             return None
-        value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
+        value = next((x for x in node.inputs if not is_constant(x)), None)
     return None
-
-
-def _is_constant(value: ir.Value) -> bool:
-    return ir.convenience.get_const_tensor(value) is not None
 
 
 def _last_dimension(value: ir.Value) -> int | None:

@@ -39,10 +39,10 @@ Attend = Callable[[GraphBuilder, ExampleLayer], tuple[ir.Value, ir.Value, ir.Val
 def build_example(attend: Attend, opset: int, domains: tuple[str, ...] = ()) -> Example:
     """A model of random weights (fixed seed) with the given attention in each layer."""
     random = np.random.default_rng(7)
-    mask = _input("attention_mask", ir.DataType.INT64, "batch", "total")
-    ids = _input("input_ids", ir.DataType.INT64, "batch", "sequence")
+    mask = graph_input("attention_mask", ir.DataType.INT64, "batch", "total")
+    ids = graph_input("input_ids", ir.DataType.INT64, "batch", "sequence")
     pasts = [
-        _input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT,
+        graph_input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT,
                "batch", SHAPE.kv_num_heads, "past", SHAPE.head_size)
         for layer in range(_LAYERS)
         for part in ("key", "value")
@@ -113,7 +113,8 @@ def group_query_attention(
     return output, present_key, present_value
 
 
-def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+def graph_input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+    """An input of these axes."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.exporter.graph.triangle_node import is_triangle_attention
-from trianglemix.exporter.graph.walk import is_op, needed_input, small_constant
+from trianglemix.exporter.graph.walk import is_constant, is_op, needed_input, small_constant
 
 _CONTRIB: Final = "com.microsoft"
 _PER_ELEMENT: Final = frozenset(
@@ -59,7 +59,7 @@ def find_tail(hidden: ir.Value) -> DecoderTail:
     entries: dict[ir.Value, None] = {}
     for node in nodes:
         for value in node.inputs:
-            if value is not None and value not in made and not _is_constant(value):
+            if value is not None and value not in made and not is_constant(value):
                 entries[value] = None
     attention = [value for value in entries if _is_attention_output(value)]
     if len(entries) != 2 or len(attention) != 1:
@@ -97,7 +97,7 @@ def _treats_rows_apart(node: ir.Node) -> bool:
     if is_op(node, "Split"):
         return node.attributes.get_int("axis", 0) in (-1, 2)
     if is_op(node, "MatMul"):
-        return _is_constant(node.inputs[1])
+        return is_constant(node.inputs[1])
     if is_op(node, *_NORMS):
         return node.attributes.get_int("axis", -1) in (-1, 2)
     if is_op(node, "ReduceMean", "ReduceSum"):
@@ -124,7 +124,3 @@ def _is_attention_output(value: ir.Value) -> bool:
     if node is not None and is_op(node, "Where"):
         node = needed_input(node, 2).producer()
     return node is not None and is_triangle_attention(node)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is None or ir.convenience.get_const_tensor(value) is not None

@@ -9,7 +9,7 @@ from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.roles import GraphRoles, rank
 from trianglemix.exporter.graph.triangle_node import TriangleNode
-from trianglemix.exporter.graph.walk import is_op, needed_input, small_constant
+from trianglemix.exporter.graph.walk import is_constant, is_op, needed_input, small_constant
 from trianglemix.exporter.interface.language_model_head import LanguageModelHead, find_head
 from trianglemix.exporter.rewrite.decoder_tail import find_tail
 
@@ -76,7 +76,7 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
                 return True
             if is_op(node, "Reshape") and not _copies_rows(node, head.hidden):
                 return False
-            value = next((x for x in node.inputs if x is not None and not _is_constant(x)), None)
+            value = next((x for x in node.inputs if not is_constant(x)), None)
         return True
 
     def _row_index(self, model: ir.Model, build: GraphBuilder, rows: ir.Value) -> ir.Value:
@@ -104,7 +104,3 @@ def _copies_rows(reshape: ir.Node, hidden: ir.Value) -> bool:
     if wanted is None or rank(hidden) != _LOGITS_RANK:
         return False
     return wanted.size == _LOGITS_RANK and int(wanted.reshape(-1)[1]) in (0, -1)
-
-
-def _is_constant(value: ir.Value) -> bool:
-    return ir.convenience.get_const_tensor(value) is not None

@@ -79,10 +79,6 @@ class DeviceMemory:
         return result
 
 
-def _info(name: str, element: int, shape: list[str | None]) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, element, shape)
-
-
 def _model(
     nodes: list[NodeProto], inputs: list[ValueInfoProto], result: ValueInfoProto
 ) -> ModelProto:
@@ -93,7 +89,8 @@ def _model(
 
 def _join_model(element: int) -> ModelProto:
     old, room, result = (
-        _info(name, element, ["B", "G", None, "D"]) for name in ("old", "room", "result")
+        helper.make_tensor_value_info(name, element, ["B", "G", None, "D"])
+        for name in ("old", "room", "result")
     )
     return _model(
         [helper.make_node("Concat", ["old", "room"], ["result"], axis=2)], [old, room], result

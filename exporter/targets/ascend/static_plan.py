@@ -67,7 +67,7 @@ class StaticPlan:
         if kind is GraphKind.STREAM:
             return StaticCall(self.chunk, self.cache_slots, self.banded_block, self.dense_block)
         rows = self.last if kind is GraphKind.TAIL else 1
-        block = rows if rows <= _TAIL_BLOCK else _largest_divisor(rows, _TAIL_BLOCK)
+        block = next(size for size in range(min(rows, _TAIL_BLOCK), 0, -1) if rows % size == 0)
         return StaticCall(rows, self.cache_slots, rows, block)
 
     def file_name(self, kind: GraphKind) -> str:
@@ -84,7 +84,3 @@ def cache_names(layer: int) -> tuple[str, str]:
 def new_names(layer: int) -> tuple[str, str]:
     """Outputs: keys and values of the new rows, to be stored in the cache."""
     return f"new.{layer}.key", f"new.{layer}.value"
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(size for size in range(limit, 0, -1) if number % size == 0)

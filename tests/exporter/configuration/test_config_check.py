@@ -13,10 +13,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from trianglemix.exporter.attention.sites import AttentionSite, MaskClass, MatchContext, find_sites
-from trianglemix.exporter.configuration.config_check import check_config, ranges
+from trianglemix.exporter.configuration.config_check import check_config
 from trianglemix.exporter.configuration.rotary_factors import rotaries
 from trianglemix.exporter.graph.roles import find_roles
 from trianglemix.exporter.inspection import inspect_model
+from trianglemix.exporter.options import layer_ranges
 from trianglemix.exporter.patterns.attention import PATTERN
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.manifest.manifest import Manifest
@@ -255,4 +256,4 @@ def test_another_models_folder_above_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_layers_in_words() -> None:
-    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert layer_ranges([0, 1, 2, 5, 7, 8], ", ") == "0-2, 5, 7-8"
