@@ -21,13 +21,14 @@ from typing import Any, Final
 import click
 from rich.console import Console
 from rich.table import Table
+from trianglemix.command_line import run_command
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.runtime.tokenizer import Tokenizer
 
 from benchmarks.demo_prompt import HiddenNumber, hide_number
 from benchmarks.machine import describe_run
 from source_models.model_cache import BUILD
-from source_models.smollm2 import SourceModelError, hugging_face_folder, plain_onnx
+from source_models.smollm2 import hugging_face_folder, plain_onnx
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DEMO: Final = BUILD / "demo"
@@ -36,10 +37,9 @@ MODEL: Final = "SmolLM2-135M-Instruct"
 VARIANTS: Final = {"dense": ["--dense"], "triangle": ["--plan", str(PLAN)]}
 MEASURED: Final = ("ttft_s", "tokens_per_s", "peak_rss_mb")
 _NEW_TOKENS: Final = 48
-_INTERRUPTED: Final = 130
 
 
-class DemoError(Exception):
+class DemoError(TriangleMixError):
     """A step of the demo failed; the message says which, and its last words."""
 
 
@@ -186,21 +186,5 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def main() -> None:
-    """Entry point: every failure is one line on stderr and an exit code."""
-    try:
-        code = demo.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        code = _INTERRUPTED
-    except (DemoError, SourceModelError, TriangleMixError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        code = 1
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(demo, "demo")

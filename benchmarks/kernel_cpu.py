@@ -205,12 +205,6 @@ def torch_attention(shape: Shape, tensors: Tensors) -> Run:
     return lambda: attend(query, key, value, is_causal=causal, enable_gqa=True)
 
 
-def torch_matmul() -> Run:
-    """A 2048-cubed float32 product: the yardstick of the tiles."""
-    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE) for _ in range(2))
-    return lambda: a @ b
-
-
 def interleave(runs: dict[str, Run], rounds: int, calls: int = 1) -> dict[str, list[float]]:
     """Seconds of each run: every round calls each `calls` times, after one round not counted.
 
@@ -247,7 +241,8 @@ def contenders(shape: Shape, variants: dict[str, Path]) -> dict[str, Run]:
         runs["ORT Attention-23"] = onnx_attention(shape, tensors)
     runs["torch SDPA"] = torch_attention(shape, tensors)
     if not shape.is_decode:
-        runs[MATMUL] = torch_matmul()
+        a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE) for _ in range(2))
+        runs[MATMUL] = lambda: a @ b  # in float32: the yardstick of the tiles
     return runs
 
 

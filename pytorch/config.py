@@ -88,18 +88,12 @@ class TriangleMixConfig:
                 f"{', '.join(_CHOICES[:-1])} or {_CHOICES[-1]} (trianglemix-analyze finds them)"
             )
         if any(not 0 <= layer < num_layers for layer in layers):
+            name = next(name for name in _CHOICES if getattr(self, name) is not None)
             raise ConfigurationError(
-                f"{self._chosen()} asks for layers that a model of {num_layers} layers "
+                f"{name} {getattr(self, name)} asks for layers that a model of {num_layers} layers "
                 f"(0-{num_layers - 1}) has not; use a configuration made for this model"
             )
         return layers
-
-    def _chosen(self) -> str:
-        return next(
-            f"{name} {getattr(self, name)}"
-            for name in ("triangle_layer_indices", "num_triangle_layers", "starting_layer")
-            if getattr(self, name) is not None
-        )
 
     @classmethod
     def from_pattern(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 import torch
@@ -48,12 +48,11 @@ class Rows:
 
     def shifted(self, offset: int) -> Rows:
         """The same rows when the first `offset` key slots are no longer in the buffer."""
-        return Rows(
-            self.start - offset,
-            tuple(max(0, first - offset) for first in self.first_valid),
-            tuple(length - offset for length in self.prompt_length),
-            self.window,
-            self.unknown,
+        return replace(
+            self,
+            start=self.start - offset,
+            first_valid=tuple(max(0, first - offset) for first in self.first_valid),
+            prompt_length=tuple(length - offset for length in self.prompt_length),
         )
 
 

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
+from trianglemix.custom_ops.errors import TriangleMixError
+
 from source_models.gguf_folder import save_gguf_folder
 from source_models.model_cache import BUILD, cached_folder, copy_companions
 
@@ -19,7 +21,7 @@ _CACHE: Final = BUILD / "smollm2"
 _VERSIONS: Final = (PACKAGE, "torch", "transformers")
 
 
-class SourceModelError(Exception):
+class SourceModelError(TriangleMixError):
     """The package that carries the weights is not installed."""
 
 

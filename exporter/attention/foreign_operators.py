@@ -67,13 +67,11 @@ def foreign_attention(
         if (domain, node.op_type) not in known:
             yield label, _reason(node)
         elif node.graph is not graph:
-            yield (
-                label,
-                (
-                    f"{node.op_type} stands inside a branch (If, Loop or Scan), where attention is "
-                    "not looked for; export the model without control flow around its layers"
-                ),
+            reason = (
+                f"{node.op_type} stands inside a branch (If, Loop or Scan), where attention is "
+                "not looked for; export the model without control flow around its layers"
             )
+            yield label, reason
 
 
 def keeps_state(node: ir.Node) -> bool:

@@ -243,26 +243,21 @@ def _provable(value: ir.Value, holds: Callable[[ir.Value], bool]) -> bool:
 
 def _is_never_last(value: ir.Value) -> bool:
     """The constant itself, or the larger of it and anything."""
-    if _is_constant(value, NEVER_LAST):
-        return True
-    node = value.producer()
-    return (
-        node is not None
-        and is_op(node, "Max")
-        and any(x is not None and _is_constant(x, NEVER_LAST) for x in node.inputs)
-    )
+    return _is_constant(value, NEVER_LAST) or _reads(value.producer(), "Max", NEVER_LAST)
 
 
 def _is_zero(value: ir.Value) -> bool:
     """The constant, something minus itself, or something times 0."""
-    if _is_constant(value, 0):
-        return True
     node = value.producer()
-    if node is None:
-        return False
-    if is_op(node, "Sub"):
+    if node is not None and is_op(node, "Sub"):
         return node.inputs[0] is node.inputs[1]
-    return is_op(node, "Mul") and any(x is not None and _is_constant(x, 0) for x in node.inputs)
+    return _is_constant(value, 0) or _reads(node, "Mul", 0)
+
+
+def _reads(node: ir.Node | None, op_type: str, number: int) -> bool:
+    """Whether it is such a node, one of whose inputs is this constant."""
+    inputs = node.inputs if node is not None and is_op(node, op_type) else ()
+    return any(x is not None and _is_constant(x, number) for x in inputs)
 
 
 def _is_constant(value: ir.Value, number: int) -> bool:

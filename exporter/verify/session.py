@@ -74,7 +74,9 @@ def open_model(
     providers = [name for name in wanted if name in available]
     given: str | bytes = str(path)
     if unrounded:
-        given = _unrounded(path)
+        model = ir.load(path)
+        UnroundActivationsPass()(model)
+        given = ir.to_proto(model).SerializeToString()  # its data stays where it is
         options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
     folding = ["ConstantFolding"] if unrounded else []  # it would make all weights floats at once
     try:
@@ -86,14 +88,6 @@ def open_model(
             "leave --verify out"
         ) from error
     return OpenModel(session, manifest)
-
-
-def _unrounded(path: Path) -> bytes:
-    """The file's content in that form; its data stays where it is."""
-    model = ir.load(path)
-    UnroundActivationsPass()(model)
-    content: bytes = ir.to_proto(model).SerializeToString()
-    return content
 
 
 @contextmanager

@@ -6,11 +6,19 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.feeds import Call
 from trianglemix.manifest.manifest import Manifest
 
 Kernel = Literal["native", "fallback", "static"]
 Logits = NDArray[np.float32]
+
+
+def as_float32(raw: Array, dtype: str) -> Logits:
+    """Numbers of a manifest's `dtype`; bfloat16, of which NumPy has none, comes as its bits."""
+    if dtype != "bfloat16":
+        return raw.astype(np.float32)
+    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)  # a float32's upper half
 
 
 class DeviceCache(Protocol):

@@ -11,13 +11,12 @@ import numpy as np
 from trianglemix.custom_ops.arrays import Array
 from trianglemix.manifest.static_graphs import StaticGraph, StaticTensor
 from trianglemix.runtime.backends.acl_runtime import AclModel, AclRuntime
-from trianglemix.runtime.backends.backend import Logits
+from trianglemix.runtime.backends.backend import Logits, as_float32
 from trianglemix.runtime.backends.om_file import find_om, om_file
 from trianglemix.runtime.backends.static_cache import StaticStore
 from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.model_folder import ModelFolder
 
-_BRAIN: Final = "bfloat16"
 _SPARE_BYTES: Final = 64
 """An offline model may ask for a little more than a tensor, to have it end on a border of 32."""
 
@@ -143,16 +142,9 @@ class _AclStore:
 
     def _read_logits(self, tensor: StaticTensor, address: int) -> Logits:
         """`[1, vocabulary]` of the last row."""
-        raw = np.empty(tensor.shape, "uint16" if tensor.dtype == _BRAIN else tensor.dtype)
+        raw = np.empty(tensor.shape, "uint16" if tensor.dtype == "bfloat16" else tensor.dtype)
         self._device.runtime.download(raw, address)
         return as_float32(raw[:, -1], tensor.dtype)
-
-
-def as_float32(raw: Array, dtype: str) -> Logits:
-    """Numbers of a manifest's `dtype`; bfloat16, of which NumPy has none, comes as its bits."""
-    if dtype != _BRAIN:
-        return raw.astype(np.float32)
-    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)  # a float32's upper half
 
 
 def _check_sizes(graph: StaticGraph, model: AclModel) -> None:

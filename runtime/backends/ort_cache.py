@@ -17,7 +17,7 @@ from trianglemix.manifest.interface import (
     changed_on_the_way,
 )
 from trianglemix.manifest.manifest import Manifest
-from trianglemix.runtime.backends.backend import Logits
+from trianglemix.runtime.backends.backend import Logits, as_float32
 from trianglemix.runtime.backends.device_memory import DeviceMemory
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
 
@@ -235,9 +235,6 @@ def read_last_row(logits: ort.OrtValue) -> Logits:
     if logits.element_type() != TensorProto.BFLOAT16:
         rows: NDArray[Any] = logits.numpy().reshape(shape)[:, -1]
         return rows.astype(np.float32)
-    # NumPy has no bfloat16: it is the upper half of a float32.
     count = int(np.prod(shape))
     raw = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(logits.data_ptr()))
-    wide = np.zeros((shape[0], shape[2]), np.uint32)
-    wide[:] = raw.reshape(shape)[:, -1]
-    return (wide << np.uint32(16)).view(np.float32)
+    return as_float32(raw.reshape(shape)[:, -1], "bfloat16")

@@ -12,8 +12,9 @@ import pytest
 from trianglemix.exporter.targets.ascend.options import AscendRequest
 from trianglemix.runtime.backends import om
 from trianglemix.runtime.backends.acl_runtime import AclRuntime
+from trianglemix.runtime.backends.backend import as_float32
 from trianglemix.runtime.backends.om import open_om_backend
-from trianglemix.runtime.backends.om_acl import AclDevice, as_float32
+from trianglemix.runtime.backends.om_acl import AclDevice
 from trianglemix.runtime.backends.static_cache import StaticBackend
 from trianglemix.runtime.errors import ExecutionError, FolderError, MissingPackageError
 from trianglemix.runtime.model_folder import ModelFolder

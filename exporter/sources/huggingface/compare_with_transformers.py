@@ -146,7 +146,10 @@ def check_written_file(path: Path, sizes: Sequence[CacheSizes], reference: Refer
         return  # no kernels on the CPU; the model itself was checked in torch
     ort = import_onnxruntime()
     standalone = path.with_name(f"check-{path.name}")
-    _add_function(path, standalone)
+    model = ir.load(path)
+    add_function(model, OP_TYPE)
+    ir.save(model, standalone)  # the weights stay where they are
+    del model
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -162,13 +165,6 @@ def check_written_file(path: Path, sizes: Sequence[CacheSizes], reference: Refer
     finally:
         standalone.unlink()
     reference.refuse_difference(logits, "the traced graph")
-
-
-def _add_function(path: Path, standalone: Path) -> None:
-    """The same file with the operator's meaning in it; the weights stay where they are."""
-    model = ir.load(path)
-    add_function(model, OP_TYPE)
-    ir.save(model, standalone)
 
 
 def _run(session: Any, sizes: Sequence[CacheSizes], reference: Reference) -> NDArray[np.float32]:

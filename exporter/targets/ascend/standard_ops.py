@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-from trianglemix.custom_ops.graph_builder import AttributeValue, GraphBuilder
+from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
 from trianglemix.exporter.graph.walk import needed_input
 
@@ -164,7 +164,8 @@ def _turned(build: GraphBuilder, x: ir.Value, tables: list[ir.Value], interleave
             for index in (0, 1)
         )
     else:
-        split = build.node("Split", [x], attributes=_halves(build), num_outputs=2)
+        count = {"num_outputs": 2} if build.opset >= 18 else {}
+        split = build.node("Split", [x], attributes={"axis": -1, **count}, num_outputs=2)
         first, second = split.outputs
     low = build.op("Sub", build.op("Mul", first, cos), build.op("Mul", second, sin))
     high = build.op("Add", build.op("Mul", second, cos), build.op("Mul", first, sin))
@@ -172,10 +173,6 @@ def _turned(build: GraphBuilder, x: ir.Value, tables: list[ir.Value], interleave
         return build.concat(low, high, axis=-1)
     parts = [build.unsqueeze(part, -1) for part in (low, high)]
     return build.op("Reshape", build.concat(*parts, axis=-1), build.op("Shape", x))
-
-
-def _halves(build: GraphBuilder) -> dict[str, AttributeValue]:
-    return {"axis": -1, "num_outputs": 2} if build.opset >= 18 else {"axis": -1}
 
 
 def _gelu(build: GraphBuilder, node: ir.Node) -> list[ir.Value | None]:
