@@ -23,13 +23,10 @@ bool Found(const Api& api, OrtStatus* status, const char* name, const char* type
   return false;
 }
 
-void CheckHeads(const Attributes& a) {
+void CheckRanges(const Attributes& a) {
   if (a.num_heads < 1 || a.kv_num_heads < 1 || a.num_heads % a.kv_num_heads != 0)
     Refuse("num_heads is " + Text(a.num_heads) + " and kv_num_heads is " + Text(a.kv_num_heads) +
            ", but num_heads must be a positive multiple of kv_num_heads");
-}
-
-void CheckNumbers(const Attributes& a) {
   if (!std::isfinite(a.scale))
     Refuse("scale is " + std::to_string(a.scale) + ", but must be finite (0 means 1/sqrt(D))");
   if (!std::isfinite(a.softcap) || a.softcap < 0)
@@ -69,8 +66,7 @@ Attributes ReadAttributes(const Api& api, const OrtKernelInfo* info, Pattern pat
   if (interleaved != 0 && interleaved != 1)
     Refuse("rotary_interleaved is " + Text(interleaved) + ", but must be 0 or 1");
   a.rotary_interleaved = interleaved == 1;
-  CheckHeads(a);
-  CheckNumbers(a);
+  CheckRanges(a);
   for (int64_t* bound : {&a.pattern.sink, &a.pattern.window, &a.pattern.last})
     *bound = std::min(*bound, kUnbounded);
   return a;

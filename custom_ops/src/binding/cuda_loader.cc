@@ -19,8 +19,7 @@ std::string Path() {
       self.dli_fname == nullptr)
     return kFileName;
   const std::string path = self.dli_fname;
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? kFileName : path.substr(0, slash + 1) + kFileName;
+  return path.substr(0, path.rfind('/') + 1) + kFileName;  // without a slash: npos + 1 is 0
 }
 
 [[noreturn]] void RefuseCuda(const std::string& reason) {

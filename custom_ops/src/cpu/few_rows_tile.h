@@ -47,7 +47,9 @@ class FewRowsTile {
   void Attend() {
     LoadRows();
     shared_ = rows_.SharedKeys(tile_.first_row, tile_.rows);
-    rows_.ForEachBlock([&](const KeyRange& range) { VisitBlock(range); });
+    const KeyRanges keys = rows_.Keys(tile_.first_row, tile_.rows);
+    VisitRange(keys.sink);
+    VisitRange(keys.window);
   }
 
   // Adds the state of another piece of the tile.
@@ -102,6 +104,12 @@ class FewRowsTile {
       state_.peak[r] = -kInfinity;
       state_.total[r] = 0.0f;
     }
+  }
+
+  void VisitRange(const KeyRange& range) {
+    const int64_t end = Smaller(range.end, tile_.keys.end);
+    for (int64_t key = Larger(range.begin, tile_.keys.begin); key < end; key += kBlockKeys)
+      VisitBlock({key, Smaller(end, key + kBlockKeys)});
   }
 
   void VisitBlock(const KeyRange& range) {

@@ -17,7 +17,7 @@ constexpr float kInfinity = __builtin_inff();
 struct Block {
   int64_t begin;  // position of the first key
   int64_t end;
-  const float* keys;    // [end - begin, D], in few_rows.h padded
+  const float* keys;    // [end - begin, D], in few_rows_tile.h padded
   const float* values;  // [end - begin, Dv]
 };
 
@@ -54,18 +54,6 @@ class GroupRows {
   // Keys that `rows` rows from `first` on keep between them.
   KeyRanges Keys(int64_t first, int64_t rows) const {
     return KeysOfTile(problem_, row_, tile_, first, rows);
-  }
-
-  // Visits the keys of all rows, a block after the other.
-  template <class Visit>
-  void ForEachBlock(Visit&& visit) const {
-    const KeyRanges keys = Keys(tile_.first_row, tile_.rows);
-    const KeyRange ranges[] = {keys.sink, keys.window};
-    for (const KeyRange& range : ranges) {
-      const int64_t end = Smaller(range.end, tile_.keys.end);
-      for (int64_t key = Larger(range.begin, tile_.keys.begin); key < end; key += kBlockKeys)
-        visit(KeyRange{key, Smaller(end, key + kBlockKeys)});
-    }
   }
 
   // Of their window range, the keys that every one of them keeps.

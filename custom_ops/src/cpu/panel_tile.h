@@ -41,7 +41,9 @@ class PanelTile {
   // Leaves the sums in the state.
   void Attend() {
     for (int64_t i = 0; i < panel_count_; ++i) LoadPanel(panels_[i]);
-    rows_.ForEachBlock([&](const KeyRange& range) { VisitBlock(range); });
+    const KeyRanges keys = rows_.Keys(tile_.first_row, tile_.rows);
+    VisitRange(keys.sink);
+    VisitRange(keys.window);
   }
 
   // Adds the state of another piece of the tile.
@@ -109,6 +111,12 @@ class PanelTile {
       for (int64_t i = 0; i < Smaller(kWidth, panel.size - d); ++i)
         V::Store(panel.query + (d + i) * stride + lane, square[i]);
     }
+  }
+
+  void VisitRange(const KeyRange& range) {
+    const int64_t end = Smaller(range.end, tile_.keys.end);
+    for (int64_t key = Larger(range.begin, tile_.keys.begin); key < end; key += kBlockKeys)
+      VisitBlock({key, Smaller(end, key + kBlockKeys)});
   }
 
   void VisitBlock(const KeyRange& range) {
