@@ -12,7 +12,6 @@ from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_pictu
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.page import html_page
 from trianglemix.exporter.layers.plan import Plan
-from trianglemix.exporter.options import layer_ranges
 
 _MASK_FACTOR: Final = 3
 """The mask is drawn for a prompt this many times as long as what is kept whole."""
@@ -55,7 +54,7 @@ def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
     pattern = plan.pattern or TrianglePattern()
     parts = [
         f"<h1>Triangle layers of {name}</h1>",
-        f"<p><code>--layers {layer_ranges(plan.triangle_layers)}</code> "
+        f"<p><code>--layers {plan.layer_list}</code> "
         f"({len(plan.triangle_layers)} of {plan.fingerprint.num_layers} layers). "
         f"{escape(plan.origin)}.</p>",
         "<h2>What each section of each layer is worth</h2>",

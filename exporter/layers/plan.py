@@ -30,6 +30,7 @@ from typing import Any, Final
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import PlanError
+from trianglemix.exporter.options import layer_ranges
 
 FORMAT_VERSION: Final = 1
 FILE_NAME: Final = "plan.json"
@@ -96,6 +97,11 @@ class Plan:
     def chosen_layers(self) -> frozenset[int]:
         """The recommended set: `triangle_layers`, or else every layer that is listed."""
         return frozenset(self.triangle_layers or self.layers_by_importance)
+
+    @property
+    def layer_list(self) -> str:
+        """The triangle layers as `--layers` takes them."""
+        return layer_ranges(self.triangle_layers)
 
     def check_fits(self, model: Fingerprint) -> None:
         """Raises PlanError when the plan was made for a model of another shape."""
