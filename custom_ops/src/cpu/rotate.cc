@@ -13,24 +13,26 @@ struct V : VectorsOf<4> {
 };
 static_assert(kHeadSizeStep % V::kWidth == 0, "a head is a whole number of vectors");
 
-// Any count, of which nothing past the last is read; whole vectors are written.
+// Any count of numbers as floats, where they lie or in whole vectors of `buffer`; nothing past the
+// last is read.
 template <class Element>
-void WidenRow(const Element* from, int64_t count, float* to) {
+const float* WidenRow(const Element* from, int64_t count, float* buffer) {
+  if constexpr (sizeof(Element) == sizeof(float)) return from;
   const int64_t whole = count / V::kWidth * V::kWidth;
-  WidenAll<V>(from, to, whole);
-  if (whole == count) return;
+  WidenAll<V>(from, buffer, whole);
   Element rest[V::kWidth] = {};
   for (int64_t i = whole; i < count; ++i) rest[i - whole] = from[i];
-  WidenAll<V>(rest, to + whole, V::kWidth);
+  if (whole < count) WidenAll<V>(rest, buffer + whole, V::kWidth);
+  return buffer;
 }
 
 template <class Element>
 void Rotate(const AttentionProblem& p, int64_t position, const Element* from, Element* to) {
   const Rotation& rotation = p.rotation;
   const int64_t half = rotation.size / 2, row = position * half;
-  float head[kMaxHeadSize], cosines[kMaxHeadSize / 2], sines[kMaxHeadSize / 2];
-  WidenRow(static_cast<const Element*>(rotation.cos) + row, half, cosines);
-  WidenRow(static_cast<const Element*>(rotation.sin) + row, half, sines);
+  float head[kMaxHeadSize], wide_cos[kMaxHeadSize / 2], wide_sin[kMaxHeadSize / 2];
+  const auto* cosines = WidenRow(static_cast<const Element*>(rotation.cos) + row, half, wide_cos);
+  const auto* sines = WidenRow(static_cast<const Element*>(rotation.sin) + row, half, wide_sin);
   WidenAll<V>(from, head, p.head_size);
   const int64_t step = rotation.interleaved ? 2 : 1, partner = rotation.interleaved ? 1 : half;
   for (int64_t i = 0; i < half; ++i) {
