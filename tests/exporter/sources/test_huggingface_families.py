@@ -13,7 +13,7 @@ from transformers.masking_utils import chunked_causal_mask_function
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.sources.huggingface import attention as torch_attention
+from trianglemix.exporter.sources.huggingface import operator_in_torch as torch_attention
 from trianglemix.exporter.sources.huggingface import worker as torch_worker
 from trianglemix.exporter.sources.huggingface.compare_with_transformers import compute_reference
 from trianglemix.exporter.sources.huggingface.operator_in_torch import classify_mask, refuse_unknown
