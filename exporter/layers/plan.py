@@ -10,12 +10,16 @@ ships it. As JSON::
      "pattern": {"num_sink_tokens": 8, "sliding_window_size": 512, "num_last_tokens": 128},
      "layers_by_importance": [29, 25, 28],
      "triangle_layers": [25, 28, 29],
+     "block_sparse": {"layers": [0, 1, 2], "densities": {"8000": {"0": 0.41, "1": 0.3, "2": 0.35}},
+                      "rule": {"mass": 0.95, "min_length": 4096, "num_sink_tokens": 8,
+                               "sliding_window_size": 128, "num_last_tokens": 128},
+                      "origin": "in words", "figures": {}},
      "origin": "where the choice comes from, in words",
      "figures": {"any": "numbers worth keeping"}}
 
 Layers count from 0. `layers_by_importance` names the least important layer (the best triangle
 layer) first; `triangle_layers` is the recommended set. At least one of the two is there; `pattern`,
-`figures` and the last two fields of the fingerprint may be left out.
+`block_sparse`, `figures` and the last two fields of the fingerprint may be left out.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from typing import Any, Final
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import PlanError
+from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
 from trianglemix.exporter.options import layer_ranges
 
 FORMAT_VERSION: Final = 1
@@ -62,7 +67,8 @@ class Plan:
     """A plan file as read. Layers count from 0.
 
     Raises:
-        PlanError: no layers, a layer twice, or a layer that the fingerprint's model has not.
+        PlanError: no layers, a layer twice, a layer that the fingerprint's model has not, or a
+            block-sparse layer among `triangle_layers`.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Plan:
     triangle_layers: tuple[int, ...] = ()
     origin: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    block_sparse: BlockSparsePlan | None = None
 
     def __post_init__(self) -> None:
         if not self.layers_by_importance and not self.triangle_layers:
@@ -81,6 +88,14 @@ class Plan:
             )
         for name in ("layers_by_importance", "triangle_layers"):
             self._check_layers(name, getattr(self, name))
+        if self.block_sparse is not None:
+            self._check_layers("block_sparse", self.block_sparse.layers)
+            both = sorted(set(self.block_sparse.layers) & set(self.triangle_layers))
+            if both:
+                raise PlanError(
+                    f"block_sparse of the plan for {self.name} names {layer_ranges(both)}, which "
+                    "triangle_layers has too; a layer is one or the other"
+                )
 
     def _check_layers(self, name: str, layers: tuple[int, ...]) -> None:
         count = self.fingerprint.num_layers
@@ -123,6 +138,8 @@ class Plan:
             "origin": self.origin,
             "figures": dict(self.figures),
         }
+        if self.block_sparse is not None:
+            content["block_sparse"] = self.block_sparse.as_json()
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -146,12 +163,12 @@ class Plan:
             )
         try:
             return cls._from_content(content)
-        except (KeyError, TypeError, ValueError, ConfigurationError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
             raise PlanError(f"plan {path} is not understood: {error!r}") from error
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any]) -> Plan:
-        pattern = content.get("pattern")
+        pattern, blocks = content.get("pattern"), content.get("block_sparse")
         return cls(
             name=str(content["model"]["name"]),
             fingerprint=Fingerprint(**content["model"]["fingerprint"]),
@@ -160,7 +177,14 @@ class Plan:
             triangle_layers=tuple(int(x) for x in content.get("triangle_layers") or ()),
             origin=str(content.get("origin", "")),
             figures=dict(content.get("figures") or {}),
+            block_sparse=BlockSparsePlan.from_json(blocks) if blocks else None,
         )
+
+    @property
+    def choice(self) -> tuple[object, ...]:
+        """All that an export takes from it: two plans that agree here do the same."""
+        blocks = self.block_sparse
+        return (self.chosen_layers, self.pattern, blocks and (set(blocks.layers), blocks.rule))
 
 
 def shipped_plans() -> list[Plan]:
@@ -189,7 +213,7 @@ def find_shipped_plan(model: Fingerprint) -> Plan | None:
     if not fitting:
         return None
     names = " or ".join(plan.name for plan in fitting)
-    if len({(plan.chosen_layers, plan.pattern) for plan in fitting}) > 1:
+    if any(plan.choice != fitting[0].choice for plan in fitting):
         raise PlanError(
             f"several shipped plans fit a model of this shape ({names}) and disagree; "
             "pass the right one with --plan"
