@@ -33,7 +33,8 @@ class AscendTriangleMixAttention(nn.Module):
         """`scale` None means `1/sqrt(head_dim)`; `trianglemix_config` None means dense.
 
         Raises:
-            ConfigurationError: a configuration without the layer's number and the model's count.
+            ConfigurationError: a configuration without the layer's number and the model's count,
+                or one that makes the layer block-sparse.
         """
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
@@ -43,6 +44,11 @@ class AscendTriangleMixAttention(nn.Module):
                 raise ConfigurationError(
                     f"layer_idx is {layer_idx} and num_layers is {num_layers}, but a triangle "
                     "configuration needs both to know whether this layer is a triangle layer"
+                )
+            if layer_idx in trianglemix_config.block_sparse_layers(num_layers):
+                raise ConfigurationError(
+                    f"layer {layer_idx} is a block-sparse layer, which this module does not run; "
+                    "use trianglemix.pytorch.patch on a CPU or on CUDA, or leave it out"
                 )
             if layer_idx in trianglemix_config.triangle_layers(num_layers):
                 pattern = trianglemix_config.pattern

@@ -42,12 +42,16 @@ def _is_plain_causal(query: Tensor, key: Tensor, rows: Rows, attention: Attentio
     return keeps_all and whole and not attention.softcap and query.device.type in ("cpu", "cuda")
 
 
-def _cuda(query: Tensor, key: Tensor, value: Tensor, rows: Rows, attention: Attention) -> Tensor:
+def flex_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether flex_attention has a kernel for these sizes, and gains by it."""
     D, Dv = query.shape[3], value.shape[3]
     power_of_two = Dv == D and D & (D - 1) == 0
-    if query.shape[2] < _FLEX_MIN_ROWS or not power_of_two:
-        return block_attention(query, key, value, rows, attention)
-    return flex_triangle(query, key, value, rows, attention)
+    return query.shape[2] >= _FLEX_MIN_ROWS and power_of_two
+
+
+def _cuda(query: Tensor, key: Tensor, value: Tensor, rows: Rows, attention: Attention) -> Tensor:
+    run = flex_triangle if flex_takes(query, value) else block_attention
+    return run(query, key, value, rows, attention)
 
 
 BACKENDS: Final[dict[str, Backend]] = {"cuda": _cuda}

@@ -1,10 +1,11 @@
-"""`TriangleMixConfig`: the pattern's three numbers, with the layers that use it."""
+"""`TriangleMixConfig`: pattern and rule, each with the layers that use it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
@@ -13,7 +14,7 @@ _CHOICES = ("num_triangle_layers", "triangle_layer_indices", "starting_layer")
 
 @dataclass(frozen=True)
 class TriangleMixConfig:
-    """The pattern and the layers that use it. Layers count from 0.
+    """The pattern and the layers that use it, the rule and its layers. Layers count from 0.
 
     The three numbers have the operator's meaning: `keep(i, j) = j <= i and (j < num_sink_tokens or
     i - j < sliding_window_size or i >= N - num_last_tokens)`. Other people's numbers go through the
@@ -22,6 +23,9 @@ class TriangleMixConfig:
     At most one of these says which layers: `num_triangle_layers` (that many of the *deepest*
     layers, never the first), `triangle_layer_indices` (exactly these, for example the plan of
     `trianglemix-analyze`) or `starting_layer` (this layer to the last).
+
+    `block_sparse_layer_indices` are layers in which each head keeps the blocks of keys that hold
+    most of its attention, by `block_rule`; none without them. No layer is both.
 
     Tuning, as the reference card advises for short prompts (unmeasured here): sinks 4 to 8, at most
     16; window 32 to 64, at most 128; last rows 64 to 128, at most 256, about twice the window; 4 to
@@ -38,6 +42,8 @@ class TriangleMixConfig:
     num_triangle_layers: int | None = None
     triangle_layer_indices: Sequence[int] | None = None
     starting_layer: int | None = None
+    block_sparse_layer_indices: Sequence[int] = ()
+    block_rule: BlockRule = field(default_factory=BlockRule)
 
     def __post_init__(self) -> None:
         _ = self.pattern  # checks the three numbers
@@ -50,20 +56,9 @@ class TriangleMixConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigurationError(f"{name} is {value}, but must be 0 or more")
-        if self.triangle_layer_indices is not None:
-            object.__setattr__(self, "triangle_layer_indices", self._sorted_indices())
-
-    def _sorted_indices(self) -> tuple[int, ...]:
-        indices = tuple(sorted(int(layer) for layer in self.triangle_layer_indices or ()))
-        if indices and indices[0] < 0:
-            raise ConfigurationError(
-                f"triangle_layer_indices has layer {indices[0]}, but layers count from 0"
-            )
-        if len(set(indices)) != len(indices):
-            raise ConfigurationError(
-                f"triangle_layer_indices names a layer twice: {list(indices)}; name each once"
-            )
-        return indices
+        for name in ("triangle_layer_indices", "block_sparse_layer_indices"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _sorted_indices(name, getattr(self, name)))
 
     @property
     def pattern(self) -> TrianglePattern:
@@ -82,6 +77,8 @@ class TriangleMixConfig:
             layers = tuple(range(num_layers - self.num_triangle_layers, num_layers))
         elif self.starting_layer is not None:
             layers = tuple(range(self.starting_layer, num_layers))
+        elif self.block_sparse_layer_indices:
+            layers = ()
         else:
             raise ConfigurationError(
                 "the configuration does not say which layers are triangle layers; set "
@@ -95,12 +92,37 @@ class TriangleMixConfig:
             )
         return layers
 
+    def block_sparse_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of a model of `num_layers` layers that use the rule, ascending.
+
+        Raises:
+            ConfigurationError: the model has not that many, or one of them is a triangle layer.
+        """
+        layers = tuple(self.block_sparse_layer_indices)
+        if layers and layers[-1] >= num_layers:
+            raise ConfigurationError(
+                f"block_sparse_layer_indices has layer {layers[-1]}, but the model has "
+                f"{num_layers} layers (0-{num_layers - 1})"
+            )
+        both = sorted(set(layers) & set(self.triangle_layers(num_layers))) if layers else []
+        if both:
+            raise ConfigurationError(
+                f"layers {both} are named as triangle layers and as block-sparse ones; a layer is "
+                "one of the two"
+            )
+        return layers
+
     @classmethod
     def from_pattern(
         cls, pattern: TrianglePattern, triangle_layer_indices: Sequence[int] | None = None
     ) -> TriangleMixConfig:
         """A pattern with the layers that use it."""
-        return cls(**pattern.as_attributes(), triangle_layer_indices=triangle_layer_indices)
+        return cls(
+            pattern.num_sink_tokens,
+            pattern.sliding_window_size,
+            pattern.num_last_tokens,
+            triangle_layer_indices=triangle_layer_indices,
+        )
 
     # Other people's spellings; the conversions themselves live in `TrianglePattern`.
 
@@ -133,3 +155,12 @@ class TriangleMixConfig:
         """vllm-ascend's fused operator: its window leaves the row itself out of its count."""
         pattern = TrianglePattern.from_vllm_ascend(sink, window, tail)
         return cls.from_pattern(pattern, triangle_layer_indices)
+
+
+def _sorted_indices(name: str, layers: Sequence[int]) -> tuple[int, ...]:
+    indices = tuple(sorted(int(layer) for layer in layers))
+    if indices and indices[0] < 0:
+        raise ConfigurationError(f"{name} has layer {indices[0]}, but layers count from 0")
+    if len(set(indices)) != len(indices):
+        raise ConfigurationError(f"{name} names a layer twice: {list(indices)}; name each once")
+    return indices

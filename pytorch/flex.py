@@ -1,4 +1,4 @@
-"""The operator on CUDA: compiled flex_attention over a block mask computed by arithmetic."""
+"""The operators on CUDA: compiled flex_attention over block masks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.pytorch.block_choice import BlockSparse, TileSpan
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.masks import keep
@@ -36,6 +37,30 @@ def flex_triangle(
     Rows before their row's first real token are zero.
     """
     grid = TileGrid(rows, query.shape[2], key.shape[2])
+    mask = triangle_block_mask(grid, attention.pattern, query.device)
+    return _flex(query, key, value, mask, attention)
+
+
+def flex_span(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kept: Tensor,
+    span: TileSpan,
+    attention: BlockSparse,
+) -> Tensor:
+    """`block_sparse.SpanKernel`, which says the shapes: `[B, H, R, D]` -> `[B, H, R, Dv]`."""
+    mask = kept_block_mask(kept, span, (query.shape[2], key.shape[2]))
+    return _flex(query, key, value, mask, attention)
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    attention: Attention | BlockSparse,
+) -> Tensor:
     eager: Any = flex_attention
     run = _compiled() if query.is_cuda else eager
     result: Tensor = run(
@@ -43,7 +68,7 @@ def flex_triangle(
         key,
         value,
         score_mod=_softcap(attention.softcap) if attention.softcap else None,
-        block_mask=triangle_block_mask(grid, attention.pattern, query.device),
+        block_mask=mask,
         scale=attention.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -80,8 +105,8 @@ def triangle_block_mask(
         return keep(q + start, k, pattern, prompt[b], first[b])
 
     some, whole = _classify(grid, pattern, first, prompt)
-    partial_count, partial_index = _listed(some & ~whole)
-    whole_count, whole_index = _listed(whole)
+    partial_count, partial_index = _listed((some & ~whole)[:, None])
+    whole_count, whole_index = _listed(whole[:, None])
     return BlockMask.from_kv_blocks(
         partial_count,
         partial_index,
@@ -90,6 +115,33 @@ def triangle_block_mask(
         BLOCK_SIZE=TILE,
         mask_mod=mask_mod,
         seq_lengths=(grid.length, grid.keys),
+    )
+
+
+def kept_block_mask(kept: Tensor, span: TileSpan, sizes: tuple[int, int]) -> BlockMask:
+    """The block mask of each head's own blocks, `kept [B, H, tiles, blocks]`.
+
+    Only the block on the diagonal is not whole, and every block of a tile that hangs over the end.
+    """
+    tiles = torch.arange(span.begin, span.end, device=kept.device)
+    whole = kept & (torch.arange(kept.shape[3], device=kept.device) < tiles[:, None])
+    if sizes[0] % TILE:
+        whole[:, :, -1] = False
+    begin = torch.tensor(span.begin, device=kept.device)
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return kept[b, h, q // TILE, k // TILE] & (k <= q + TILE * begin)
+
+    partial_count, partial_index = _listed(kept & ~whole)
+    whole_count, whole_index = _listed(whole)
+    return BlockMask.from_kv_blocks(
+        partial_count,
+        partial_index,
+        whole_count,
+        whole_index,
+        BLOCK_SIZE=TILE,
+        mask_mod=mask_mod,
+        seq_lengths=sizes,
     )
 
 
@@ -120,7 +172,7 @@ def _classify(
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Count `[B, 1, rows]` and indices `[B, 1, rows, columns]` of the tiles that are set."""
+    """Count `[..., rows]` and indices `[..., rows, columns]` of the tiles that are set."""
     count = tiles.sum(-1, dtype=torch.int32)
     index = torch.argsort(tiles.to(torch.int8), dim=-1, descending=True, stable=True)
-    return count[:, None], index[:, None].to(torch.int32)
+    return count, index.to(torch.int32)

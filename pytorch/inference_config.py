@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.config import TriangleMixConfig
@@ -29,7 +30,8 @@ class TriangleMixInferenceConfig:
     presets reproduce the reference card's *masks* exactly, so its 4 / 32 / 64 read 5 / 33 / 63. The
     card takes the first layers; here `num_triangle_layers` means the deepest, because the first
     ones are what accuracy rests on. None of the card's presets has been measured: they are
-    starting points for `trianglemix-analyze`.
+    starting points for `trianglemix-analyze`. `block_sparse_layer_indices` and `block_rule` are
+    `TriangleMixConfig`'s; no preset names any.
 
     Raises:
         ConfigurationError: a value out of range.
@@ -44,6 +46,8 @@ class TriangleMixInferenceConfig:
     num_last_tokens: int = TrianglePattern.num_last_tokens
     use_npu_optimization: bool = False
     npu_block_size: int = NPU_BLOCK_SIZES[0]
+    block_sparse_layer_indices: Sequence[int] = ()
+    block_rule: BlockRule = field(default_factory=BlockRule)
 
     def __post_init__(self) -> None:
         check_npu_block_size(self.npu_block_size)
@@ -61,6 +65,8 @@ class TriangleMixInferenceConfig:
             self.num_triangle_layers,
             self.triangle_layer_indices,
             self.starting_layer,
+            self.block_sparse_layer_indices,
+            self.block_rule,
         )
 
     @classmethod

@@ -83,7 +83,15 @@ class TriangleMixMaskGenerator:
         """`[N, N]` additive mask: 0 where a key is kept, minus infinity where it is not.
 
         `use_triangle` overrules the configuration's choice of layers; None follows it.
+
+        Raises:
+            ConfigurationError: a block-sparse layer, which has no mask before its queries and keys.
         """
+        if use_triangle is None and layer_idx in self.config.block_sparse_layer_indices:
+            raise ConfigurationError(
+                f"layer {layer_idx} is a block-sparse layer, whose mask depends on queries and "
+                "keys; trianglemix.pytorch.block_choice.choose_blocks makes it"
+            )
         triangle = self.should_use_triangle(layer_idx) if use_triangle is None else use_triangle
         make = self.get_triangle_mask if triangle else self.get_dense_mask
         kept = make(seq_len, device, torch.bool)

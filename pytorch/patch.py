@@ -1,4 +1,4 @@
-"""The pattern in a transformers model: `patch(model, config)` and `attn_implementation=`.
+"""Pattern and rule in a transformers model: `patch(model, config)` and `attn_implementation=`.
 
 transformers calls `_attention` in place of its own attention, with the queries and keys of after
 RoPE and norms, and `row_mask` in place of its mask builder, so that no 4-D mask is ever made.
@@ -11,6 +11,7 @@ from functools import lru_cache, update_wrapper
 from typing import Any, Final
 
 from torch import Tensor, nn
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.pytorch.attention_call import (
     UnsupportedModelError,
@@ -20,6 +21,8 @@ from trianglemix.pytorch.attention_call import (
     sliding,
 )
 from trianglemix.pytorch.backends import triangle_attention
+from trianglemix.pytorch.block_choice import BlockSparse
+from trianglemix.pytorch.block_sparse import block_sparse_attention
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.config import TriangleMixConfig
 from trianglemix.pytorch.dry_call import check_attention, text_config, use_attention
@@ -31,26 +34,32 @@ _CONFIG_KEY: Final = "trianglemix"
 
 
 def patch(model: nn.Module, config: TriangleMixConfig) -> nn.Module:
-    """Makes the configuration's layers of a transformers model triangle layers, in place.
+    """Makes layers of a transformers model triangle or block-sparse layers, in place.
 
-    Afterwards a prefill drops the Middle section in those layers, decode steps are dense, and every
-    layer runs in O(N) memory. `model.generate` works as before, with `prefill_chunk_size` too.
-    Chunks fed by hand need `prompt_length(...)` around them. The choice is kept in
-    `model.config.trianglemix`, so a saved model can be loaded again with
-    `attn_implementation="trianglemix"`; without it, it is the dense model. A pickled model stays
-    patched. Returns the model.
+    Afterwards a prefill drops the Middle section in the triangle layers and the blocks of little
+    mass in the block-sparse ones, decode steps are dense, and every layer runs in O(N) memory.
+    `model.generate` works as before, with `prefill_chunk_size` too. Chunks fed by hand need
+    `prompt_length(...)` around them; of a tile of 128 tokens that a chunk cuts, a block-sparse
+    layer drops nothing. The choice is kept in `model.config.trianglemix`, so a saved model can be
+    loaded again with `attn_implementation="trianglemix"`; without it, it is the dense model. A
+    pickled model stays patched. Returns the model.
 
     Raises:
         ConfigurationError: the configuration names no layers, or layers the model has not.
-        UnsupportedModelError: a triangle layer is no plain causal attention.
+        UnsupportedModelError: one of the layers is no plain causal attention.
     """
     register()
     text = text_config(model)
-    layers = config.triangle_layers(text.num_hidden_layers)
+    triangles = config.triangle_layers(text.num_hidden_layers)
+    sparse = config.block_sparse_layers(text.num_hidden_layers)
+    layers = (*triangles, *sparse)
     _check_layers(type(model).__name__, text, layers)
     _refuse_windows(type(model).__name__, check_attention(model, layers))
     previous = text._attn_implementation
-    settings = {**config.pattern.as_attributes(), "triangle_layers": list(layers)}
+    settings = {**config.pattern.as_attributes(), "triangle_layers": list(triangles)}
+    if sparse:
+        settings["block_sparse_layers"] = list(sparse)
+        settings["block_rule"] = config.block_rule.as_attributes()
     if previous != IMPLEMENTATION:
         settings["previous_implementation"] = previous
         use_attention(model, IMPLEMENTATION)
@@ -96,7 +105,7 @@ def _check_layers(name: str, text: Any, layers: tuple[int, ...]) -> None:
         if kinds[layer] != "full_attention":
             raise UnsupportedModelError(
                 f"layer {layer} of {name} is {kinds[layer]}, but only full_attention layers can be "
-                "triangle layers; leave it out"
+                "triangle or block-sparse layers; leave it out"
             )
     strange = sorted(set(kinds) & {"chunked_attention"})
     if strange:
@@ -149,11 +158,28 @@ def _attention(
     """transformers' attention interface: `[B, H, S, D]`, `[B, G, T, D]` -> `[B, S, H, Dv]`."""
     rows = check_call(module, attention_mask, dropout, given)
     rows, key, value = rows_in_buffer(rows, key, value, query.shape[2])
-    pattern, rows = _layer_pattern(module, rows)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    attention = Attention(pattern, scale, given.get("softcap") or 0.0)
-    output = triangle_attention(query, key, value, rows, attention)
+    softcap = given.get("softcap") or 0.0
+    rule = _layer_rule(module, rows)
+    if rule is not None:
+        sparse = BlockSparse(rule, scale, softcap)
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        output = block_sparse_attention(query, key, value, rows, sparse, layer)
+    else:
+        pattern, rows = _layer_pattern(module, rows)
+        attention = Attention(pattern, scale, softcap)
+        output = triangle_attention(query, key, value, rows, attention)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _layer_rule(module: Any, rows: Rows) -> BlockRule | None:
+    """The rule, where the layer is block-sparse."""
+    settings = _settings(module.config)
+    if module.layer_idx not in settings.get("block_sparse_layers", ()):
+        return None
+    if rows.window:
+        _refuse_windows(type(module).__name__, {module.layer_idx: rows.window})
+    return _rule_of(tuple(settings["block_rule"].items()))
 
 
 def _layer_pattern(module: Any, rows: Rows) -> tuple[TrianglePattern, Rows]:
@@ -172,7 +198,7 @@ def _refuse_windows(name: str, windows: dict[int, int]) -> None:
     for layer, window in windows.items():
         raise UnsupportedModelError(
             f"layer {layer} of {name} already has a sliding window of {window} tokens; leave it "
-            "out of the triangle layers"
+            "out of the layers to replace"
         )
 
 
@@ -187,3 +213,8 @@ def _frozen(settings: dict[str, Any]) -> tuple[int, int, int]:
 @lru_cache(maxsize=8)
 def _pattern_of(numbers: tuple[int, int, int]) -> TrianglePattern:
     return TrianglePattern(*numbers)
+
+
+@lru_cache(maxsize=8)
+def _rule_of(values: tuple[tuple[str, Any], ...]) -> BlockRule:
+    return BlockRule(**dict(values))
