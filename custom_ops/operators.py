@@ -29,8 +29,14 @@ def is_ours(domain: str, name: str) -> bool:
 
 
 def add_function(model: ir.Model, op_type: str) -> None:
-    """Gives the model what the operator means in standard operators, and the operators' opset."""
+    """Gives the model what the operator means in standard operators, and the operators' opset.
+
+    The function has the outputs that the graph's nodes have: ONNX Runtime takes no node that leaves
+    out one of its function's.
+    """
     module = import_module(f"{__package__}.{folders()[op_type]}.function_body")
     function: ir.Function = module.build_function()
+    nodes = (node for node in model.graph if node.op_identifier() == function.identifier())
+    del function.outputs[max((len(node.outputs) for node in nodes), default=None) :]
     model.functions[function.identifier()] = function
     model.graph.opset_imports[contract.DOMAIN] = contract.OP_VERSION

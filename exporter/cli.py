@@ -18,6 +18,7 @@ from trianglemix.command_line import run_command, version_option, wrong_usage
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.inspection import inspect_model, print_inspection
 from trianglemix.exporter.options import (
+    BlockRequest,
     ExportOptions,
     LayerRequest,
     PatternRequest,
@@ -77,6 +78,24 @@ def _of_targets(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.IntRange(1),
     show_default="the plan's, else 128",
     help="Dense rows at the prompt's end.",
+)
+@click.option(
+    "--block-sparse-layers",
+    "block_layers",
+    show_default="the plan's",
+    help="Block-sparse layers, as in 0-3,5; none switches those of a plan off.",
+)
+@click.option(
+    "--mass",
+    type=click.FloatRange(0, 1, min_open=True),
+    show_default="the plan's, else 0.95",
+    help="Share of the attention that block-sparse layers keep at least.",
+)
+@click.option(
+    "--min-length",
+    type=click.IntRange(0),
+    show_default="the plan's, else 4096",
+    help="Prompts (tokens) that block-sparse layers still read densely.",
 )
 @click.option(
     "--dense", is_flag=True, help="Export the dense twin, GroupQueryAttention throughout."
@@ -192,6 +211,7 @@ def _options(given: dict[str, Any]) -> ExportOptions:
             given["start_layer"], _layers(given["layers"]), given["count"], given["plan"]
         ),
         pattern=PatternRequest(given["sink"], given["window"], given["last"]),
+        blocks=BlockRequest(_blocks(given["block_layers"]), given["mass"], given["min_length"]),
         dense=given["dense"],
         last_token_logits=given["last_token_logits"],
         weights=given["weights"],
@@ -254,6 +274,26 @@ def _check_choice(given: dict[str, Any]) -> None:
         raise click.UsageError(f"{' and '.join(chosen)} each choose the layers: give one of them")
     if given["dense"] and chosen:
         raise click.UsageError(f"--dense has no triangle layers: leave {chosen[0]} out")
+    blocks = [option for name, option in _BLOCKS.items() if given[name] is not None]
+    if given["dense"] and blocks:
+        raise click.UsageError(f"--dense has no block-sparse layers: leave {blocks[0]} out")
+    if given["block_layers"] == _NO_LAYERS and len(blocks) > 1:
+        raise click.UsageError(f"without block-sparse layers {blocks[1]} has no effect")
+
+
+_NO_LAYERS: Final = "none"
+_BLOCKS: Final = {
+    "block_layers": "--block-sparse-layers",
+    "mass": "--mass",
+    "min_length": "--min-length",
+}
+
+
+def _blocks(text: str | None) -> tuple[int, ...] | None:
+    if text is None or text == _NO_LAYERS:
+        return None if text is None else ()
+    with wrong_usage():
+        return parse_layers(text, _BLOCKS["block_layers"])
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -19,8 +19,8 @@ from trianglemix.exporter.attention.sites import (
 )
 from trianglemix.exporter.configuration.config_check import check_config
 from trianglemix.exporter.errors import ExportError, RefusedError
+from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole, is_attention
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.interface.cache_ports import find_ports
 from trianglemix.exporter.interface.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.interface.runtime_fit import why_not_run
@@ -186,15 +186,15 @@ def _cells(site: AttentionSite) -> tuple[str, ...]:
 
 
 def _mask(site: AttentionSite) -> str:
-    """A triangle layer of an earlier export by its pattern: sinks, window, last rows.
+    """A layer of an earlier export by its rule: sinks, window and last rows, or its mass.
 
-    To an export it is a causal layer, since its layers are chosen anew.
+    To an export it is a causal layer, since the layers' roles are chosen anew.
     """
-    if site.mask.window is not None or not is_triangle_attention(site.anchor):
+    if site.mask.window is not None or not is_attention(site.anchor):
         return str(site.mask)
-    own = TriangleNode(site.anchor).pattern
-    return (
-        str(site.mask)
-        if own.is_dense
-        else "triangle " + "/".join(map(str, own.as_attributes().values()))
-    )
+    own = AttentionNode(site.anchor)
+    if own.rule.is_dense:
+        return str(site.mask)
+    numbers = [f"{number:g}" for number in own.rule.as_attributes().values()]
+    shown = numbers[:1] if own.role is LayerRole.BLOCK_SPARSE else numbers
+    return f"{own.role.value} {'/'.join(shown)}"

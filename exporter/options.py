@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import ExportError
 
@@ -48,6 +49,32 @@ class PatternRequest:
 
 
 @dataclass(frozen=True)
+class BlockRequest:
+    """Which layers the user wants block-sparse: None = the plan's, none of them = an empty tuple.
+
+    `mass` and `min_length` (tokens) None = the plan's, or else the default.
+    """
+
+    layers: tuple[int, ...] | None = None
+    mass: float | None = None
+    min_length: int | None = None
+
+    @property
+    def changes_rule(self) -> bool:
+        """Whether a part of the rule was given."""
+        return self.mass is not None or self.min_length is not None
+
+    def over(self, base: BlockRule) -> BlockRule:
+        """`base` with what the user gave put in its place.
+
+        Raises:
+            ConfigurationError: a value out of its range.
+        """
+        rule = base if self.mass is None else replace(base, mass=self.mass)
+        return rule if self.min_length is None else replace(rule, min_length=self.min_length)
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """All options of one export.
 
@@ -60,6 +87,7 @@ class ExportOptions:
     target: str = "cpu"
     layers: LayerRequest = field(default_factory=LayerRequest)
     pattern: PatternRequest = field(default_factory=PatternRequest)
+    blocks: BlockRequest = field(default_factory=BlockRequest)
     dense: bool = False
     last_token_logits: bool = False
     weights: Weights = "copy"
@@ -84,8 +112,8 @@ def layer_ranges(layers: Iterable[int], comma: str = ",") -> str:
     return comma.join("-".join(map(str, part)) for part in parts)
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers of a list like `5,7,10,15-35`, ascending.
+def parse_layers(text: str, option: str = "--layers") -> tuple[int, ...]:
+    """Layers of a list like `5,7,10,15-35`, ascending; `option` is what gave it.
 
     Raises:
         ExportError: not such a list, a range that runs backwards, or a layer named twice.
@@ -94,11 +122,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None:
-            raise ExportError(f"--layers: {part!r} is not a layer or a range; write 5,7,10,15-35")
+            raise ExportError(f"{option}: {part!r} is not a layer or a range; write 5,7,10,15-35")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise ExportError(f"--layers: the range {part.strip()} runs backwards")
+            raise ExportError(f"{option}: the range {part.strip()} runs backwards")
         layers.extend(range(first, last + 1))
     if len(set(layers)) != len(layers):
-        raise ExportError(f"--layers: {text} names a layer twice")
+        raise ExportError(f"{option}: {text} names a layer twice")
     return tuple(sorted(layers))

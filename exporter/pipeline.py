@@ -32,7 +32,7 @@ from trianglemix.exporter.registry import all_patterns, find_target
 from trianglemix.exporter.report.build_report import build_report
 from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.exporter.rewrite.drop_unused import DropUnusedPass
-from trianglemix.exporter.rewrite.insert_operator import InsertTriangleAttentionPass
+from trianglemix.exporter.rewrite.insert_operator import InsertOperatorsPass
 from trianglemix.exporter.rewrite.last_token import KeepLastLogitsPass
 from trianglemix.exporter.rewrite.postconditions import (
     check_exported,
@@ -136,7 +136,12 @@ def _find(job: _Job) -> _Found:
         sites = find_sites(context, all_patterns(), observer.progress)
         check_understood(sites, context)
         source = replace(source, companions=config.companions)
-    choice = choose_layers(job.options, sites.found, fingerprint(sites.found, roles))
+    choice = choose_layers(
+        job.options,
+        sites.found,
+        fingerprint(sites.found, roles),
+        block_sparse=job.target.block_sparse,
+    )
     notes += bound_note(config.context_length, sites.found)
     return _Found(source, model, roles, interface, sites, choice, config, tuple(notes))
 
@@ -147,8 +152,7 @@ def _rewrite(job: _Job, found: _Found) -> ExportedGraph:
     ports = find_ports(model.graph, sites)  # before anything is renamed
     kinds = input_kinds(model.graph, roles)
     caches = layer_caches(sites, ports)
-    patterns = dict.fromkeys(found.choice.layers, found.choice.pattern)
-    insert = InsertTriangleAttentionPass(sites, roles, patterns)
+    insert = InsertOperatorsPass(sites, roles, found.choice.rules)
     insert(model)
     last = KeepLastLogitsPass(roles, insert.row_end)
     if job.target.cuts_logits(job.options):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import TriangleMixError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.manifest.interface import (
@@ -72,6 +73,8 @@ class Manifest:
     chunked_prefill: bool = True  # a prompt may come in several calls
     length_switches: tuple[int, ...] = ()  # tokens at which the model computes otherwise
     runtime: str = RUNS  # or why trianglemix-run cannot run it, where plain ONNX Runtime can
+    block_sparse_layers: tuple[int, ...] = ()
+    block_rule: BlockRule | None = None  # of those layers
 
     @property
     def past_of(self) -> dict[str, str]:
@@ -130,6 +133,9 @@ class Manifest:
             content["pattern"] = TrianglePattern(**content["pattern"])
             content["cache"] = tuple(LayerCache(**layer) for layer in content["cache"])
             content["triangle_layers"] = tuple(content["triangle_layers"])
+            content["block_sparse_layers"] = tuple(content.get("block_sparse_layers", ()))
+            if content.get("block_rule") is not None:
+                content["block_rule"] = BlockRule(**content["block_rule"])
             content["length_switches"] = tuple(content["length_switches"])
             content["inputs"] = read_inputs(content["inputs"])
             content["outputs"] = read_outputs(content["outputs"])

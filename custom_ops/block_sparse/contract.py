@@ -71,6 +71,19 @@ class BlockRule:
         """Whether every tile keeps every block, whatever the scores are."""
         return self.mass == 1 or self.sliding_window_size == contract.DENSE_WINDOW
 
+    @property
+    def exact_length(self) -> int | None:
+        """Longest prompt (tokens) that is read densely; None where all are (no limit).
+
+        Up to `min_length`, and as long as the sinks' blocks reach the window's in every tile before
+        the last rows.
+        """
+        if self.is_dense:
+            return None
+        sinks = -(-self.num_sink_tokens // TILE)
+        first_gap = -(-(TILE * (sinks + 1) + self.sliding_window_size - 1) // TILE)
+        return max(self.min_length, TILE * (first_gap + 1) + self.num_last_tokens - 1)
+
     def as_attributes(self) -> dict[str, int | float]:
         """The rule's attributes of a node, by ONNX name."""
         return asdict(self)

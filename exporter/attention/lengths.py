@@ -20,8 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.sites import NodeLengths
+from trianglemix.exporter.graph.attention_node import NEVER_LAST
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST
 
 PROMPT_LENGTH: Final = "prompt_length"
 """Optional graph input `[B]` int32: the prompt's length; 0 or less (the default) = `row_end`."""

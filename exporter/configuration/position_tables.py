@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.walk import is_op, optional_input, small_constant
 
 _SAME_INDEX: Final = (
@@ -42,7 +42,7 @@ def _lengths(node: ir.Node) -> Iterator[int]:
         if rows is not None and shift is not None and rows > max(shift, 1):
             yield rows - shift
         return
-    triangles = TriangleNode.all_of([node])
+    triangles = AttentionNode.all_of([node])
     turned = triangles[0].rotation if triangles else None
     domain = "" if node.domain == "ai.onnx" else node.domain
     index = _COSINES.get((domain, node.op_type))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.interface.cache_ports import CachePort
 from trianglemix.exporter.interface.graph_interface import GraphInterface, read_interface
 from trianglemix.exporter.interface.length_switch import length_switches
@@ -66,6 +66,8 @@ def describe(
         num_layers=graph.num_layers,
         triangle_layers=tuple(sorted(choice.layers)),
         pattern=choice.pattern,
+        block_sparse_layers=tuple(sorted(choice.blocks.layers)),
+        block_rule=choice.blocks.rule if choice.blocks.layers else None,
         cache=graph.caches,
         shared_cache=graph.shared_cache,
         left_padding=padding,
@@ -98,7 +100,7 @@ def takes_left_padding(model: ir.Model, interface: GraphInterface) -> bool:
     States would take the pads in, and lengths that are counted outside do not tell them.
     """
     inputs = interface.inputs
-    unpadded = any(node.no_left_padding for node in TriangleNode.all_of(model.graph))
+    unpadded = any(node.no_left_padding for node in AttentionNode.all_of(model.graph))
     by_row = any(x.batch_axis is not None for x in with_role(inputs, "position_ids"))
     strange = with_role(inputs, "state", "seqlens_k", "past_length")
     return not unpadded and by_row and not strange

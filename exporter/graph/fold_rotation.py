@@ -9,9 +9,8 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.operators import add_function
-from trianglemix.custom_ops.triangle.contract import OP_TYPE
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.rotation import DOMAIN, rotate, slot_positions, unpack
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import needed_input
 
 
@@ -28,7 +27,7 @@ class FoldRotationPass(ir.passes.InPlacePass):
         self._taken_out = frozenset(taken_out)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [x for x in TriangleNode.all_of(model.graph) if _fold(x, self._taken_out)]
+        folded = [x for x in AttentionNode.all_of(model.graph) if _fold(x, self._taken_out)]
         if folded:
             common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(folded))
@@ -38,7 +37,7 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
     """The opposite: every node in the canonical form, with the operator's function."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        folded = [node for node in TriangleNode.all_of(model.graph) if node.is_folded]
+        folded = [node for node in AttentionNode.all_of(model.graph) if node.is_folded]
         canonical = GraphBuilder(model.graph, "canonical")
         for triangle in folded:
             node = triangle.node
@@ -47,13 +46,14 @@ class UnfoldRotationPass(ir.passes.InPlacePass):
             model.graph.insert_before(node, build.nodes)
             triangle.set_inputs(rows)
             node.attributes.pop(contract.ATTR_INTERLEAVED, None)
-        add_function(model, OP_TYPE)
+        for op_type in {node.node.op_type for node in AttentionNode.all_of(model.graph)}:
+            add_function(model, op_type)
         model.graph.opset_imports[DOMAIN] = 1
         return ir.passes.PassResult(model, bool(folded))
 
 
 def canonical_rows(
-    build: GraphBuilder, node: TriangleNode, seqlens: ir.Value
+    build: GraphBuilder, node: AttentionNode, seqlens: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries, keys and values as the canonical form takes them: apart, and turned.
 
@@ -71,7 +71,7 @@ def canonical_rows(
     return query, key, value
 
 
-def _fold(triangle: TriangleNode, taken_out: frozenset[ir.Node]) -> bool:
+def _fold(triangle: AttentionNode, taken_out: frozenset[ir.Node]) -> bool:
     """Folds what it can into one canonical node; false where there is nothing."""
     node, query, key, value = triangle.node, triangle.query, triangle.key, triangle.value
     assert key is not None

@@ -1,16 +1,23 @@
-"""Chooses which layers become triangle layers, and says why."""
+"""Chooses which role each layer has, and says why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.attention_node import LayerRole, Rule
 from trianglemix.exporter.graph.roles import GraphRoles
 from trianglemix.exporter.interface.language_model_head import find_head
+from trianglemix.exporter.layers.block_choice import (
+    BlockChoice,
+    Taken,
+    choose_blocks,
+    keep_dense,
+)
 from trianglemix.exporter.layers.plan import Fingerprint, Plan, find_shipped_plan
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 
@@ -19,13 +26,31 @@ _DEFAULT_SHARE: Final = 4  # the deepest quarter
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The triangle layers, their pattern, where the choice comes from, and what to warn of."""
+    """The triangle layers, their pattern, where the choice comes from, and what to warn of.
+
+    `blocks` are the block-sparse layers. Every question about a layer's role goes to `role`.
+    """
 
     layers: frozenset[int]
     pattern: TrianglePattern
     origin: str
     warning: str | None = None
     skipped: tuple[int, ...] = ()
+    blocks: BlockChoice = field(default_factory=BlockChoice)
+
+    def role(self, site: AttentionSite) -> LayerRole:
+        """What the layer of a site becomes."""
+        if site.layer in self.layers:
+            return LayerRole.TRIANGLE
+        if site.layer in self.blocks.layers:
+            return LayerRole.BLOCK_SPARSE
+        return LayerRole.DENSE if site.mask.window is None else LayerRole.WINDOWED
+
+    @property
+    def rules(self) -> Mapping[int, Rule]:
+        """By layer what it keeps, of the layers that do not keep all that their source does."""
+        triangle: dict[int, Rule] = dict.fromkeys(self.layers, self.pattern)
+        return triangle | dict.fromkeys(self.blocks.layers, self.blocks.rule)
 
 
 def fingerprint(sites: Sequence[AttentionSite], roles: GraphRoles) -> Fingerprint:
@@ -42,13 +67,19 @@ def fingerprint(sites: Sequence[AttentionSite], roles: GraphRoles) -> Fingerprin
 
 
 def choose_layers(
-    options: ExportOptions, sites: Sequence[AttentionSite], model: Fingerprint
+    options: ExportOptions,
+    sites: Sequence[AttentionSite],
+    model: Fingerprint,
+    *,
+    block_sparse: bool = True,
 ) -> LayerChoice:
-    """Triangle layers of an export; none with `--dense`.
+    """The layers' roles in an export; none is triangle or block-sparse with `--dense`.
+
+    `block_sparse`: whether the target has that operator; without it those layers stay dense.
 
     Raises:
         ExportError: a layer that the model has not, a named layer that slides a window of its
-            own, no layer at all.
+            own or is wanted for both, no triangle layer at all.
         PlanError: the plan is for another model.
     """
     if options.dense:
@@ -66,7 +97,11 @@ def choose_layers(
             + (" (all chosen ones slide a window of their own)" if skipped else "")
             + "; choose layers, or ask for the dense twin with --dense"
         )
-    return LayerChoice(kept, pattern, choice.origin, choice.warning, skipped)
+    section = plan.block_sparse if plan is not None else None
+    blocks = choose_blocks(options.blocks, section, Taken(len(sites), kept, windowed))
+    if not block_sparse:
+        blocks = keep_dense(blocks, options.target)
+    return LayerChoice(kept, pattern, choice.origin, choice.warning, skipped, blocks)
 
 
 @dataclass(frozen=True)

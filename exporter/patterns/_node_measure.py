@@ -29,7 +29,7 @@ from trianglemix.exporter.attention.sites import (
     MatchContext,
     Operand,
 )
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.attention_node import NEVER_LAST
 from trianglemix.exporter.graph.walk import layout_chain
 from trianglemix.exporter.patterns._lengths import full_lengths
 from trianglemix.exporter.patterns._node_mask import (

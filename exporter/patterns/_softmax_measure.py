@@ -27,7 +27,7 @@ from trianglemix.exporter.attention.cutout import CutError, OpenCut, cut_out, ru
 from trianglemix.exporter.attention.far_calls import FARTHEST, row_totals
 from trianglemix.exporter.attention.head_trace import Heads
 from trianglemix.exporter.attention.sites import Layout, MaskClass, MatchContext
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.attention_node import NEVER_LAST
 from trianglemix.exporter.graph.walk import Factor, producer_of, small_constant
 from trianglemix.exporter.patterns._softmax_reasons import why_other_heads, why_other_numbers
 from trianglemix.exporter.patterns._softmax_rows import softmax_mask

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from trianglemix.exporter.attention.sites import AttentionSite, Sites
 from trianglemix.exporter.folder.fill_manifest import ExportedGraph
-from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode, is_triangle_attention
+from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole, is_attention
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.layers.choice import LayerChoice
-from trianglemix.exporter.options import ExportOptions
+from trianglemix.exporter.options import ExportOptions, layer_ranges
 from trianglemix.exporter.report.export_report import ExportReport, LayerReport
 from trianglemix.exporter.report.predicted_savings import attention_cost, last_token_saving
 from trianglemix.manifest.manifest import RUNS, Manifest
@@ -28,15 +28,20 @@ def build_report(
 
     `runs_as` says what becomes of an action where the nodes themselves do not tell.
     """
-    patterns = dict.fromkeys(choice.layers, choice.pattern)
+    cost = attention_cost(sites.found, choice, options.prompt_length)
     saving = None
     if manifest.last_token_logits:
         itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
         head = find_head(graph.roles)
         saving = last_token_saving(head, graph.tail_sizes, options.prompt_length, int(itemsize))
-    notes = []
+    notes = [*choice.blocks.notes]
     if choice.skipped:
         notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
+    if cost.not_predicted:
+        notes.append(
+            f"what block-sparse layers {layer_ranges(cost.not_predicted, ', ')} gain is not "
+            "predicted: no plan says what they keep under this rule, so they count as dense"
+        )
     notes += _interface_notes(manifest)
     if manifest.has_cache and not graph.shared_cache:
         notes.append("past and present cannot share one buffer: something else reads the past")
@@ -46,9 +51,11 @@ def build_report(
         opset=graph.model.graph.opset_imports[""],
         ir_version=graph.model.ir_version,
         pattern=choice.pattern if choice.layers else None,
+        block_rule=choice.blocks.rule if choice.blocks.layers else None,
+        block_choice=choice.blocks.origin,
         layer_choice=choice.origin,
         layers=_layer_reports(sites.found, choice, runs_as, _operators(graph.model)),
-        cost=attention_cost(sites.found, patterns, options.prompt_length),
+        cost=cost,
         last_token=saving,
         shared_cache=graph.shared_cache,
         left_padding=manifest.left_padding,
@@ -90,12 +97,15 @@ def _layer_report(site: AttentionSite, action: str, reason: str, runs_as: str) -
 
 
 def _action(site: AttentionSite, choice: LayerChoice) -> tuple[str, str]:
-    if site.layer in choice.layers:
-        return "triangle", choice.origin
-    if site.mask.window is not None:
-        chosen = "chosen, but " if site.layer in choice.skipped else ""
-        return "windowed", f"{chosen}the source slides a window here; kept exactly"
-    return "dense", "not among the triangle layers"
+    role = choice.role(site)
+    chosen = "chosen, but " if site.layer in choice.skipped else ""
+    reasons = {
+        LayerRole.TRIANGLE: choice.origin,
+        LayerRole.BLOCK_SPARSE: choice.blocks.origin,
+        LayerRole.WINDOWED: f"{chosen}the source slides a window here; kept exactly",
+        LayerRole.DENSE: "not among the triangle layers",
+    }
+    return role.value, reasons[role]
 
 
 def _runtime_warnings(manifest: Manifest) -> tuple[str, ...]:
@@ -130,17 +140,15 @@ def _interface_notes(manifest: Manifest) -> list[str]:
 def _operators(model: ir.Model) -> dict[int, str]:
     """The operator that each layer's attention became; graph order is layer order."""
     attentions = [
-        node
-        for node in model.graph
-        if is_triangle_attention(node) or node.op_type == "GroupQueryAttention"
+        node for node in model.graph if is_attention(node) or node.op_type == "GroupQueryAttention"
     ]
     return {layer: _name(node) for layer, node in enumerate(attentions)}
 
 
 def _name(node: ir.Node) -> str:
-    if not is_triangle_attention(node):
+    if not is_attention(node):
         return node.op_type
-    triangle = TriangleNode(node)
-    if triangle.kind is LayerKind.WINDOWED:
-        return f"{node.op_type} (window {triangle.pattern.sliding_window_size})"
-    return node.op_type + (" (dense mode)" if triangle.kind is LayerKind.DENSE else "")
+    attention = AttentionNode(node)
+    if attention.role is LayerRole.WINDOWED:
+        return f"{node.op_type} (window {attention.pattern.sliding_window_size})"
+    return node.op_type + (" (dense mode)" if attention.role is LayerRole.DENSE else "")

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.exporter.graph.attention_node import LayerRole
 from trianglemix.exporter.report.predicted_savings import AttentionCost, LastTokenSaving
 
 FILE_NAME: Final = "export_report.json"
@@ -69,14 +71,19 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
     verification: tuple[VerifyReport, ...] = ()
     prediction: Prediction | None = None
+    block_rule: BlockRule | None = None
+    block_choice: str = ""
+
+    def layers_of(self, role: LayerRole) -> list[int]:
+        """The layers that have a role."""
+        return [layer.layer for layer in self.layers if layer.action == role.value]
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON data."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["cost"]["share"] = self.cost.share
-        content["triangle_layers"] = [
-            layer.layer for layer in self.layers if layer.action == "triangle"
-        ]
+        content["triangle_layers"] = self.layers_of(LayerRole.TRIANGLE)
+        content["block_sparse_layers"] = self.layers_of(LayerRole.BLOCK_SPARSE)
         return content
 
     def save(self, folder: Path) -> None:

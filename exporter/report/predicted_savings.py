@@ -1,27 +1,33 @@
-"""What a triangle model saves, predicted by counting kept pairs of rows and keys."""
+"""What an export saves, predicted by counting kept pairs of rows and keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import kept_pairs
 from trianglemix.exporter.attention.attention_probe import pattern_of
 from trianglemix.exporter.attention.sites import AttentionSite
+from trianglemix.exporter.graph.attention_node import LayerRole
 from trianglemix.exporter.interface.language_model_head import LanguageModelHead
+from trianglemix.exporter.layers.choice import LayerChoice
 
 
 @dataclass(frozen=True)
 class AttentionCost:
     """Attention of all layers over one prompt of `prompt_length` tokens, batch 1.
 
-    Flops count a multiply and an add as two, over kept pairs of rows and keys only.
+    Flops count a multiply and an add as two, over kept pairs of rows and keys only; a block-sparse
+    layer's are those of its sampled scores and of the blocks that the plan says it keeps.
+    `triangle_flops` are the export's. `not_predicted` are block-sparse layers of which nobody
+    measured what they keep: they count as dense.
     """
 
     prompt_length: int
     dense_flops: int
     triangle_flops: int
+    not_predicted: tuple[int, ...] = ()
 
     @property
     def share(self) -> float:
@@ -30,15 +36,23 @@ class AttentionCost:
 
 
 def attention_cost(
-    sites: Sequence[AttentionSite], patterns: Mapping[int, TrianglePattern], prompt_length: int
+    sites: Sequence[AttentionSite], choice: LayerChoice, prompt_length: int
 ) -> AttentionCost:
     """The source's attention beside the export's."""
-    dense = sum(_flops(site, pattern_of(site.mask), prompt_length) for site in sites)
-    triangle = sum(
-        _flops(site, patterns.get(site.layer, pattern_of(site.mask)), prompt_length)
-        for site in sites
-    )
-    return AttentionCost(prompt_length, dense, triangle)
+    before, after, unknown = 0, 0, []
+    for site in sites:
+        whole = _flops(site, pattern_of(site.mask), prompt_length)
+        before += whole
+        match choice.role(site):
+            case LayerRole.TRIANGLE:
+                after += _flops(site, choice.pattern, prompt_length)
+            case LayerRole.BLOCK_SPARSE:
+                share = choice.blocks.share(site.layer, prompt_length)
+                after += round(whole * (1.0 if share is None else share))
+                unknown += [site.layer] if share is None else []
+            case _:
+                after += whole
+    return AttentionCost(prompt_length, before, after, tuple(unknown))
 
 
 def _flops(site: AttentionSite, pattern: TrianglePattern, prompt_length: int) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.exporter.attention.sites import Refusal
+from trianglemix.exporter.graph.attention_node import LayerRole
+from trianglemix.exporter.options import layer_ranges
 from trianglemix.exporter.report.export_report import ExportReport
 
 
@@ -27,6 +30,10 @@ def print_report(report: ExportReport, console: Console) -> None:
         )
     console.print(table)
     console.print(f"layers chosen by: {report.layer_choice}", highlight=False)
+    if report.block_choice:
+        console.print(
+            f"block-sparse layers chosen by: {report.block_choice}", highlight=False, markup=False
+        )
     for line in summary_lines(report):
         console.print(line, highlight=False, markup=False)
     for warning in report.warnings:
@@ -48,6 +55,8 @@ def summary_lines(report: ExportReport) -> list[str]:
             f"last {pattern.num_last_tokens}; nothing is dropped up to "
             f"{pattern.exact_length} tokens"
         )
+    if report.block_rule is not None:
+        lines.append(_block_line(report, report.block_rule))
     if report.last_token is not None:
         saved = report.last_token
         lines.append(
@@ -62,6 +71,15 @@ def summary_lines(report: ExportReport) -> list[str]:
             f"allowed {check.tolerance:.2e}: {verdict}"
         )
     return [*lines, *report.notes]
+
+
+def _block_line(report: ExportReport, rule: BlockRule) -> str:
+    layers = layer_ranges(report.layers_of(LayerRole.BLOCK_SPARSE), ", ")
+    kept = "keep every block" if rule.is_dense else f"keep {100 * rule.mass:g} % of the mass"
+    return (
+        f"block-sparse layers {layers}: {kept}, by the scores of 8 rows of each 128; "
+        f"prompts of up to {rule.min_length} tokens are read densely"
+    )
 
 
 def print_near_misses(refusals: tuple[Refusal, ...], console: Console) -> None:

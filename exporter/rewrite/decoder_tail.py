@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
-from trianglemix.exporter.graph.triangle_node import is_triangle_attention
+from trianglemix.exporter.graph.attention_node import is_attention
 from trianglemix.exporter.graph.walk import is_constant, is_op, needed_input, small_constant
 
 _CONTRIB: Final = "com.microsoft"
@@ -123,4 +123,4 @@ def _is_attention_output(value: ir.Value) -> bool:
     node = value.producer()
     if node is not None and is_op(node, "Where"):
         node = needed_input(node, 2).producer()
-    return node is not None and is_triangle_attention(node)
+    return node is not None and is_attention(node)

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.operators import is_ours
-from trianglemix.exporter.graph.triangle_node import (
+from trianglemix.exporter.graph.attention_node import (
     functions_needed,
     functions_of_ours,
 )

@@ -1,4 +1,4 @@
-"""Turns every attention site into a `TriangleAttention` node, the cache append folded in."""
+"""Turns every attention site into a node of our operators, the cache append folded in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.block_sparse.reference import BlockSparse
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.graph_builder import GraphBuilder, replace_value
 from trianglemix.custom_ops.operators import add_function
-from trianglemix.custom_ops.triangle.contract import (
-    ATTRIBUTES,
-    DENSE_PATTERN,
-    OP_TYPE,
-    TrianglePattern,
-)
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.head_trace import root_of
 from trianglemix.exporter.attention.lengths import (
@@ -28,8 +25,8 @@ from trianglemix.exporter.attention.lengths import (
 )
 from trianglemix.exporter.attention.sites import AttentionSite, Layout, NodeLengths, Operand
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.attention_node import AttentionNode, Rule, append_operator
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import append_operator, is_triangle_attention
 from trianglemix.exporter.graph.walk import dtype_of, needed_input, producer_of
 from trianglemix.exporter.rewrite.cache_form import as_type, cache_in, cache_out
 
@@ -37,11 +34,11 @@ _CACHE_RANK: Final = 4
 _SWAP: Final = (0, 2, 1, 3)
 
 
-class InsertTriangleAttentionPass(ir.passes.InPlacePass):
-    """Every site becomes the operator: `patterns` by layer, dense mode for the other layers.
+class InsertOperatorsPass(ir.passes.InPlacePass):
+    """Every site becomes an operator: by its layer's rule, TriangleAttention's dense mode without.
 
     A site whose source slides a window keeps exactly that window. Afterwards each node has all
-    nine inputs and all attributes, the model carries the operator's function, and past and
+    nine inputs and all attributes, the model carries the operators' functions, and past and
     present keep their graph names. What only the old attentions used is dead, but still there.
     """
 
@@ -49,12 +46,12 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         self,
         sites: Sequence[AttentionSite],
         roles: GraphRoles,
-        patterns: Mapping[int, TrianglePattern],
+        rules: Mapping[int, Rule],
     ) -> None:
         super().__init__()
         self._sites = sites
         self._roles = roles
-        self._patterns = patterns
+        self._rules = rules
         self._lengths: dict[NodeLengths | None, Lengths] = {}
         self._never_last: ir.Value | None = None
 
@@ -69,17 +66,19 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
         build = GraphBuilder(graph, "layers")
         for site in self._sites:
             self._insert(build.at(f"layer.{site.layer}"), site, prompt_length)
-        add_function(model, OP_TYPE)
+        for op_type in sorted({node.node.op_type for node in AttentionNode.all_of(graph)}):
+            add_function(model, op_type)
         _sort(graph)
         return ir.passes.PassResult(model, True)
 
     def ensures(self, model: ir.Model) -> None:
-        nodes = [node for node in model.graph if is_triangle_attention(node)]
+        nodes = AttentionNode.all_of(model.graph)
         if len(nodes) != len(self._sites):
             raise ir.passes.PostconditionError(f"{len(nodes)} nodes of {len(self._sites)} sites")
-        for node in nodes:
+        for node in (attention.node for attention in nodes):
             wired = len(node.inputs) == len(contract.INPUTS) and None not in node.inputs
-            if not wired or set(node.attributes) != set(ATTRIBUTES):
+            own = AttentionNode(node).rule.as_attributes()
+            if not wired or set(node.attributes) != {*contract.ATTRIBUTES, *own}:
                 raise ir.passes.PostconditionError(f"{node.name} is not complete")
 
     def _insert(self, build: GraphBuilder, site: AttentionSite, prompt_length: ir.Value) -> None:
@@ -116,17 +115,17 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             for operand in (site.query, site.key, site.value)
         ]
         past = _past(build, site) or _empty_past(build, rows[0], site.shape)
-        pattern = self._patterns.get(site.layer, DENSE_PATTERN)
+        rule = self._rules.get(site.layer, DENSE_PATTERN)
         prompt_length = lengths.prompt_length
         if site.mask.window is not None:
-            pattern = TrianglePattern(0, site.mask.window, 1)
+            rule = TrianglePattern(0, site.mask.window, 1)
             kept = site.lengths.prompt_length if site.lengths else None
             prompt_length = kept or self._no_last_rows(build, lengths)
         return append_operator(
             build,
             [*rows, *past, lengths.seqlens_k, lengths.total_sequence_length, prompt_length,
              lengths.first_valid],
-            Attention(site.shape, pattern, site.scale, site.softcap),
+            _attention(site, rule),
         )  # fmt: skip
 
     def _lengths_of(
@@ -155,6 +154,12 @@ class InsertTriangleAttentionPass(ir.passes.InPlacePass):
             self._never_last = never_last(build, lengths.first_valid)
             build.graph.insert_after(producer, build.nodes)
         return self._never_last
+
+
+def _attention(site: AttentionSite, rule: Rule) -> Attention | BlockSparse:
+    if isinstance(rule, BlockRule):
+        return BlockSparse(site.shape, rule, site.scale, site.softcap)
+    return Attention(site.shape, rule, site.scale, site.softcap)
 
 
 def _sort(graph: ir.Graph) -> None:

@@ -7,8 +7,8 @@ from typing import Final
 import onnx_ir as ir
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.roles import GraphRoles, rank
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import is_constant, is_op, needed_input, small_constant
 from trianglemix.exporter.interface.language_model_head import LanguageModelHead, find_head
 from trianglemix.exporter.rewrite.decoder_tail import find_tail
@@ -85,7 +85,7 @@ class KeepLastLogitsPass(ir.passes.InPlacePass):
         `R` is the number of rows that the head is given: `S`, or fewer where the source keeps
         the last ones alone, by itself or as its input num_logits_to_keep says.
         """
-        node = TriangleNode.all_of(model.graph)[0]
+        node = AttentionNode.all_of(model.graph)[0]
         length = build.dimension(self._roles.input_ids, 1)
         given = build.dimension(rows, 1)
         seqlens = build.cast(node.seqlens_k, ir.DataType.INT64)

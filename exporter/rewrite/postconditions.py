@@ -11,12 +11,12 @@ from trianglemix.exporter.attention.cutout import CutError, cut_out, depends_on_
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.attention.sites import AttentionSite, MatchContext
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import (
+from trianglemix.exporter.graph.attention_node import (
     functions_needed,
     functions_of_ours,
-    is_triangle_attention,
+    is_attention,
 )
+from trianglemix.exporter.graph.roles import GraphRoles
 
 logger = logging.getLogger(__name__)
 _SIZES = CallSizes(batch=1, length=67, past=30)  # no head count, head size or constant is 67 or 97
@@ -36,7 +36,7 @@ def check_exported(
     graph = model.graph
     left = set(graph)
     for site in sites:
-        if site.anchor in left and not is_triangle_attention(site.anchor):
+        if site.anchor in left and not is_attention(site.anchor):
             raise RefusedError(
                 f"something besides attention uses the inside of {site.anchor.name or site.form} "
                 f"(layer {site.layer}), so it cannot be replaced"

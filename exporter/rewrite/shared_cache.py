@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 from trianglemix.custom_ops.graph_builder import GraphBuilder
+from trianglemix.exporter.graph.attention_node import AttentionNode, is_attention
 from trianglemix.exporter.graph.roles import GraphRoles
-from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
 from trianglemix.exporter.graph.walk import is_op
 
 _TOKENS = 2  # axis of `[B, G, P, D]`
@@ -28,7 +28,7 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph, build = model.graph, GraphBuilder(model.graph, "cache_length")
         common.RemoveUnusedNodesPass()(model)  # dead masks ask for lengths, too
-        for node in TriangleNode.all_of(graph):
+        for node in AttentionNode.all_of(graph):
             for past in node.past:
                 self._free(build, past, "past")
             for present in node.present:
@@ -37,7 +37,7 @@ class FreeCacheLengthPass(ir.passes.InPlacePass):
             _rename_length(value, "cache_length")
         for value in graph.outputs:
             producer = value.producer()
-            if producer is not None and is_triangle_attention(producer):
+            if producer is not None and is_attention(producer):
                 _rename_length(value, "cache_length_after")
         common.RemoveUnusedNodesPass()(model)
         graph.sort()
@@ -78,7 +78,10 @@ def can_share_cache(model: ir.Model) -> bool:
     for node in model.graph:
         if not _appends(node):
             continue
-        past, present = TriangleNode(node).past, TriangleNode(node).present  # both have them there
+        past, present = (
+            AttentionNode(node).past,
+            AttentionNode(node).present,
+        )  # both have them there
         if not all(value.is_graph_input() for value in past):
             return False
         if not all(value.is_graph_output() for value in present):
@@ -91,7 +94,7 @@ def can_share_cache(model: ir.Model) -> bool:
 def _appends(node: ir.Node) -> bool:
     """Whether it is the operator, or what a dense layer of it was lowered to."""
     lowered = (node.domain, node.op_type) == ("com.microsoft", "GroupQueryAttention")
-    return lowered or is_triangle_attention(node)
+    return lowered or is_attention(node)
 
 
 def _only_shapes_else(cache: ir.Value, attention: ir.Node) -> bool:

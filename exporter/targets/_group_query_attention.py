@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from trianglemix.custom_ops.graph_builder import AttributeValue, GraphBuilder
 from trianglemix.exporter.attention.lengths import nan_where
 from trianglemix.exporter.errors import RefusedError
-from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
+from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole
 
 _DOMAIN: Final = "com.microsoft"
 
@@ -24,8 +24,8 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        nodes = TriangleNode.all_of(graph)
-        sites = {x: layer for layer, x in enumerate(nodes) if x.kind is LayerKind.DENSE}
+        nodes = AttentionNode.all_of(graph)
+        sites = {x: layer for layer, x in enumerate(nodes) if x.role is LayerRole.DENSE}
         if not sites:
             return ir.passes.PassResult(model, False)
         clamped: dict[ir.Value, ir.Value] = {}
@@ -38,13 +38,13 @@ class LowerDenseSitesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, True)
 
     def ensures(self, model: ir.Model) -> None:
-        for node in TriangleNode.all_of(model.graph):
-            if node.kind is LayerKind.DENSE:
+        for node in AttentionNode.all_of(model.graph):
+            if node.role is LayerRole.DENSE:
                 raise ir.passes.PostconditionError(f"{node.node.name} is still there")
 
 
 def _lower(
-    build: GraphBuilder, node: TriangleNode, clamped: dict[ir.Value, ir.Value], *, is_last: bool
+    build: GraphBuilder, node: AttentionNode, clamped: dict[ir.Value, ir.Value], *, is_last: bool
 ) -> None:
     seqlens = node.seqlens_k
     if seqlens not in clamped:
@@ -67,7 +67,7 @@ def _lower(
     build.replace(node.node, output, *lowered.outputs[1:])
 
 
-def _pasts(build: GraphBuilder, node: TriangleNode) -> list[ir.Value]:
+def _pasts(build: GraphBuilder, node: AttentionNode) -> list[ir.Value]:
     """Past key and value; one that a node makes gets a length that ONNX Runtime cannot name.
 
     It takes a present to be as long as its past where that length has a name, and lets the two
@@ -76,7 +76,7 @@ def _pasts(build: GraphBuilder, node: TriangleNode) -> list[ir.Value]:
     return [x if x.is_graph_input() else build.reshape(x, 0, 0, -1, 0) for x in node.past]
 
 
-def _attributes(node: TriangleNode) -> dict[str, AttributeValue]:
+def _attributes(node: AttentionNode) -> dict[str, AttributeValue]:
     past_key, past_value = node.past
     if past_key.shape and past_value.shape and past_key.shape[3] != past_value.shape[3]:
         raise RefusedError(

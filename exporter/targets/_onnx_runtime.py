@@ -10,8 +10,8 @@ from typing import ClassVar, Final
 import onnx_ir as ir
 from trianglemix.exporter.attention.sites import AttentionSite
 from trianglemix.exporter.folder.genai_config import write_genai_config
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.fold_rotation import FoldRotationPass
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.onnx_file.model_file import MODEL_FILE, Progress, save_model
 from trianglemix.exporter.options import Weights
@@ -31,6 +31,7 @@ class OnnxRuntimeTarget(Target):
     `provider` is ONNX Runtime's; `--verify` takes the CPU's where it is not installed.
     """
 
+    block_sparse = True
     rotates_inside: ClassVar[bool] = False
     lower: ClassVar[Sequence[type[ir.passes.InPlacePass]]] = ()
     lower_dense: ClassVar[Sequence[type[ir.passes.InPlacePass]]] = ()
@@ -63,7 +64,7 @@ class _OneModel(TargetExport):
         weights: Weights = "link" if ours else given.options.weights
         notes = save_model(model, source.path.parent, folder, weights, progress)
         notes = [] if ours else notes
-        library = bool(TriangleNode.all_of(model.graph))
+        library = bool(AttentionNode.all_of(model.graph))
         notes += write_genai_config(source.companions, folder, MODEL_FILE, needs_library=library)
         return given.manifest, notes
 

@@ -1,6 +1,6 @@
 """What a target is: how a device runs the canonical graph, behind one interface.
 
-The canonical graph has a `TriangleAttention` node for each layer's attention. A target that ONNX
+The canonical graph has a node of our operators for each layer's attention. A target that ONNX
 Runtime runs as one model.onnx needs no more than `targets/_onnx_runtime.py` gives.
 """
 
@@ -65,12 +65,14 @@ class Target(ABC):
     """A device. What a target leaves out is what most of them do.
 
     `summary` is what `--help` says. `left_padding`: rows of a batch may be padded on the left in
-    a triangle model, where its source takes that. `options` are what it adds to the command line.
+    a triangle model, where its source takes that. `block_sparse`: it runs BlockSparseAttention;
+    elsewhere such layers stay dense. `options` are what it adds to the command line.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     left_padding: ClassVar[bool] = False
+    block_sparse: ClassVar[bool] = False
     options: ClassVar[Sequence[CommandOption]] = ()
 
     def read_settings(self, given: Mapping[str, Any]) -> object | None:
@@ -108,7 +110,7 @@ class Target(ABC):
         return ()
 
     def runs_as(self, options: ExportOptions) -> Mapping[str, str]:
-        """What a "triangle", "windowed" or "dense" layer becomes, if its node does not tell."""
+        """What a layer of each role becomes, if its node does not tell; by `LayerRole`'s value."""
         return {}
 
     def show(self, report: ExportReport, options: ExportOptions, console: Console) -> None:

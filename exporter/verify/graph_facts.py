@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 from trianglemix.exporter.configuration.position_tables import table_length
-from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.walk import constant_array
+from trianglemix.exporter.verify.session import DROPPING
 
 _FEW: Final = 16
 _MOST_IDS: Final = 256
@@ -74,8 +75,8 @@ def source_limit(path: Path) -> tuple[int | None, list[str]]:
     """
     limits = [
         limit
-        for node in TriangleNode.all_of(ir.load(path).graph)
-        if node.kind is LayerKind.TRIANGLE and (limit := node.pattern.exact_length) is not None
+        for node in AttentionNode.all_of(ir.load(path).graph)
+        if node.role in DROPPING and (limit := node.rule.exact_length) is not None
     ]
     if not limits:
         return None, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,20 @@ from typing import Any, Final
 
 import onnx_ir as ir
 from trianglemix.custom_ops.arrays import Array
-from trianglemix.custom_ops.contract import DENSE_WINDOW
+from trianglemix.custom_ops.block_sparse.contract import ATTR_MASS
+from trianglemix.custom_ops.contract import ATTR_WINDOW, DENSE_WINDOW
 from trianglemix.custom_ops.library import LibraryNotFoundError, library_path
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole
 from trianglemix.exporter.graph.fold_rotation import UnfoldRotationPass
 from trianglemix.exporter.graph.ort import import_onnxruntime
-from trianglemix.exporter.graph.triangle_node import LayerKind, TriangleNode
 from trianglemix.exporter.verify.rounding import UnroundActivationsPass
 from trianglemix.manifest.manifest import Manifest
 
 CPU: Final = "CPUExecutionProvider"
 _DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
-_WINDOW = "sliding_window_size"
+DROPPING: Final = frozenset({LayerRole.TRIANGLE, LayerRole.BLOCK_SPARSE})
+"""Roles whose layers keep less than their source."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,21 @@ def open_model(
 
 
 @contextmanager
-def form_of(path: Path, *, dense: bool, canonical: bool) -> Iterator[Path]:
+def form_of(path: Path, *, dense: Collection[LayerRole], canonical: bool) -> Iterator[Path]:
     """The export at `path`, or a copy of its graph beside the same weight files.
 
-    `dense`: no triangle layer drops anything; layers that the source windows keep their window.
-    `canonical`: as the operator's function body runs it.
+    `dense`: layers of these roles drop nothing; those that the source windows keep their window.
+    `canonical`: as the operators' function bodies run it.
     """
     model = ir.load(path)
-    nodes = TriangleNode.all_of(model.graph)
-    dropping = [node for node in nodes if dense and node.kind is LayerKind.TRIANGLE]
+    nodes = AttentionNode.all_of(model.graph)
+    dropping = [node for node in nodes if node.role in dense]
     folded = canonical and any(node.is_folded for node in nodes)
     if not dropping and not folded:
         yield path
         return
-    for triangle in dropping:
-        triangle.node.attributes.add(ir.AttrInt64(_WINDOW, DENSE_WINDOW))
+    for attention in dropping:
+        attention.node.attributes.add(_drops_nothing(attention))
     if folded:
         UnfoldRotationPass()(model)
     copy = path.with_name("verified_form.onnx")
@@ -114,3 +116,10 @@ def form_of(path: Path, *, dense: bool, canonical: bool) -> Iterator[Path]:
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _drops_nothing(attention: AttentionNode) -> ir.Attr:
+    """The attribute with which a node of its role is dense."""
+    if attention.role is LayerRole.BLOCK_SPARSE:
+        return ir.AttrFloat32(ATTR_MASS, 1.0)
+    return ir.AttrInt64(ATTR_WINDOW, DENSE_WINDOW)

@@ -12,12 +12,19 @@ from typing import Final
 
 import numpy as np
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.graph.attention_node import LayerRole
 from trianglemix.exporter.interface.runtime_fit import strange_logits
 from trianglemix.exporter.report.export_report import VerifyReport
 from trianglemix.exporter.verify.comparisons import Checks
 from trianglemix.exporter.verify.graph_facts import graph_facts, source_limit
 from trianglemix.exporter.verify.rounding import coarsest_type, unrounded_type
-from trianglemix.exporter.verify.session import OpenModel, find_library, form_of, open_model
+from trianglemix.exporter.verify.session import (
+    DROPPING,
+    OpenModel,
+    find_library,
+    form_of,
+    open_model,
+)
 from trianglemix.exporter.verify.text_plan import Planner
 from trianglemix.exporter.verify.text_reading import (
     OneTokenError,
@@ -34,6 +41,10 @@ _UNROUNDED: Final = (
     "verify: the source rounds activations to 8 bits, where a last bit moves logits as much as a "
     "fault would: compared beyond the first short prompt without that rounding, on both sides"
 )
+
+
+_BY_SCORES: Final = frozenset({LayerRole.BLOCK_SPARSE})
+"""A last bit may move a block in or out, and the logits with it."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ class _Job:
             notes.append(f"verify: the source itself runs up to {longest} tokens ({_cause(why)})")
         canonical = self.library is None
         reports = []
-        with form_of(self._exported, dense=True, canonical=canonical) as path:
+        with form_of(self._exported, dense=DROPPING, canonical=canonical) as path:
             ours = self._open(path, self.library)
             for reading in readings:
                 got = read(ours, self.checks, reading.text)
@@ -183,7 +194,8 @@ class _Job:
 
     def _what_was_compared(self, readings: list[Reading]) -> str:
         manifest = self.given.manifest
-        what = "the export with nothing dropped" if manifest.triangle_layers else "the export"
+        drops = manifest.triangle_layers or manifest.block_sparse_layers
+        what = "the export with nothing dropped" if drops else "the export"
         rows = "the last position of each call" if manifest.last_token_logits else "all positions"
         far = max(reading.text.total for reading in readings)
         return (
@@ -235,7 +247,7 @@ class _Job:
             return [], notes
         readings = []
         for canonical in (False, True):
-            with form_of(self._exported, dense=False, canonical=canonical) as path:
+            with form_of(self._exported, dense=_BY_SCORES, canonical=canonical) as path:
                 library = None if canonical else self.library
                 model = self._open(path, library)
                 readings.append(read(model, self.checks, text))

@@ -198,3 +198,19 @@ def test_block_sums_are_of_the_blocks_that_begin_at_the_first_key() -> None:
 def test_values_out_of_range_are_named(values: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         BlockRule(**values)  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(0, 600), st.sampled_from((0, 8, 128, 300)),
+    st.sampled_from((1, 100, 128, 129, 400)), st.integers(1, 300), st.integers(1, 1500),
+)  # fmt: skip
+def test_up_to_the_exact_length_every_block_is_kept(
+    min_length: int, sinks: int, window: int, last: int, length: int
+) -> None:
+    rule = BlockRule(0.5, min_length, sinks, window, last)
+    rows = Rows(0, 0, length, length)
+    open_ = [t for t in range(rows.num_tiles) if not rows.is_dense(t, rule)]
+    whole = all(forced_blocks(t, rule).all() for t in open_)
+    assert rule.exact_length is not None
+    assert whole == (length <= rule.exact_length)
+    assert BlockRule(mass=1).exact_length is None

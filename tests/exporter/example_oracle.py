@@ -1,4 +1,4 @@
-"""The example decoder of the patterns in float64 NumPy, any layer with any pattern."""
+"""The example decoder of the patterns in float64 NumPy, any layer with any rule."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.block_sparse.reference import BlockSparse, block_sparse_attention
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 from trianglemix.exporter.attention.sites import Example
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST
+from trianglemix.exporter.graph.attention_node import NEVER_LAST, Rule
 
 Array = NDArray[Any]
 
@@ -19,7 +21,7 @@ Array = NDArray[Any]
 def example_logits(
     example: Example,
     ids: Array,
-    patterns: Mapping[int, TrianglePattern],
+    rules: Mapping[int, Rule],
     first_valid: Array | None = None,
     *,
     rotates: bool = False,
@@ -39,9 +41,13 @@ def example_logits(
             query = _rotated(query, example.shape.num_heads)
             key = _rotated(key, example.shape.kv_num_heads)
         window = (windows or {}).get(layer)
-        pattern = TrianglePattern(0, window, 1) if window else patterns.get(layer, DENSE_PATTERN)
+        rule = TrianglePattern(0, window, 1) if window else rules.get(layer, DENSE_PATTERN)
         never = np.full(len(ids), NEVER_LAST, np.int32) if window else None
-        attention = Attention(example.shape, pattern, softcap=softcap)
+        attention = (
+            BlockSparse(example.shape, rule, softcap=softcap)
+            if isinstance(rule, BlockRule)
+            else Attention(example.shape, rule, softcap=softcap)
+        )
         result = _attend(query, key, value, (first_valid, never), attention)
         hidden = hidden + result @ weights[f"{layer}.o"]
     return hidden @ weights["head"]
@@ -52,7 +58,7 @@ def _attend(
     key: Array,
     value: Array,
     bounds: tuple[Array | None, Array | None],
-    attention: Attention,
+    attention: Attention | BlockSparse,
 ) -> Array:
     """`bounds`: first_valid and prompt_length."""
     batch, length = query.shape[:2]
@@ -68,6 +74,8 @@ def _attend(
         first_valid=bounds[0],
         prompt_length=bounds[1],
     )
+    if isinstance(attention, BlockSparse):
+        return block_sparse_attention(call, attention)[0]
     return triangle_attention(call, attention)[0]
 
 

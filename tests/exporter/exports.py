@@ -46,11 +46,14 @@ def save_example(model: ir.Model, folder: Path) -> Path:
 
 
 def export_to(
-    source: Path, output: Path, layers: tuple[int, ...] | None = None, **options: Any
+    source: Path,
+    output: Path,
+    layers: tuple[int, ...] | LayerRequest | None = None,
+    **options: Any,
 ) -> ExportReport:
     """Exports with the small pattern unless told otherwise; `layers` None: by plan or default."""
     settings: dict[str, Any] = {
-        "layers": LayerRequest(layers=layers),
+        "layers": layers if isinstance(layers, LayerRequest) else LayerRequest(layers=layers),
         "pattern": SMALL,
         **options,
     }

@@ -13,7 +13,7 @@ import pytest
 from onnxscript.optimizer import fold_constants
 from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST, LayerKind, TriangleNode
+from trianglemix.exporter.graph.attention_node import NEVER_LAST, AttentionNode, LayerRole
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.manifest.manifest import Manifest
 
@@ -156,5 +156,5 @@ def test_the_hugging_face_route_writes_windows_that_are_known() -> None:
     inputs = [*(ir.Value(name=f"x{n}") for n in range(7)), length.outputs[0], ir.Value(name="v")]
     pattern = [ir.AttrInt64(name, number) for name, number in
                TrianglePattern(0, 24, 1).as_attributes().items()]  # fmt: skip
-    node = TriangleNode(ir.Node("trianglemix", "TriangleAttention", inputs, pattern))
-    assert node.kind is LayerKind.WINDOWED
+    node = AttentionNode(ir.Node("trianglemix", "TriangleAttention", inputs, pattern))
+    assert node.role is LayerRole.WINDOWED

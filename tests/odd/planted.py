@@ -11,7 +11,7 @@ from trianglemix.exporter.attention import mask_probe
 from trianglemix.exporter.attention.cutout import CutError
 from trianglemix.exporter.attention.sites import MaskClass
 from trianglemix.exporter.graph import roles as graph_roles
-from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.normalize import steps as normalize
 from trianglemix.exporter.onnx_file import model_file as model_io
 from trianglemix.exporter.patterns import _softmax_measure, _softmax_rows
@@ -92,7 +92,7 @@ PLANTS: Final[dict[str, Plant]] = {
         lambda model: model.attribute not in (*CARRIED_ATTRIBUTES, "attention_bias"),
     ),
     "a layer's own window is not known again": Plant(
-        ((TriangleNode, "never_last", property(lambda node: False)),),
+        ((AttentionNode, "never_last", property(lambda node: False)),),
         lambda model: _of_mask("less", "product")(model) and model.spelling == "softmax",
         Depth(again=True),
     ),

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.reference import Attention
-from trianglemix.exporter.graph.triangle_node import NEVER_LAST, append_operator
+from trianglemix.exporter.graph.attention_node import NEVER_LAST, append_operator
 from trianglemix.exporter.targets.ascend.block_form import StaticCall, StaticInputs, StaticOutputs
 
 _ALL_LAST: Final = 0  # i >= 0 - last holds for every row

@@ -15,8 +15,8 @@ from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import RefusedError
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.graph.roles import FLOATS, GraphRoles, find_roles
-from trianglemix.exporter.graph.triangle_node import TriangleNode
 from trianglemix.exporter.graph.walk import is_op
 from trianglemix.exporter.interface.language_model_head import find_head
 from trianglemix.exporter.rewrite.shared_cache import FreeCacheLengthPass
@@ -74,7 +74,7 @@ def read_layers(model: ir.Model, caches: Sequence[LayerCache]) -> list[LayerGeom
     for value in model.graph.inputs:
         if value.name in sizes and value.shape is not None:
             value.shape = ir.Shape([*list(value.shape)[:3], sizes[value.name]])
-    nodes = TriangleNode.all_of(model.graph)
+    nodes = AttentionNode.all_of(model.graph)
     owners = _owners(nodes)
     return [_geometry(node, owner) for node, owner in zip(nodes, owners, strict=True)]
 
@@ -142,7 +142,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         """Whatever counts positions from the operator's lengths counts from `start` now."""
         rows = self._call.rows
         end = build.op("Add", start, build.int32([rows]))
-        for node in TriangleNode.all_of(build.graph):
+        for node in AttentionNode.all_of(build.graph):
             seqlens, total = node.seqlens_k, node.total_sequence_length
             if seqlens.producer() not in build.nodes:
                 _lengths_are_possible(seqlens, build)
@@ -160,7 +160,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
         self, build: GraphBuilder, start: ir.Value
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """The cache inputs and the outputs of new rows, in the order of the layers."""
-        nodes = TriangleNode.all_of(build.graph)
+        nodes = AttentionNode.all_of(build.graph)
         owners = _owners(nodes)
         forms: dict[ir.DataType, AttentionForm] = {}
         pasts: list[tuple[ir.Value, ir.Value]] = []
@@ -193,7 +193,7 @@ class MakeStaticPass(ir.passes.InPlacePass):
     def _attend(
         self,
         form: AttentionForm,
-        node: TriangleNode,
+        node: AttentionNode,
         geometry: LayerGeometry,
         past: tuple[ir.Value, ir.Value],
     ) -> StaticOutputs:
@@ -249,13 +249,13 @@ def _lengths_are_possible(seqlens: ir.Value, build: GraphBuilder) -> None:
             node.outputs[0].replace_all_uses_with(build.constant("false", np.zeros(1, np.bool_)))
 
 
-def _owners(nodes: Sequence[TriangleNode]) -> list[int]:
+def _owners(nodes: Sequence[AttentionNode]) -> list[int]:
     """For each attention the first one that reads the same past."""
     first: dict[ir.Value | None, int] = {}
     return [first.setdefault(x.past[0], layer) for layer, x in enumerate(nodes)]
 
 
-def _geometry(triangle: TriangleNode, owner: int) -> LayerGeometry:
+def _geometry(triangle: AttentionNode, owner: int) -> LayerGeometry:
     node = triangle.node
     more = [value for value in node.inputs[len(INPUTS) :] if value is not None]
     if more:

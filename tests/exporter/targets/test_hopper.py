@@ -14,7 +14,7 @@ from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.exporter.attention.lengths import PROMPT_LENGTH
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.graph.triangle_node import TriangleNode, is_triangle_attention
+from trianglemix.exporter.graph.attention_node import AttentionNode, is_attention
 from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.manifest.manifest import Manifest
 
@@ -53,9 +53,7 @@ def test_dense_layers_are_the_operators_dense_mode(tmp_path: Path) -> None:
     path = save_example(PATTERN.example().model, tmp_path / "source")
     report = export_to(path, tmp_path / "out", layers=(2,), target="hopper")
     nodes = list(ir.load(tmp_path / "out" / "model.onnx").graph)
-    windows = [
-        node.attributes[contract.ATTR_WINDOW].value for node in nodes if is_triangle_attention(node)
-    ]
+    windows = [node.attributes[contract.ATTR_WINDOW].value for node in nodes if is_attention(node)]
     assert windows == [-1, -1, 6]
     assert not [node for node in nodes if node.op_type == "GroupQueryAttention"]
     names = ["TriangleAttention (dense mode)"] * 2 + ["TriangleAttention"]
@@ -80,8 +78,8 @@ def test_left_padding_and_a_rotation_inside_go_together(
     """Slots differ from positions by a row's pads, which no score sees: only differences count."""
     source = _rotating_source(tmp_path, counts_pads)
     export_to(source, tmp_path / "out", layers=(1, 2), target=target)
-    nodes = [n for n in ir.load(tmp_path / "out" / "model.onnx").graph if is_triangle_attention(n)]
-    assert [TriangleNode(node).is_folded for node in nodes] == [target == "hopper"] * 3
+    nodes = [n for n in ir.load(tmp_path / "out" / "model.onnx").graph if is_attention(n)]
+    assert [AttentionNode(node).is_folded for node in nodes] == [target == "hopper"] * 3
     assert Manifest.load(tmp_path / "out").left_padding
     _assert_padded_rows_equal_themselves_alone(tmp_path / "out", 256)
 
@@ -95,7 +93,7 @@ def _rotating_source(place: Path, counts_pads: bool) -> Path:
     export_to(tiny_model("llama", GQA_ROUTE).path, folded, layers=(1, 2), target="hopper")
     model = ir.external_data.load_to_model(ir.load(folded / "model.onnx"))
     graph = model.graph
-    nodes = [node for node in graph if is_triangle_attention(node)]
+    nodes = [node for node in graph if is_attention(node)]
     build = GraphBuilder(graph, "by_hand")
     seqlens = nodes[0].inputs[5]
     assert seqlens is not None

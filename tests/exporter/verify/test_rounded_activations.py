@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.graph.triangle_node import TriangleNode
+from trianglemix.exporter.graph.attention_node import AttentionNode
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.export_report import ExportReport
@@ -87,7 +87,7 @@ def test_small_faults_are_seen(
         with form_of(path, dense=dense, canonical=canonical) as form:
             model = ir.load(form)
             spoilt = dense if by_dense else canonical and not dense
-            for layer, triangle in enumerate(TriangleNode.all_of(model.graph)):
+            for layer, triangle in enumerate(AttentionNode.all_of(model.graph)):
                 if spoilt and layer == (0 if by_dense else 1):
                     kind = ir.AttrInt64 if isinstance(number, int) else ir.AttrFloat32
                     triangle.node.attributes.add(kind(attribute, number))  # type: ignore[arg-type]

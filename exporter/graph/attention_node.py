@@ -1,6 +1,6 @@
-"""One typed view of a `TriangleAttention` node: its inputs by name, its attributes, its kind.
+"""One typed view of a node of our operators: its inputs by name, its attributes, its role.
 
-Everything that reads such a node reads it here. What kind of layer it is stands in the node and in
+Everything that reads such a node reads it here. What role its layer has stands in the node and in
 what computes its lengths, never in a name, which any graph optimizer may change.
 """
 
@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_sparse.contract import OP_TYPE as BLOCK_SPARSE
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.block_sparse.reference import BlockSparse
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.graph_builder import GraphBuilder
 from trianglemix.custom_ops.operators import is_ours
-from trianglemix.custom_ops.triangle.contract import OP_TYPE, TrianglePattern
+from trianglemix.custom_ops.triangle.contract import OP_TYPE as TRIANGLE
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.reference import Attention
 from trianglemix.exporter.graph.rotation import Rotation, head_size
 from trianglemix.exporter.graph.walk import constant_array, is_op, needed_input, optional_input
@@ -30,25 +34,30 @@ _COSINES: Final = len(contract.INPUTS)
 _MOVES: Final = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Flatten", "Tile")
 _MAX_STEPS: Final = 12
 
+Rule = TrianglePattern | BlockRule
+"""Which keys a row keeps, and with it which operator says so."""
+_RULES: Final[dict[str, type[Rule]]] = {TRIANGLE: TrianglePattern, BLOCK_SPARSE: BlockRule}
 
-class LayerKind(Enum):
-    """What a node does with keys that the source model lets a row see."""
+
+class LayerRole(Enum):
+    """What a layer does with keys that the source model lets a row see."""
 
     DENSE = "dense"
     WINDOWED = "windowed"  # a sliding window of the source's own, and nothing else
-    TRIANGLE = "triangle"  # drops keys
+    TRIANGLE = "triangle"  # drops the keys between sinks and window
+    BLOCK_SPARSE = "block-sparse"  # drops blocks of keys by what the scores say
 
 
 @dataclass(frozen=True)
-class TriangleNode:
-    """A node of the operator; absent attributes have the contract's defaults."""
+class AttentionNode:
+    """A node of one of our operators; absent attributes have the contract's defaults."""
 
     node: ir.Node
 
     @classmethod
-    def all_of(cls, nodes: Iterable[ir.Node]) -> list[TriangleNode]:
+    def all_of(cls, nodes: Iterable[ir.Node]) -> list[AttentionNode]:
         """Those of a graph, in its order, which is the order of the layers."""
-        return [cls(node) for node in nodes if is_triangle_attention(node)]
+        return [cls(node) for node in nodes if is_attention(node)]
 
     @property
     def query(self) -> ir.Value:
@@ -74,7 +83,7 @@ class TriangleNode:
     @property
     def present(self) -> tuple[ir.Value, ir.Value]:
         """The cache after the call."""
-        _, key, value = self.node.outputs
+        _, key, value, *_ = self.node.outputs
         return key, value
 
     @property
@@ -123,18 +132,34 @@ class TriangleNode:
         return self.node.attributes.get_float(contract.ATTR_SOFTCAP, 0.0)
 
     @property
-    def pattern(self) -> TrianglePattern:
-        """Sinks, window and last rows, as the operator reads them."""
-        default = TrianglePattern().as_attributes()
-        read = self.node.attributes.get_int
-        return TrianglePattern(*(read(name, default[name]) for name in default))
+    def rule(self) -> Rule:
+        """Which keys it keeps, as the operator reads its attributes."""
+        made = _RULES[self.node.op_type]
+        values: dict[str, Any] = {
+            name: _read(self.node, name, default)
+            for name, default in made().as_attributes().items()
+        }
+        return made(**values)
 
     @property
-    def kind(self) -> LayerKind:
-        """A window without sinks whose rows are never last ones is the source's own."""
-        if self.pattern.is_dense:
-            return LayerKind.DENSE
-        return LayerKind.WINDOWED if self.never_last else LayerKind.TRIANGLE
+    def pattern(self) -> TrianglePattern:
+        """Sinks, window and last rows of a node that is not block-sparse."""
+        rule = self.rule
+        assert isinstance(rule, TrianglePattern)
+        return rule
+
+    @property
+    def role(self) -> LayerRole:
+        """A window without sinks whose rows are never last ones is the source's own.
+
+        A block-sparse node is one even where its rule keeps everything.
+        """
+        rule = self.rule
+        if isinstance(rule, BlockRule):
+            return LayerRole.BLOCK_SPARSE
+        if rule.is_dense:
+            return LayerRole.DENSE
+        return LayerRole.WINDOWED if self.never_last else LayerRole.TRIANGLE
 
     @property
     def never_last(self) -> bool:
@@ -194,11 +219,15 @@ class TriangleNode:
 
 
 def append_operator(
-    build: GraphBuilder, inputs: Sequence[ir.Value | None], attention: Attention
+    build: GraphBuilder, inputs: Sequence[ir.Value | None], attention: Attention | BlockSparse
 ) -> ir.Node:
-    """A new node of the operator, with every attribute; `inputs` as in `contract.INPUTS`."""
+    """A new node of the attention's operator, with every attribute and no optional output.
+
+    `inputs` are those of `contract.INPUTS`.
+    """
+    rule: Rule = attention.rule if isinstance(attention, BlockSparse) else attention.pattern
     return build.node(
-        OP_TYPE,
+        next(name for name, made in _RULES.items() if isinstance(rule, made)),
         inputs,
         domain=contract.DOMAIN,
         attributes={
@@ -206,27 +235,34 @@ def append_operator(
             contract.ATTR_KV_NUM_HEADS: attention.shape.kv_num_heads,
             contract.ATTR_SCALE: float(attention.scale),
             contract.ATTR_SOFTCAP: float(attention.softcap),
-            **attention.pattern.as_attributes(),
+            **rule.as_attributes(),
         },
         num_outputs=len(contract.OUTPUTS),
     )
 
 
-def is_triangle_attention(node: ir.Node) -> bool:
-    """Whether the node is the operator."""
-    return node.domain == contract.DOMAIN and node.op_type == OP_TYPE
+def is_attention(node: ir.Node) -> bool:
+    """Whether the node is one of our operators."""
+    return is_ours(node.domain, node.op_type)
 
 
 def functions_needed(graph: ir.Graph) -> set[ir.OperatorIdentifier]:
     """Of our operators, those that stand in the graph and whose every node a function can be."""
-    ours = [node for node in graph if is_ours(node.domain, node.op_type)]
-    folded = {node.op_identifier() for node in ours if TriangleNode(node).is_folded}
+    ours = [node for node in graph if is_attention(node)]
+    folded = {node.op_identifier() for node in ours if AttentionNode(node).is_folded}
     return {node.op_identifier() for node in ours} - folded
 
 
 def functions_of_ours(model: ir.Model) -> set[ir.OperatorIdentifier]:
     """Our operators' functions that the model carries."""
     return {x.identifier() for x in model.functions.values() if is_ours(x.domain, x.name)}
+
+
+def _read(node: ir.Node, name: str, default: float) -> float:
+    """An attribute of the default's type; a float as it was written, not as float32 holds it."""
+    if isinstance(default, int):
+        return node.attributes.get_int(name, default)
+    return float(f"{node.attributes.get_float(name, default):.7g}")
 
 
 def _provable(value: ir.Value, holds: Callable[[ir.Value], bool]) -> bool:
