@@ -39,6 +39,7 @@ constexpr uint32_t kApiVersion = 18;
 enum class ElementType : int {
   kUndefined = 0,
   kFloat32 = 1,
+  kUint8 = 2,
   kInt32 = 6,
   kFloat16 = 10,
   kBFloat16 = 16
@@ -101,6 +102,7 @@ static_assert(sizeof(void*) == 8 && sizeof(CustomOp) == 26 * sizeof(void*), "the
   X(KernelInfoGetAttribute_float, 85, OrtStatus*, (const OrtKernelInfo*, const char*, float*))   \
   X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*)) \
   X(KernelContext_GetInputCount, 88, OrtStatus*, (const OrtKernelContext*, size_t*))             \
+  X(KernelContext_GetOutputCount, 89, OrtStatus*, (const OrtKernelContext*, size_t*))            \
   X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**)) \
   X(KernelContext_GetOutput, 91, OrtStatus*,                                                     \
     (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))                             \

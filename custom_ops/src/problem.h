@@ -66,6 +66,13 @@ struct AttentionProblem {
   const int32_t* prompt_length;  // [B], N; null = L_b
   const int32_t* first_valid;    // [B]; null = 0
 
+  // Of row b, where the lengths are in host memory.
+  int64_t end(int64_t b) const { return int64_t{seqlens_k[b]} + 1; }
+  int64_t prompt_end(int64_t b) const {
+    return prompt_length != nullptr ? prompt_length[b] : end(b);
+  }
+  int64_t first_key(int64_t b) const { return first_valid != nullptr ? first_valid[b] : 0; }
+
   // Attention reads its queries in place where it can. Else the step before, which appends to the
   // cache, leaves them in `output` ([B, S, H*D], Dv = D): each tile reads its queries there before
   // it writes its results over them.

@@ -140,11 +140,9 @@ OrtCustomOpDomain* DomainOf(const Runtime& runtime) {
 }
 
 OrtStatus* RefuseOldRuntime(const OrtApiBase* base) {
-  std::string message;
-  for (const Operator& entry : Operators())
-    message += std::string(message.empty() ? "" : ", ") + entry.name;
-  message += std::string(" needs ONNX Runtime 1.20 or later, this is ") + base->GetVersionString() +
-             "; install a newer one";
+  const std::string message =
+      std::string("the trianglemix operators need ONNX Runtime 1.20 or later, this is ") +
+      base->GetVersionString() + "; install a newer one";
   const ort::Api first(base->GetApi(1));
   return first.CreateStatus(ort::ErrorCode::kNotImplemented, message.c_str());
 }

@@ -101,6 +101,7 @@ def test_an_older_runtime_is_refused_with_its_version() -> None:
     runtime = StandInRuntime(b"1.17.3", API_VERSION - 1, 400)
     assert runtime.register(1) is not None
     assert runtime.errors == [
-        b"TriangleAttention needs ONNX Runtime 1.20 or later, this is 1.17.3; install a newer one"
+        b"the trianglemix operators need ONNX Runtime 1.20 or later, this is 1.17.3; "
+        b"install a newer one"
     ]
     assert not runtime.domains

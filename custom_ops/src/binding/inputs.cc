@@ -20,7 +20,8 @@ namespace {
 constexpr std::pair<ElementType, const char*> kTypeNames[] = {{ElementType::kFloat32, "float32"},
                                                               {ElementType::kFloat16, "float16"},
                                                               {ElementType::kBFloat16, "bfloat16"},
-                                                              {ElementType::kInt32, "int32"}};
+                                                              {ElementType::kInt32, "int32"},
+                                                              {ElementType::kUint8, "uint8"}};
 
 const char* TypeName(ElementType type) {
   for (const auto& [known, name] : kTypeNames)

@@ -51,9 +51,18 @@ class DeviceBuffer {
 
 Tensor MakeOutput(const Api& api, OrtKernelContext* context, size_t index, const char* name,
                   const Shape& shape) {
+  const Tensor output = MakeOptionalOutput(api, context, index, name, shape);
+  if (!output) Refuse(std::string(name) + " is not an output of the node, but must be");
+  return output;
+}
+
+Tensor MakeOptionalOutput(const Api& api, OrtKernelContext* context, size_t index, const char* name,
+                          const Shape& shape) {
+  size_t count = 0;
+  api.Check(api.KernelContext_GetOutputCount(context, &count));
   OrtValue* value = nullptr;
-  api.Check(api.KernelContext_GetOutput(context, index, shape.dims.data(), shape.rank, &value));
-  if (value == nullptr) Refuse(std::string(name) + " is not an output of the node, but must be");
+  if (index < count)
+    api.Check(api.KernelContext_GetOutput(context, index, shape.dims.data(), shape.rank, &value));
   return ReadTensor(api, value, name);
 }
 

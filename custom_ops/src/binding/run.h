@@ -11,6 +11,10 @@ namespace trianglemix {
 Tensor MakeOutput(const ort::Api& api, OrtKernelContext* context, size_t index, const char* name,
                   const Shape& shape);
 
+// The same of one that need not be connected: then an empty Tensor.
+Tensor MakeOptionalOutput(const ort::Api& api, OrtKernelContext* context, size_t index,
+                          const char* name, const Shape& shape);
+
 // Makes the outputs that all operators with a cache have, and points the problem to them.
 void SetOutputs(const ort::Api& api, OrtKernelContext* context, const Inputs& inputs,
                 AttentionProblem* problem);

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../tiles.h"
+#include "cache.h"
 #include "rotate.h"
 
 namespace trianglemix::cpu {
@@ -32,26 +33,23 @@ struct Work {
 };
 
 int64_t StartOf(const AttentionProblem& p, int64_t b) {
-  return Larger(0, int64_t{p.seqlens_k[b]} + 1 - p.query_length);
+  return Larger(0, p.end(b) - p.query_length);
 }
 
 // Reads every token once, from front to back; each head has its own place to write.
 void CopyNewTokens(const AttentionProblem& p, const Cache& cache, int64_t b,
                    const KeyRange& slots) {
-  const int64_t head_bytes = p.present_capacity * cache.row_bytes;
   const int64_t token = b * p.query_length + slots.begin - StartOf(p, b);
   const char* from = cache.fresh + token * cache.token_bytes;
-  char* to = cache.present + b * p.kv_num_heads * head_bytes + slots.begin * cache.row_bytes;
-  for (int64_t slot = slots.begin; slot < slots.end; ++slot) {
+  for (int64_t slot = slots.begin; slot < slots.end; ++slot, from += cache.token_bytes) {
     for (int64_t g = 0; g < p.kv_num_heads; ++g) {
       const char* head = from + g * cache.row_bytes;
+      char* to = cache.present + CacheRow(p, b, g, slot) * cache.row_bytes;
       if (cache.rotates)
-        RotateHead(p, slot, head, to + g * head_bytes);
+        RotateHead(p, slot, head, to);
       else
-        std::memcpy(to + g * head_bytes, head, cache.row_bytes);
+        std::memcpy(to, head, cache.row_bytes);
     }
-    from += cache.token_bytes;
-    to += cache.row_bytes;
   }
 }
 
@@ -67,9 +65,11 @@ void PrepareQueries(const AttentionProblem& p, int64_t b, const KeyRange& slots)
 }
 
 // Slots that no new token goes to: the past's, and zeros behind it.
-void CopyPast(const AttentionProblem& p, const Cache& cache, int64_t head, const KeyRange& slots) {
+void CopyPast(const AttentionProblem& p, const Cache& cache, int64_t b, int64_t g,
+              const KeyRange& slots) {
   const int64_t known = Clamp(p.past_capacity, slots.begin, slots.end);
-  char* to = cache.present + (head * p.present_capacity + slots.begin) * cache.row_bytes;
+  const int64_t head = b * p.kv_num_heads + g;
+  char* to = cache.present + CacheRow(p, b, g, slots.begin) * cache.row_bytes;
   const int64_t bytes = (known - slots.begin) * cache.row_bytes;
   if (bytes > 0)
     std::memcpy(to, cache.past + (head * p.past_capacity + slots.begin) * cache.row_bytes, bytes);
@@ -85,8 +85,8 @@ void AppendChunk(const Work& work, int64_t index) {
   const KeyRange fresh = {Clamp(start, begin, end), Clamp(start + p.query_length, begin, end)};
   for (const Cache& cache : work.caches) {
     for (int64_t g = 0; g < p.kv_num_heads && !cache.in_place(); ++g) {
-      CopyPast(p, cache, b * p.kv_num_heads + g, {begin, fresh.begin});
-      CopyPast(p, cache, b * p.kv_num_heads + g, {fresh.end, end});
+      CopyPast(p, cache, b, g, {begin, fresh.begin});
+      CopyPast(p, cache, b, g, {fresh.end, end});
     }
     CopyNewTokens(p, cache, b, fresh);
   }
@@ -119,6 +119,10 @@ const char* Append(const AttentionProblem& p, ParallelFor& pool) {
     AppendChunk(*static_cast<const Work*>(argument), static_cast<int64_t>(index));
   };
   return pool.Run(count, body, &work);
+}
+
+AttentionProblem Appended(const AttentionProblem& problem) {
+  return problem.prepares_queries() ? problem.with_prepared_queries() : problem;
 }
 
 }  // namespace trianglemix::cpu

@@ -10,4 +10,7 @@ namespace trianglemix::cpu {
 // prepares_queries(). Null on success, else a text.
 const char* Append(const AttentionProblem& problem, ParallelFor& pool);
 
+// The problem with its queries where attention finds them after Append().
+AttentionProblem Appended(const AttentionProblem& problem);
+
 }  // namespace trianglemix::cpu

@@ -6,7 +6,7 @@
 // Cost: the bytes of the visited keys and values, once.
 #pragma once
 
-#include "group_rows.h"
+#include "tile_rows.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -43,13 +43,11 @@ class FewRowsTile {
         queries_(values_ + kBlockKeys * value_size_),
         state_(MakeState(state)) {}
 
-  // Leaves the sums in the state.
-  void Attend() {
+  // Visits the keys of these ranges, and leaves the sums in the state.
+  void Attend(const KeyRange* ranges, int64_t count) {
     LoadRows();
     shared_ = rows_.SharedKeys(tile_.first_row, tile_.rows);
-    const KeyRanges keys = rows_.Keys(tile_.first_row, tile_.rows);
-    VisitRange(keys.sink);
-    VisitRange(keys.window);
+    for (int64_t i = 0; i < count; ++i) VisitRange(ranges[i]);
   }
 
   // Adds the state of another piece of the tile.
@@ -107,9 +105,8 @@ class FewRowsTile {
   }
 
   void VisitRange(const KeyRange& range) {
-    const int64_t end = Smaller(range.end, tile_.keys.end);
-    for (int64_t key = Larger(range.begin, tile_.keys.begin); key < end; key += kBlockKeys)
-      VisitBlock({key, Smaller(end, key + kBlockKeys)});
+    for (int64_t key = range.begin; key < range.end; key += kBlockKeys)
+      VisitBlock({key, Smaller(range.end, key + kBlockKeys)});
   }
 
   void VisitBlock(const KeyRange& range) {
@@ -244,7 +241,7 @@ class FewRowsTile {
   const Tile& tile_;
   const int64_t size_;        // D, padded to whole vectors
   const int64_t value_size_;  // Dv, padded
-  const GroupRows rows_;
+  const TileRows rows_;
   const Scoring scoring_;
   float* scores_;  // [rows, kBlockKeys]
   float* keys_;    // buffers of a block, where it is not read in place

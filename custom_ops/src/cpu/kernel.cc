@@ -1,115 +1,121 @@
 #include "kernel.h"
 
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 
-#include "append.h"
 #include "attend.h"
-#include "plan.h"
 
 namespace trianglemix::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// More than any pool has threads; an index that finds the tiles taken returns at once.
+// More than any pool has threads; an index that finds the work taken returns at once.
 constexpr size_t kMostWorkers = 256;
+constexpr const char* kOutOfMemory = "out of memory for the attention's scratch";
 
-struct Free {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-// Null where there is no memory.
-Floats Allocate(size_t floats) {
-  const size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-  return Floats(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
+// Tokens past their row's end, and left pads, keep no key.
+void ClearDeadTokens(const AttentionProblem& p, const std::vector<BatchRow>& rows) {
+  const size_t token = p.num_heads * p.value_head_size * BytesOf(p.dtype);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    char* output = static_cast<char*>(p.output) + b * p.query_length * token;
+    std::memset(output, 0, rows[b].first_token * token);
+    std::memset(output + rows[b].end_token * token, 0,
+                (p.query_length - rows[b].end_token) * token);
+  }
 }
 
-// The tiles of a call, which the threads take one after the other.
-class Work {
+// Floats that hold the ranges of keys that a tile visits.
+size_t RangeFloats(int64_t ranges) { return ranges * (sizeof(KeyRange) / sizeof(float)); }
+
+// The tiles of a call. Scratch: the ranges, the state of a tile that is not split, the kernel's.
+class Tiles final : public Workers {
  public:
-  Work(const AttentionProblem& problem, const Variant& variant)
-      : problem_(problem),
+  Tiles(const AttentionProblem& problem, const Schedule& schedule, const Variant& variant)
+      : Workers(schedule.plan.tiles.size(),
+                RangeFloats(schedule.most_ranges) +
+                    Padded(variant.state_floats(problem, kMostTileRows)) +
+                    variant.scratch_floats(problem)),
+        problem_(problem),
+        schedule_(schedule),
         variant_(variant),
-        plan_(MakePlan(problem)),
-        state_floats_(variant.state_floats(problem)),
-        scratch_floats_(variant.scratch_floats(problem) + state_floats_),
-        pieces_left_(plan_.splits.size()) {
-    for (size_t i = 0; i < plan_.splits.size(); ++i) pieces_left_[i] = plan_.splits[i].pieces;
-    if (plan_.results > 0) {
-      partials_ = Allocate(plan_.results * state_floats_);
-      out_of_memory_ = partials_ == nullptr;
-    }
+        piece_floats_(variant.state_floats(problem, kTileRows)),
+        own_floats_(Padded(variant.state_floats(problem, kMostTileRows))),
+        partials_(Allocate(schedule.plan.results * piece_floats_)),
+        pieces_left_(schedule.plan.splits.size()) {
+    for (size_t i = 0; i < pieces_left_.size(); ++i)
+      pieces_left_[i] = schedule.plan.splits[i].pieces;
   }
 
-  const char* Run(ParallelFor& pool) {
-    ClearDeadTokens();
-    const auto body = [](void* argument, size_t) { static_cast<Work*>(argument)->TakeTiles(); };
-    const size_t workers = plan_.tiles.size() < kMostWorkers ? plan_.tiles.size() : kMostWorkers;
-    if (workers > 0 && !out_of_memory_)
-      if (const char* message = pool.Run(workers, body, this)) return message;
-    return out_of_memory_ ? "out of memory for the attention's scratch" : nullptr;
-  }
+  bool has_memory() const { return partials_ != nullptr; }
 
  private:
-  // Tokens past their row's end, and left pads, keep no key.
-  void ClearDeadTokens() {
-    const size_t token = problem_.num_heads * problem_.value_head_size * BytesOf(problem_.dtype);
-    for (int64_t b = 0; b < problem_.batch; ++b) {
-      const BatchRow& row = plan_.batch_rows[b];
-      char* output = static_cast<char*>(problem_.output) + b * problem_.query_length * token;
-      std::memset(output, 0, row.first_token * token);
-      std::memset(output + row.end_token * token, 0,
-                  (problem_.query_length - row.end_token) * token);
-    }
+  static size_t Padded(size_t floats) {
+    constexpr size_t step = kAlignment / sizeof(float);
+    return CeilDivide(floats, step) * step;
   }
 
-  // One thread's share. Never throws: ONNX Runtime's pool could not pass it on.
-  void TakeTiles() noexcept {
-    Floats scratch;
-    for (size_t i = next_++; i < plan_.tiles.size(); i = next_++) {
-      if (scratch == nullptr) scratch = Allocate(scratch_floats_);
-      if (scratch == nullptr) {
-        out_of_memory_ = true;
-        return;
-      }
-      ComputeTile(plan_.tiles[i], scratch.get());
-    }
-  }
-
-  void ComputeTile(const Tile& tile, float* scratch) {
-    const BatchRow& row = plan_.batch_rows[tile.batch];
-    float* own_state = scratch + scratch_floats_ - state_floats_;
-    if (tile.split < 0) return variant_.run({problem_, row, tile, scratch, own_state, 0});
-    const Split& split = plan_.splits[tile.split];
-    float* states = partials_.get() + split.first_result * state_floats_;
-    variant_.run({problem_, row, tile, scratch, states + tile.piece * state_floats_, 0});
+  void Compute(size_t index, float* scratch) override {
+    const Plan& plan = schedule_.plan;
+    const Tile& tile = plan.tiles[index];
+    float* own_state = scratch;
+    float* own_scratch = own_state + own_floats_;
+    auto* ranges = reinterpret_cast<KeyRange*>(own_scratch + variant_.scratch_floats(problem_));
+    const int64_t count = schedule_.RangesOf(tile, ranges);
+    TileCall call{
+        problem_, plan.batch_rows[tile.batch], tile, ranges, count, own_scratch, own_state, 0};
+    if (tile.split < 0) return variant_.run(call);
+    const Split& split = plan.splits[tile.split];
+    float* states = partials_.get() + split.first_result * piece_floats_;
+    call.state = states + tile.piece * piece_floats_;
+    variant_.run(call);
     // The thread that finishes the last piece merges them, in the order of the keys.
-    if (--pieces_left_[tile.split] == 0)
-      variant_.run({problem_, row, tile, scratch, states, split.pieces});
+    if (--pieces_left_[tile.split] > 0) return;
+    call.state = states;
+    call.merged_pieces = split.pieces;
+    variant_.run(call);
   }
 
   const AttentionProblem& problem_;
+  const Schedule& schedule_;
   const Variant& variant_;
-  const Plan plan_;
-  const size_t state_floats_;
-  const size_t scratch_floats_;  // of one thread, with the state of a tile that is not split
-  Floats partials_;
+  const size_t piece_floats_;
+  const size_t own_floats_;
+  const Floats partials_;
   std::vector<std::atomic<int64_t>> pieces_left_;
-  std::atomic<size_t> next_{0};
-  std::atomic<bool> out_of_memory_{false};
 };
 
 }  // namespace
 
-const char* Run(const AttentionProblem& problem, ParallelFor& pool) {
-  if (const char* message = Append(problem, pool)) return message;
-  const AttentionProblem ready =
-      problem.prepares_queries() ? problem.with_prepared_queries() : problem;
-  return Work(ready, ChooseVariant()).Run(pool);
+Floats Allocate(size_t floats) {
+  const size_t bytes =
+      CeilDivide(Larger(floats, size_t{1}) * sizeof(float), kAlignment) * kAlignment;
+  return Floats(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
+}
+
+const char* Workers::Run(ParallelFor& pool) {
+  const auto body = [](void* argument, size_t) { static_cast<Workers*>(argument)->Take(); };
+  if (count_ > 0)
+    if (const char* message = pool.Run(Smaller(count_, kMostWorkers), body, this)) return message;
+  return out_of_memory_ ? kOutOfMemory : nullptr;
+}
+
+// Never throws: ONNX Runtime's pool could not pass it on.
+void Workers::Take() noexcept {
+  Floats scratch;
+  for (size_t i = next_++; i < count_; i = next_++) {
+    if (scratch == nullptr) scratch = Allocate(scratch_floats_);
+    if (scratch == nullptr) {
+      out_of_memory_ = true;
+      return;
+    }
+    Compute(i, scratch.get());
+  }
+}
+
+const char* Attend(const AttentionProblem& problem, const Schedule& schedule, ParallelFor& pool) {
+  ClearDeadTokens(problem, schedule.plan.batch_rows);
+  Tiles tiles(problem, schedule, ChooseVariant());
+  return tiles.has_memory() ? tiles.Run(pool) : kOutOfMemory;
 }
 
 }  // namespace trianglemix::cpu

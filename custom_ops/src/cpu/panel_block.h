@@ -10,7 +10,7 @@
 // Cost: 2 * (D + Dv) flops for each pair of a row and a visited key.
 #pragma once
 
-#include "group_rows.h"
+#include "tile_rows.h"
 
 namespace trianglemix::cpu {
 namespace {
@@ -49,6 +49,13 @@ class PanelBlock {
     ComputeScores(peak);
     ComputeWeights(peak, shrink);
     for (int64_t d = 0; d < panel_.value_size; d += kStep) AddValues(d, shrink);
+  }
+
+  // Peak and total only.
+  void Sum() {
+    Vectors peak, shrink;
+    ComputeScores(peak);
+    ComputeWeights(peak, shrink);
   }
 
  private:

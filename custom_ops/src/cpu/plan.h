@@ -1,31 +1,13 @@
 // The work of one call, cut into tiles: rows of a key head's query group, and keys where few tiles
-// would leave threads idle.
+// would leave threads idle. What an operator is to the kernels: a Schedule.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "../problem.h"
-#include "../tiles.h"
+#include "tile.h"
 
 namespace trianglemix::cpu {
-
-// Rows of a tile: a multiple of every variant's panel. More rows share each load of a key block,
-// fewer rows visit fewer keys that only some of them keep.
-constexpr int64_t kTileRows = 96;
-
-// Row r of a group is head r % (H/G) of token r / (H/G): the heads of a token lie side by side, so
-// that a tile spans few positions.
-struct Tile {
-  int64_t batch;
-  int64_t kv_head;
-  int64_t first_row;
-  int64_t rows;
-  bool dense;
-  KeyRange keys;  // of the row's keys, the part that this tile visits
-  int64_t split;  // index into Plan::splits, or -1: the tile visits all its keys
-  int64_t piece;
-};
 
 // Tiles of the same rows and different keys: their results are merged.
 struct Split {
@@ -40,14 +22,38 @@ struct Plan {
   int64_t results = 0;
 };
 
-Plan MakePlan(const AttentionProblem& problem);
+// The tiles of a call, and the keys that each of them visits.
+class Schedule {
+ public:
+  virtual ~Schedule() = default;
+  // Writes the ranges of keys that a tile visits, disjoint and ascending; returns how many. On any
+  // thread.
+  virtual int64_t RangesOf(const Tile& tile, KeyRange* ranges) const = 0;
 
-// Keys that `rows` rows of the tile's group, from `first` on, keep between them.
-TRIANGLEMIX_TILES KeyRanges KeysOfTile(const AttentionProblem& problem, const BatchRow& row,
-                                       const Tile& tile, int64_t first, int64_t rows) {
-  const int64_t group = problem.num_heads / problem.kv_num_heads;
-  return KeysOfRows(problem.pattern, tile.dense, row.start + first / group,
-                    row.start + (first + rows - 1) / group, row.first_valid);
-}
+  Plan plan;
+  int64_t most_ranges;  // of a tile
+};
+
+// The rows of the batch, as `pattern` sees them.
+std::vector<BatchRow> DescribeRows(const AttentionProblem& problem, const Pattern& pattern);
+
+// Appends the tiles of a batch row's tokens, of all heads. The last rows, which keep the most keys,
+// come first.
+void AppendTiles(const AttentionProblem& problem, int64_t b, const KeyRange& tokens, bool dense,
+                 std::vector<Tile>* tiles);
+
+// Keys that the rows of these tiles keep, each tile's counted once.
+int64_t CountKeys(const AttentionProblem& problem, const std::vector<BatchRow>& batch_rows,
+                  const std::vector<Tile>& tiles);
+
+// Adds the tiles to the plan. Those that would be too large a share of all work, `total` keys, are
+// cut.
+void AddTiles(const AttentionProblem& problem, const std::vector<Tile>& tiles, int64_t total,
+              Plan* plan);
+
+// What the rows of a tile keep, of its `keys`: at most kPatternRanges, for Schedule::RangesOf.
+constexpr int64_t kPatternRanges = 2;
+int64_t PatternRanges(const AttentionProblem& problem, const BatchRow& row, const Tile& tile,
+                      KeyRange* ranges);
 
 }  // namespace trianglemix::cpu

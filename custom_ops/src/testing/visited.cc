@@ -1,12 +1,13 @@
 // What the CPU kernel's plan visits, for tests and benchmarks: no part of the released library.
 #include "../cpu/attend.h"
-#include "../cpu/plan.h"
+#include "../triangle/cpu.h"
 
 namespace trianglemix::cpu {
 namespace {
 
 int64_t CountPairs(const AttentionProblem& problem) {
-  const Plan plan = MakePlan(problem);
+  const TriangleSchedule schedule(problem);
+  const Plan& plan = schedule.plan;
   const int64_t panel = ChooseVariant().panel_rows;
   int64_t pairs = 0;
   for (const Tile& tile : plan.tiles)

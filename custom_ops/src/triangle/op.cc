@@ -1,5 +1,6 @@
 // The operator TriangleAttention: its entry, and one node of it.
 #include "../binding/run.h"
+#include "cpu.h"
 
 namespace trianglemix {
 namespace {
@@ -23,7 +24,7 @@ class TriangleKernel final : public Kernel {
     SetOutputs(api, context, inputs, &problem);
     if (cuda_ != nullptr) return RunOnCuda(api, context, *cuda_, problem, inputs[kQuery].value);
     SessionThreads threads(api, context);
-    if (const char* message = cpu::Run(problem, threads))
+    if (const char* message = cpu::RunTriangle(problem, threads))
       throw ort::Error(ort::ErrorCode::kFail, message);
   }
 

@@ -3,6 +3,7 @@
 
 #include "../tiles.h"
 #include "attend.h"
+#include "cache.h"
 #include "simd.h"
 
 namespace trianglemix::cpu {
@@ -35,13 +36,10 @@ struct Scoring {
   }
 };
 
-class GroupRows {
+class TileRows {
  public:
-  GroupRows(const AttentionProblem& problem, const BatchRow& row, const Tile& tile)
-      : problem_(problem),
-        row_(row),
-        tile_(tile),
-        group_(problem.num_heads / problem.kv_num_heads) {}
+  TileRows(const AttentionProblem& problem, const BatchRow& row, const Tile& tile)
+      : problem_(problem), row_(row), tile_(tile) {}
 
   Scoring MakeScoring() const {
     const float cap = problem_.softcap;
@@ -49,7 +47,7 @@ class GroupRows {
             cap != 0.0f ? problem_.scale / cap : problem_.scale * kLog2E, cap * kLog2E};
   }
 
-  int64_t Position(int64_t r) const { return row_.start + r / group_; }
+  int64_t Position(int64_t r) const { return row_.start + TokenOfRow(tile_, r); }
 
   // Keys that `rows` rows from `first` on keep between them.
   KeyRanges Keys(int64_t first, int64_t rows) const {
@@ -91,9 +89,8 @@ class GroupRows {
   template <class V, class Element>
   const float* LoadCache(const void* cache, const KeyRange& keys, int64_t size, int64_t stride,
                          float* buffer) const {
-    const int64_t head = tile_.batch * problem_.kv_num_heads + tile_.kv_head;
-    const Element* from =
-        static_cast<const Element*>(cache) + (head * problem_.present_capacity + keys.begin) * size;
+    const Element* from = static_cast<const Element*>(cache) +
+                          CacheRow(problem_, tile_.batch, tile_.kv_head, keys.begin) * size;
     const int64_t count = keys.end - keys.begin;
     if (stride != size) {
       __builtin_memset(buffer, 0, count * stride * sizeof(float));
@@ -108,14 +105,13 @@ class GroupRows {
  private:
   // Where row r lies in a [B, S, H, size] tensor.
   int64_t Offset(int64_t r, int64_t size) const {
-    const int64_t token = tile_.batch * problem_.query_length + r / group_;
-    return (token * problem_.num_heads + tile_.kv_head * group_ + r % group_) * size;
+    const int64_t token = tile_.batch * problem_.query_length + TokenOfRow(tile_, r);
+    return (token * problem_.num_heads + tile_.first_head + r % tile_.heads) * size;
   }
 
   const AttentionProblem& problem_;
   const BatchRow& row_;
   const Tile& tile_;
-  const int64_t group_;  // query heads of a key head
 };
 
 }  // namespace
