@@ -85,5 +85,5 @@ class BlockRule:
         return max(self.min_length, TILE * (first_gap + 1) + self.num_last_tokens - 1)
 
     def as_attributes(self) -> dict[str, int | float]:
-        """The rule's attributes of a node, by ONNX name."""
-        return asdict(self)
+        """The rule's attributes of a node, by ONNX name. `mass` is a float there, 1 included."""
+        return {**asdict(self), ATTR_MASS: float(self.mass)}

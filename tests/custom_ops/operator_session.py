@@ -1,4 +1,4 @@
-"""One `TriangleAttention` node in a model of its own, run by ONNX Runtime on any provider."""
+"""One node of an attention operator in a model of its own, run by ONNX Runtime on any provider."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from trianglemix.custom_ops import contract
+from trianglemix.custom_ops import contract, operators
+from trianglemix.custom_ops.block_sparse.contract import OP_TYPE as BLOCK_SPARSE
+from trianglemix.custom_ops.block_sparse.contract import OUTPUTS as BLOCK_SPARSE_OUTPUTS
+from trianglemix.custom_ops.block_sparse.contract import TILE
+from trianglemix.custom_ops.block_sparse.reference import BlockSparse
 from trianglemix.custom_ops.reference import Call
-from trianglemix.custom_ops.triangle.contract import OP_TYPE
-from trianglemix.custom_ops.triangle.function_body import build_function
+from trianglemix.custom_ops.triangle.contract import OP_TYPE as TRIANGLE
 from trianglemix.custom_ops.triangle.reference import Attention
 
 Array = NDArray[Any]
@@ -26,6 +29,8 @@ ELEMENT_TYPES: Final = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
 }
+OUTPUTS: Final = {TRIANGLE: contract.OUTPUTS, BLOCK_SPARSE: BLOCK_SPARSE_OUTPUTS}
+BLOCK_MASK: Final = BLOCK_SPARSE_OUTPUTS[-1]
 ALL_INPUTS: Final = (*contract.INPUTS, *contract.ROTARY_INPUTS)
 _INTEGERS: Final = frozenset({"seqlens_k", "total_sequence_length", "prompt_length", "first_valid"})
 _RANKS: Final = {
@@ -52,9 +57,15 @@ class Backend:
         return "cuda" if self.provider.startswith("CUDA") else "cpu"
 
 
-def attributes_of(attention: Attention) -> dict[str, int | float]:
+def op_type_of(attention: Attention | BlockSparse) -> str:
+    """The operator whose attributes these are."""
+    return BLOCK_SPARSE if isinstance(attention, BlockSparse) else TRIANGLE
+
+
+def attributes_of(attention: Attention | BlockSparse) -> dict[str, int | float]:
     """The node's attributes: all canonical ones, and how it rotates where that is not as usual."""
     shape = attention.shape
+    own = attention.rule if isinstance(attention, BlockSparse) else attention.pattern
     rotation = {contract.ATTR_INTERLEAVED: 1} if attention.rotary_interleaved else {}
     return {
         contract.ATTR_NUM_HEADS: shape.num_heads,
@@ -62,7 +73,7 @@ def attributes_of(attention: Attention) -> dict[str, int | float]:
         contract.ATTR_SCALE: float(attention.scale),
         contract.ATTR_SOFTCAP: float(attention.softcap),
         **rotation,
-        **attention.pattern.as_attributes(),
+        **own.as_attributes(),
     }
 
 
@@ -71,8 +82,9 @@ def build_model(
     dtype: str,
     absent: frozenset[str] = frozenset(contract.ROTARY_INPUTS),
     ranks: Mapping[str, int] | None = None,
+    op_type: str = TRIANGLE,
 ) -> onnx.ModelProto:
-    """A model of one node with dynamic shapes; inputs named in `absent` are not connected.
+    """A model of one node with dynamic shapes; inputs and outputs in `absent` are not connected.
 
     It carries the function body too where it can: the body needs `contract.INPUTS`, all of them.
     """
@@ -89,26 +101,34 @@ def build_model(
     connected = ["" if name in absent else name for name in ALL_INPUTS]
     while not connected[-1]:
         connected.pop()
-    node = helper.make_node(
-        OP_TYPE, connected, list(contract.OUTPUTS), domain=contract.DOMAIN, **attributes
-    )
+    outputs = [name for name in OUTPUTS[op_type] if name not in absent]
+    node = helper.make_node(op_type, connected, outputs, domain=contract.DOMAIN, **attributes)
     graph = helper.make_graph(
         [node],
         "one_node",
         [value for value in inputs if value.name not in absent],
-        [helper.make_tensor_value_info(name, element, None) for name in contract.OUTPUTS],
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.UINT8 if name == BLOCK_MASK else element, None
+            )
+            for name in outputs
+        ],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(contract.DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    if absent == frozenset(contract.ROTARY_INPUTS):
-        model.functions.append(ir.to_proto(build_function()))
+    if absent - {BLOCK_MASK} == frozenset(contract.ROTARY_INPUTS):
+        with_function = ir.from_proto(model)
+        operators.add_function(with_function, op_type)
+        model = ir.to_proto(with_function)
     return model
 
 
-def open_session(model: onnx.ModelProto, backend: Backend) -> ort.InferenceSession:
-    """A session with two threads; the library is registered where the backend names one."""
+def open_session(
+    model: onnx.ModelProto, backend: Backend, threads: int = 2
+) -> ort.InferenceSession:
+    """A session; the library is registered where the backend names one."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if backend.library is not None:
         options.register_custom_ops_library(str(backend.library))
@@ -128,25 +148,36 @@ def feeds_of(call: Call) -> dict[str, Array]:
 class Binding:
     """How a call's buffers are bound. `in_place`: present is the past's buffer (P is T).
 
-    `past_absent`: a past of no slots is left out instead of bound.
+    `past_absent`: a past of no slots is left out instead of bound. `mask_absent`: no block mask is
+    asked for.
     """
 
     in_place: bool = False
     past_absent: bool = False
+    mask_absent: bool = False
 
 
 COPIED: Final = Binding()
 
 
 def run_call(
-    call: Call, attention: Attention, dtype: str, backend: Backend, binding: Binding = COPIED
-) -> tuple[Array, Array, Array]:
-    """Output and present of one call, in the call's dtype. Buffers for them hold NaN before."""
+    call: Call,
+    attention: Attention | BlockSparse,
+    dtype: str,
+    backend: Backend,
+    binding: Binding = COPIED,
+    threads: int = 2,
+) -> tuple[Array, ...]:
+    """Outputs of one call, by the contract's order. Buffers for them hold NaN before."""
     feeds = feeds_of(call)
     absent = frozenset(ALL_INPUTS) - feeds.keys()
     if binding.past_absent:
         absent |= {"past_key", "past_value"}
-    session = open_session(build_model(attributes_of(attention), dtype, absent), backend)
+    if binding.mask_absent:
+        absent |= {BLOCK_MASK}
+    op_type = op_type_of(attention)
+    model = build_model(attributes_of(attention), dtype, absent, op_type=op_type)
+    session = open_session(model, backend, threads)
     bound = session.io_binding()
     buffers: dict[str, Buffer] = {}
     for name, array in feeds.items():
@@ -154,27 +185,31 @@ def run_call(
             on_host = name == "total_sequence_length"
             buffers[name] = Buffer(array.copy(), "cpu" if on_host else backend.device)
             bound.bind_ortvalue_input(name, buffers[name].value)
-    for name, shape in zip(contract.OUTPUTS, output_shapes(call, attention), strict=True):
+    outputs = {k: v for k, v in empty_outputs(call, attention).items() if k not in absent}
+    for name, array in outputs.items():
         past = name.replace("present", "past")
         if binding.in_place and past in buffers:
             buffers[name] = buffers[past]
         else:
-            buffers[name] = Buffer(np.full(shape, np.nan, call.query.dtype), backend.device)
+            buffers[name] = Buffer(array, backend.device)
         bound.bind_ortvalue_output(name, buffers[name].value)
     session.run_with_iobinding(bound)
-    output, present_key, present_value = (buffers[name].read() for name in contract.OUTPUTS)
-    return output, present_key, present_value
+    return tuple(buffers[name].read() for name in outputs)
 
 
-def output_shapes(call: Call, attention: Attention) -> tuple[tuple[int, ...], ...]:
-    """Shapes of output, present key and present value, as the contract has them."""
+def empty_outputs(call: Call, attention: Attention | BlockSparse) -> dict[str, Array]:
+    """The operator's outputs by name, shaped as the contract has them, of NaN (the mask of 255)."""
     shape, (batch, length) = attention.shape, call.query.shape[:2]
     slots = max(call.past_key.shape[2], call.total_sequence_length)
-    return (
+    tiles = -(-slots // TILE)
+    shapes = (
         (batch, length, shape.num_heads * shape.value_head_size),
         (batch, shape.kv_num_heads, slots, shape.head_size),
         (batch, shape.kv_num_heads, slots, shape.value_head_size),
     )
+    arrays = [np.full(dims, np.nan, call.query.dtype) for dims in shapes]
+    arrays.append(np.full((batch, shape.num_heads, tiles, tiles), 255, np.uint8))
+    return dict(zip(OUTPUTS[op_type_of(attention)], arrays, strict=False))
 
 
 class Buffer:

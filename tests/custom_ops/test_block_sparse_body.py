@@ -5,29 +5,23 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.block_sparse.contract import OP_TYPE, OUTPUTS, BlockRule
-from trianglemix.custom_ops.block_sparse.function_body import build_function
+from trianglemix.custom_ops.block_sparse.contract import OUTPUTS, BlockRule
 from trianglemix.custom_ops.block_sparse.reference import (
     BlockSparse,
     block_sparse_attention,
-    rows_of,
-    tile_sums,
 )
-from trianglemix.custom_ops.block_sparse.rule import undecided_blocks
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.reference import Call, rows_and_present
+from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 from trianglemix.custom_ops.triangle.reference import Attention
 
+from tests.custom_ops.block_sparse_cases import assert_same_blocks
 from tests.custom_ops.cases import Case
-from tests.custom_ops.operator_session import COPIED, feeds_of
-from tests.custom_ops.tolerances import BANDS, assert_close
+from tests.custom_ops.operator_session import COPIED, Backend, run_call
+from tests.custom_ops.tolerances import assert_close
 
 SHAPES: Final = (AttentionShape(2, 1, 16, 8), AttentionShape(4, 2, 8, 8))
 
@@ -66,46 +60,8 @@ def cases(draw: st.DrawFn) -> tuple[Case, BlockSparse]:
 
 def run_body(call: Call, attention: BlockSparse) -> dict[str, NDArray[np.float32]]:
     """The outputs by name, of a model that holds one node and the function."""
-    feeds = feeds_of(call)
-    inputs = [
-        ir.val(name, ir.DataType.from_numpy(feeds[name].dtype), [None] * feeds[name].ndim)
-        for name in contract.INPUTS
-    ]
-    attributes = {
-        contract.ATTR_NUM_HEADS: attention.shape.num_heads,
-        contract.ATTR_KV_NUM_HEADS: attention.shape.kv_num_heads,
-        contract.ATTR_SCALE: attention.scale,
-        contract.ATTR_SOFTCAP: attention.softcap,
-        **attention.rule.as_attributes(),
-    }
-    node = ir.node(OP_TYPE, inputs, attributes, domain=contract.DOMAIN, num_outputs=len(OUTPUTS))
-    for value, name in zip(node.outputs, OUTPUTS, strict=True):
-        mask = name == OUTPUTS[-1]
-        value.name, value.type = (
-            name,
-            ir.TensorType(ir.DataType.UINT8 if mask else ir.DataType.FLOAT),
-        )
-    opsets = {"": contract.FUNCTION_OPSET, contract.DOMAIN: contract.OP_VERSION}
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="one_node")
-    function = build_function()
-    model = ir.Model(graph, ir_version=9, functions=[function])
-    session = ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), feeds), strict=True))
-
-
-def assert_same_blocks(call: Call, attention: BlockSparse, got: NDArray[np.bool_]) -> None:
-    """Blocks may differ from the reference's where rounding decides, and hold the mass as well."""
-    want, band = block_sparse_attention(call, attention)[3], BANDS["float32"]
-    queries, keys, _ = rows_and_present(call, attention)
-    group = attention.shape.num_heads // attention.shape.kv_num_heads
-    for b, h, tile in {(b, h, t) for b, h, t, _ in np.argwhere(got != want)}:
-        sums = tile_sums(queries[b, :, h], keys[b, h // group], rows_of(call, b), tile, attention)
-        kept = got[b, h, tile, : tile + 1]
-        differ = kept != want[b, h, tile, : tile + 1]
-        assert not differ[~undecided_blocks(sums, tile, attention.rule, band)].any(), (b, h, tile)
-        assert sums[kept].sum() >= (attention.rule.mass - band) * sums.sum(), (b, h, tile)
+    outputs = run_call(call, attention, "float32", Backend(None))
+    return dict(zip(OUTPUTS, outputs, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,7 +70,7 @@ def test_the_body_is_the_reference(drawn: tuple[Case, BlockSparse]) -> None:
     case, attention = drawn
     got = run_body(case.call, attention)
     blocks = got["block_mask"].astype(bool)
-    assert_same_blocks(case.call, attention, blocks)
+    assert_same_blocks(case.call, attention, got["block_mask"], "float32")
     want = block_sparse_attention(case.call, attention, blocks)
     assert_close(got["output"], want[0], "float32")
     np.testing.assert_array_equal(got["present_key"], want[1])
