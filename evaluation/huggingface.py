@@ -94,7 +94,7 @@ class HuggingFaceModel:
 
         started = time.perf_counter()
         new: list[int] = []
-        stops = self._stop_ids()
+        stops = self.stop_ids
         with torch.inference_mode(), prompt_length(len(ids)):
             token, cache = self._step(torch.tensor([ids]), None)
             ttft = time.perf_counter() - started
@@ -111,7 +111,9 @@ class HuggingFaceModel:
         )
         return int(output.logits[0, -1].argmax()), output.past_key_values
 
-    def _stop_ids(self) -> frozenset[int]:
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
         stop = self.model.generation_config.eos_token_id
         return frozenset([stop] if isinstance(stop, int) else stop or ())
 
