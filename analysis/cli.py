@@ -10,6 +10,13 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from trianglemix.analysis.block_command import (
+    BlockOptions,
+    add_block_sparse,
+    check_setup,
+    parse_lengths,
+    parse_masses,
+)
 from trianglemix.analysis.check import Check, check_plan
 from trianglemix.analysis.data import DataSettings, probe_samples
 from trianglemix.analysis.errors import AnalysisError
@@ -31,7 +38,7 @@ from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
 from trianglemix.evaluation.task_list import pick_tasks
-from trianglemix.exporter.layers.plan import Fingerprint
+from trianglemix.exporter.layers.plan import Fingerprint, Plan
 
 PROGRAM: Final = "trianglemix-analyze"
 _SHARE: Final = 0.5
@@ -60,6 +67,11 @@ class _Options:
     check_task: str
     plots: bool
     name: str | None
+    block_sparse: bool
+    plan: Path | None
+    lengths: str
+    masses: str
+    block_samples: int
 
     @property
     def pattern(self) -> TrianglePattern:
@@ -104,28 +116,40 @@ class _Options:
 @click.option("--check-task", default="niah_multikey_1", show_default=True)
 @click.option("--plots/--no-plots", default=True, show_default=True)
 @click.option("--name", help="The model's name in the plan; the folder's without it.")
+@click.option("--block-sparse", is_flag=True, help="Also: which other layers keep blocks of keys.")
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="With --block-sparse: its triangle layers stay, and only blocks are measured.",
+)
+@click.option("--lengths", default="4000,8000", show_default=True, help="Tokens; --block-sparse.")
+@click.option("--masses", default="0.8,0.9,0.95", show_default=True, help="Of --block-sparse.")
+@click.option(
+    "--block-samples",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Prompts of each length; --block-sparse.",
+)
 @version_option
 def command(**given: Any) -> None:
     """Measures which layers of the Hugging Face model in FOLDER may be triangle layers.
 
-    Writes a plan for `trianglemix-export --plan`, and pictures beside it. A broken run goes on
-    where it stopped when the same command is given again.
+    With --block-sparse also which of the others may keep only the blocks of keys that hold most of
+    their attention. Writes a plan for `trianglemix-export --plan`, and pictures beside it. A broken
+    run goes on where it stopped when the same command is given again.
     """
     _analyze(_Options(**given), Console(stderr=True))
 
 
 def _analyze(options: _Options, console: Console) -> None:
     _check_rules(options)
-    measured = _measure(options, console)
-    importance, ranked = measured.importance, measured.ranked
-    rule, plans = _plans(options, importance, ranked)
-    check = _check(options, plans, ranked, console) if options.check_samples else None
-    chosen = check.layers if check and check.layers else plans[-1]
-    plan = build_plan(measured.name, measured.fingerprint, options.pattern, ranked, chosen)
-    figures = figures_of(importance, measured.settings, rule, check)
-    plan = replace(plan, origin=_origin(rule, check), figures=figures)
+    blocks = _block_options(options) if options.block_sparse else None
+    plan, check = (Plan.load(options.plan), None) if options.plan else _gradients(options, console)
     plan.save(options.output)
-    _show(console, importance, plan.triangle_layers, check)
+    if blocks:
+        plan = add_block_sparse(plan, blocks, console)
+        plan.save(options.output)
     console.print(f"plan: {options.output}", markup=False)
     if options.plots:
         page = save_pictures(plan, options.output)
@@ -137,12 +161,49 @@ def _analyze(options: _Options, console: Console) -> None:
         )
 
 
+def _gradients(options: _Options, console: Console) -> tuple[Plan, Check | None]:
+    """A plan with its triangle layers, and what the check said of it."""
+    measured = _measure(options, console)
+    importance, ranked = measured.importance, measured.ranked
+    rule, plans = _plans(options, importance, ranked)
+    check = _check(options, plans, ranked, console) if options.check_samples else None
+    chosen = check.layers if check and check.layers else plans[-1]
+    plan = build_plan(measured.name, measured.fingerprint, options.pattern, ranked, chosen)
+    figures = figures_of(importance, measured.settings, rule, check)
+    _show(console, importance, plan.triangle_layers, check)
+    return replace(plan, origin=_origin(rule, check), figures=figures), check
+
+
+def _block_options(options: _Options) -> BlockOptions:
+    with wrong_usage():
+        return BlockOptions(
+            options.folder,
+            options.output,
+            options.data,
+            parse_lengths(options.lengths),
+            parse_masses(options.masses),
+            options.block_samples,
+            options.device,
+            options.precision,
+            check_setup(options.check_task, options.check_tokens, options.check_samples),
+            _allowed_loss(options),
+        )
+
+
+def _allowed_loss(options: _Options) -> float:
+    return 0.05 if options.max_loss is None else options.max_loss / 100
+
+
 def _check_rules(options: _Options) -> None:
     rules = [options.num_triangle_layers, options.threshold, options.max_loss]
     if sum(rule is not None for rule in rules) > 1:
         raise click.UsageError(
             "--num-triangle-layers, --threshold and --max-loss are three rules; give one"
         )
+    if options.plan and not options.block_sparse:
+        raise click.UsageError("--plan is for --block-sparse; give both, or neither")
+    if options.plan and any(rule is not None for rule in rules[:2]):
+        raise click.UsageError("--plan has its triangle layers already; give no rule for them")
     if options.max_loss is not None and not options.check_samples:
         raise click.UsageError("--max-loss needs the check; give --check-samples above 0")
     if options.check_samples:
@@ -187,7 +248,7 @@ def _measure(options: _Options, console: Console) -> _Measured:
     settings = _settings(options, subject)
     data = DataSettings(options.samples, options.tokens, options.data)
     samples = probe_samples(subject.tokenizer, data)
-    record = Record(options.output.with_suffix(".probe.jsonl"), settings)
+    record = Record(options.output.with_suffix(".probe.jsonl"), settings, LayerGradients)
     from trianglemix.analysis.gradients import probe  # torch, which load_model has found
 
     def one(sample: ProbeSample) -> LayerGradients:
@@ -226,7 +287,7 @@ def _check(
     model = open_model(options.folder, options.device, options.precision, options.pattern)
     tasks = pick_tasks([options.check_task])
     setup = Setup(tasks, options.check_tokens, options.check_samples)
-    allowed = 0.05 if options.max_loss is None else options.max_loss / 100
+    allowed = _allowed_loss(options)
     with Progress(console=console) as bar:
         task = bar.add_task("check", total=options.check_samples * (len(plans) + 2))
         scorer = TaskScorer(

@@ -59,15 +59,39 @@ def probe_samples(tokenizer: Tokenizer, settings: DataSettings) -> list[ProbeSam
     return samples
 
 
-def _from_file(tokenizer: Tokenizer, file: Path, settings: DataSettings) -> list[ProbeSample]:
+def block_prompts(tokenizer: Tokenizer, settings: DataSettings) -> list[tuple[int, ...]]:
+    """Prompts of `settings.tokens` tokens, for figures that depend on the length.
+
+    Texts of a file are cut there; built-in ones are a few tokens shorter. Answers do not matter.
+
+    Raises:
+        AnalysisError: the file cannot be read or has too few lines that are long enough.
+    """
+    if settings.file is None:
+        return [sample.ids for sample in probe_samples(tokenizer, settings)]
+    encoded = [tokenizer.encode(prompt) for prompt, _ in _lines(settings.file)]
+    fitting = [tuple(ids[: settings.tokens]) for ids in encoded if len(ids) >= settings.tokens]
+    if len(fitting) < settings.samples:
+        raise AnalysisError(
+            f"{settings.file} has {len(fitting)} prompts of at least {settings.tokens} tokens, but "
+            f"{settings.samples} were asked for; give longer texts or ask for fewer or shorter ones"
+        )
+    return fitting[: settings.samples]
+
+
+def _lines(file: Path) -> list[tuple[str, str]]:
     try:
         lines = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-        pairs = [(str(line["prompt"]), str(line["answer"])) for line in lines]
+        return [(str(line["prompt"]), str(line["answer"])) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnalysisError(
             f"{file} cannot be read as data: {error!r}; it must hold one JSON object with prompt "
             "and answer on each line"
         ) from error
+
+
+def _from_file(tokenizer: Tokenizer, file: Path, settings: DataSettings) -> list[ProbeSample]:
+    pairs = _lines(file)
     encoded = [(tokenizer.encode(prompt), answer) for prompt, answer in pairs]
     fitting = [(ids, answer) for ids, answer in encoded if len(ids) <= settings.tokens]
     if len(fitting) < settings.samples:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from trianglemix.analysis.block_page import block_parts, block_pictures
+from trianglemix.analysis.page_parts import picture_part, score_row
 from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.page import html_page
@@ -31,17 +32,20 @@ td:first-child, th:first-child { text-align: left; } code { overflow-wrap: anywh
 def save_pictures(plan: Plan, output: Path) -> Path:
     """Writes `<plan>.gradients.png`, `.mask.png`, `.accuracy.png` and `.html`; returns the page.
 
-    The plan's figures are those of `plan_writer.figures_of`.
+    The plan's figures are those of `plan_writer.figures_of`; without them (a plan from elsewhere)
+    gradients and accuracy are left out. A section on block-sparse layers adds `.blocks.png` and
+    `.lengths.png`.
     """
     pattern = plan.pattern or TrianglePattern()
     length = min(_MASK_LIMIT, _MASK_FACTOR * (pattern.exact_length or _MASK_LIMIT))
-    check = plan.figures.get("check")
-    pictures = {
-        "gradients": gradient_bars(plan.figures["gradients_by_layer"], plan.triangle_layers),
-        "mask": mask_picture(pattern, length),
-    }
-    if check:
-        pictures["accuracy"] = accuracy_curve(check)
+    pictures = {"mask": mask_picture(pattern, length)}
+    if "gradients_by_layer" in plan.figures:
+        gradients = plan.figures["gradients_by_layer"]
+        pictures["gradients"] = gradient_bars(gradients, plan.triangle_layers)
+        if plan.figures.get("check"):
+            pictures["accuracy"] = accuracy_curve(plan.figures["check"])
+    if plan.block_sparse and plan.block_sparse.figures:
+        pictures |= block_pictures(plan.block_sparse)
     for name, png in pictures.items():
         output.with_suffix(f".{name}.png").write_bytes(png)
     page = output.with_suffix(".html")
@@ -53,30 +57,35 @@ def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
     name = escape(plan.name)
     pattern = plan.pattern or TrianglePattern()
     parts = [
-        f"<h1>Triangle layers of {name}</h1>",
-        f"<p><code>--layers {plan.layer_list}</code> "
+        f"<h1>Layers of {name}</h1>",
+        f"<p>Triangle layers: <code>--layers {plan.layer_list}</code> "
         f"({len(plan.triangle_layers)} of {plan.fingerprint.num_layers} layers). "
         f"{escape(plan.origin)}.</p>",
-        "<h2>What each section of each layer is worth</h2>",
-        _figure(
-            pictures["gradients"],
-            "Mean absolute gradient of the right answer's logit with respect to a section's "
-            "attention weights, on a log scale. A layer whose Middle bar is short loses little "
-            "when the Middle section is dropped.",
-        ),
-        _stability(plan.figures),
     ]
+    if "gradients" in pictures:
+        parts += [
+            "<h2>What each section of each layer is worth</h2>",
+            picture_part(
+                pictures["gradients"],
+                "Mean absolute gradient of the right answer's logit with respect to a section's "
+                "attention weights, on a log scale. A layer whose Middle bar is short loses little "
+                "when the Middle section is dropped.",
+            ),
+            _stability(plan.figures),
+        ]
     if "accuracy" in pictures:
         parts += ["<h2>The check on a task</h2>", _check_part(plan, pictures["accuracy"])]
     parts += [
         "<h2>What a triangle layer keeps</h2>",
-        _figure(
+        picture_part(
             pictures["mask"],
             f"A prompt of {length} tokens with {pattern.num_sink_tokens} sinks, a window of "
             f"{pattern.sliding_window_size} and {pattern.num_last_tokens} dense last rows.",
         ),
     ]
-    return html_page(f"Triangle layers of {name}", _STYLE, parts)
+    if plan.block_sparse and "blocks" in pictures:
+        parts += block_parts(plan.block_sparse, pictures)
+    return html_page(f"Layers of {name}", _STYLE, parts)
 
 
 def _stability(figures: Mapping[str, Any]) -> str:
@@ -91,9 +100,9 @@ def _stability(figures: Mapping[str, Any]) -> str:
 def _check_part(plan: Plan, picture: bytes) -> str:
     check = plan.figures["check"]
     named = [("plan", trial) for trial in check["trials"]] + [("control", check["control"])]
-    rows = [_row("dense", check["dense"], None)]
+    rows = [score_row("dense", check["dense"], None)]
     rows += [
-        _row(f"{name}, {len(trial['layers'])} layers", trial["score"], trial["difference"])
+        score_row(f"{name}, {len(trial['layers'])} layers", trial["score"], trial["difference"])
         for name, trial in named
     ]
     head = "<tr><th></th><th>right, %</th><th>against dense, points (95%)</th></tr>"
@@ -103,22 +112,5 @@ def _check_part(plan: Plan, picture: bytes) -> str:
     )
     return (
         f"<p>Verdict: <b>{escape(check['verdict'])}</b></p>"
-        f"<table>{head}{''.join(rows)}</table>{_figure(picture, caption)}"
-    )
-
-
-def _row(name: str, score: Mapping[str, float], difference: Mapping[str, float] | None) -> str:
-    change = ""
-    if difference:
-        mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-        change = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-    return f"<tr><td>{name}</td><td>{100 * score['mean']:.1f}</td><td>{change}</td></tr>"
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = b64encode(png).decode("ascii")
-    text = escape(caption)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{text}</figcaption></figure>"
+        f"<table>{head}{''.join(rows)}</table>{picture_part(picture, caption)}"
     )

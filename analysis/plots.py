@@ -12,7 +12,7 @@ from trianglemix.analysis.sections import SECTIONS
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep_mask
 
-_COLORS: Final = {"streaming": "#4878a8", "middle": "#d1603d", "last": "#6a9f58"}
+COLORS: Final = {"streaming": "#4878a8", "middle": "#d1603d", "last": "#6a9f58"}
 _GRID: Final = "#dddddd"
 _DPI: Final = 130
 
@@ -31,13 +31,13 @@ def require_matplotlib() -> None:
 def gradient_bars(gradients: Mapping[str, Any], chosen: Sequence[int]) -> bytes:
     """PNG: mean absolute gradient by layer and section, log scale; chosen layers are shaded."""
     layers = len(gradients["middle"]["mean_abs"])
-    figure, axes = _figure(max(7.0, 0.36 * layers), 3.9)
+    figure, axes = new_figure(max(7.0, 0.36 * layers), 3.9)
     for layer in chosen:
         axes.axvspan(layer - 0.5, layer + 0.5, color="#f3ead9", zorder=0)
     for n, section in enumerate(SECTIONS):
         places = np.arange(layers) + 0.27 * (n - 1)
         values = gradients[section]["mean_abs"]
-        axes.bar(places, values, 0.27, label=section.capitalize(), color=_COLORS[section], zorder=2)
+        axes.bar(places, values, 0.27, label=section.capitalize(), color=COLORS[section], zorder=2)
     axes.set_yscale("log")
     axes.set_xlim(-0.6, layers - 0.4)
     axes.set_xticks(range(0, layers, 1 if layers <= 40 else 4))
@@ -45,7 +45,7 @@ def gradient_bars(gradients: Mapping[str, Any], chosen: Sequence[int]) -> bytes:
     axes.set_xlabel("layer (shaded: triangle layers)")
     axes.set_ylabel("mean |d logit / d weight|")
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    return _png(figure)
+    return png_of(figure)
 
 
 def mask_picture(pattern: TrianglePattern, length: int) -> bytes:
@@ -61,8 +61,8 @@ def mask_picture(pattern: TrianglePattern, length: int) -> bytes:
     for number, part in enumerate((streaming, causal & ~triangle, triangle & ~streaming), 1):
         kinds[part] = number
     middle = "#f0cfc2"
-    colors = ["#ffffff", _COLORS["streaming"], middle, _COLORS["last"]]
-    figure, axes = _figure(5.2, 4.6)
+    colors = ["#ffffff", COLORS["streaming"], middle, COLORS["last"]]
+    figure, axes = new_figure(5.2, 4.6)
     axes.imshow(kinds, cmap=ListedColormap(colors), vmin=0, vmax=3, interpolation="nearest")
     axes.set_xlabel("key")
     axes.set_ylabel("query")
@@ -71,18 +71,18 @@ def mask_picture(pattern: TrianglePattern, length: int) -> bytes:
     names = ("Streaming: kept", "Middle: dropped", "Last: kept")
     patches = [Patch(color=c, label=n) for c, n in zip(colors[1:], names, strict=True)]
     axes.legend(handles=patches, frameon=False, loc="upper right")
-    return _png(figure)
+    return png_of(figure)
 
 
 def accuracy_curve(check: Mapping[str, Any]) -> bytes:
     """PNG: percent right against the number of triangle layers, with 95% intervals."""
-    figure, axes = _figure(6.2, 3.6)
+    figure, axes = new_figure(6.2, 3.6)
     dense = check["dense"]
     axes.axhspan(100 * dense["low"], 100 * dense["high"], color="#eeeeee", zorder=0)
     axes.axhline(100 * dense["mean"], color="#777777", lw=1, ls="--", label="dense")
     groups = (
-        ("least important layers", check["trials"], _COLORS["streaming"], "o"),
-        ("most important layers (control)", [check["control"]], _COLORS["middle"], "s"),
+        ("least important layers", check["trials"], COLORS["streaming"], "o"),
+        ("most important layers (control)", [check["control"]], COLORS["middle"], "s"),
     )
     for name, trials, color, marker in groups:
         ordered = sorted(trials, key=lambda t: len(t["layers"]))
@@ -96,10 +96,11 @@ def accuracy_curve(check: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("triangle layers")
     axes.set_ylabel("right answers, %")
     axes.legend(frameon=False, loc="lower left")
-    return _png(figure)
+    return png_of(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches with one pair of axes, in the style of all pictures."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(width, height), layout="constrained")
@@ -110,7 +111,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _png(figure: Any) -> bytes:
+def png_of(figure: Any) -> bytes:
+    """The figure as PNG."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()

@@ -6,20 +6,31 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trianglemix.analysis.errors import AnalysisError
-from trianglemix.analysis.sections import LayerGradients, ProbeSample
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Result = TypeVar("Result", bound=DataclassInstance)
+else:
+    Result = TypeVar("Result")
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
-class Record:
-    """A JSON-lines file. Its first line holds the settings, to which every sample belongs."""
+class Record(Generic[Result]):
+    """A JSON-lines file. Its first line holds the settings, to which every sample belongs.
+
+    `kind` is the dataclass of a sample's result, a line each.
+    """
 
     path: Path
     settings: dict[str, Any]
+    kind: Callable[..., Result]
 
-    def load(self) -> list[LayerGradients]:
+    def load(self) -> list[Result]:
         """The samples done so far; none when there is no file yet.
 
         Raises:
@@ -34,9 +45,9 @@ class Record:
                 f"{self.path} belongs to another analysis; delete it, or give another output"
             )
         whole = [line for line in done[1:] if line is not None]  # a last line may be cut off
-        return [LayerGradients(**line) for line in whole]
+        return [self.kind(**line) for line in whole]
 
-    def save(self, samples: Sequence[LayerGradients]) -> None:
+    def save(self, samples: Sequence[Result]) -> None:
         """Writes the settings and all samples, whole or not at all."""
         content = [json.dumps(self.settings), *(json.dumps(asdict(s)) for s in samples)]
         temporary = self.path.with_suffix(".tmp")
@@ -45,11 +56,11 @@ class Record:
 
 
 def probe_all(
-    samples: Sequence[ProbeSample],
-    probe: Callable[[ProbeSample], LayerGradients],
-    record: Record,
+    samples: Sequence[Sample],
+    probe: Callable[[Sample], Result],
+    record: Record[Result],
     progress: Callable[[int], None],
-) -> list[LayerGradients]:
+) -> list[Result]:
     """Probes the samples that the record does not hold yet; tells `progress` how many are done."""
     done = record.load()[: len(samples)]
     progress(len(done))

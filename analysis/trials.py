@@ -1,4 +1,4 @@
-"""Scores of a model with a set of triangle layers, on a task, in PyTorch."""
+"""Scores of a model with a choice of layers, on a task, in PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trianglemix.analysis.block_check import BlockKind
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.evaluation.run import Setup, run_model
@@ -26,6 +28,33 @@ class TaskScorer:
         return run_model(name, lambda: self.model, self.setup, self.progress).scores()
 
 
-def open_model(folder: Path, device: str, dtype: str, pattern: TrianglePattern) -> HuggingFaceModel:
+@dataclass(frozen=True)
+class BlockTaskScorer:
+    """Answers the same samples without the block-sparse layers, with them, and by chance."""
+
+    model: HuggingFaceModel
+    setup: Setup
+    layers: tuple[Sequence[int], Sequence[int]]  # triangle, block-sparse
+    progress: Callable[[str], None]
+
+    def __call__(self, kind: BlockKind) -> list[float]:
+        """Scores from 0 to 1, one a sample."""
+        from trianglemix.analysis.random_blocks import RandomBlocks
+
+        triangles, blocks = self.layers
+        self.model.use_layers(triangles, () if kind == "none" else blocks)
+        self.model.chooser = RandomBlocks(self.setup.first_seed) if kind == "random" else None
+        name = "triangle layers" if kind == "none" else f"blocks by {kind}"
+        return run_model(name, lambda: self.model, self.setup, self.progress).scores()
+
+
+def open_model(
+    folder: Path,
+    device: str,
+    dtype: str,
+    pattern: TrianglePattern,
+    rule: BlockRule | None = None,
+) -> HuggingFaceModel:
     """The folder, ready for trials."""
-    return HuggingFaceModel(folder, HuggingFaceOptions(device, dtype, (), pattern))
+    options = HuggingFaceOptions(device, dtype, (), pattern, (), rule or BlockRule())
+    return HuggingFaceModel(folder, options)

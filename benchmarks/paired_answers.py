@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from trianglemix.analysis.random_blocks import RandomBlocks
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.evaluation.model import encode_sample
 from trianglemix.evaluation.prompts import Prompt, fitted_prompt
 from trianglemix.evaluation.task import Task
 from trianglemix.evaluation.task_list import all_tasks
-from trianglemix.pytorch import TriangleMixConfig, choosing_blocks, patch, unpatch
+from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
 from trianglemix.pytorch.backends import BACKENDS
-from trianglemix.pytorch.block_choice import BlockSparse, choose_blocks, dense_blocks
 from trianglemix.pytorch.block_sparse import SPAN_KERNELS, masked_span
 from trianglemix.pytorch.blocks import block_attention
-from trianglemix.pytorch.layout import Rows
+from trianglemix.pytorch.kept_shares import KeptShares
 
 from benchmarks import four_keys
 from benchmarks.batched_answers import read_prompt, write_answers
@@ -102,7 +98,7 @@ def _answers(
     model: HuggingFaceModel, variant: Variant, task: Task, prompts: dict[int, Prompt]
 ) -> dict[str, Any]:
     """Scores and texts of the prompts, which are named by their seeds, and densities by layer."""
-    density, read = Density(), []
+    density, read = KeptShares(), []
     with torch.inference_mode():
         if variant.config:
             patch(model.model, variant.config)
@@ -115,31 +111,3 @@ def _answers(
     texts = [model.tokenizer.decode(one) for one in tokens]
     scores = [task.score(text, p.sample) for text, p in zip(texts, prompts.values(), strict=True)]
     return {"scores": scores, "texts": texts, "density": density.by_layer()}
-
-
-class Density:
-    """Kept share of causal block pairs by layer, summed on the device until it is asked for."""
-
-    def __init__(self) -> None:
-        self._shares: dict[int, list[Tensor]] = {}
-
-    def watching(self, chooser: Callable[..., Tensor] | None) -> AbstractContextManager[None]:
-        """Counts what `chooser`, or the rule, keeps inside the context."""
-
-        def look(
-            layer: int, query: Tensor, key: Tensor, rows: Rows, attention: BlockSparse
-        ) -> Tensor:
-            given = query, key, rows, attention
-            kept = chooser(layer, *given) if chooser else choose_blocks(*given)
-            share = kept.sum() / dense_blocks(query, key, rows).sum()
-            self._shares.setdefault(layer, []).append(share)
-            return kept
-
-        return choosing_blocks(look)
-
-    def by_layer(self) -> dict[str, float]:
-        """The mean over the calls; empty where no layer was block-sparse."""
-        return {
-            str(layer): float(torch.stack(shares).float().mean())
-            for layer, shares in sorted(self._shares.items())
-        }

@@ -1,14 +1,16 @@
-"""A Hugging Face folder as a model to evaluate, dense or with triangle layers."""
+"""A Hugging Face folder as a model to evaluate, dense or with triangle and block-sparse layers."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError, first_words
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.model import Answer, reset_peak_memory
@@ -20,18 +22,21 @@ from trianglemix.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from trianglemix.pytorch.block_choice import BlockChooser
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class HuggingFaceOptions:
-    """Device, float type and triangle layers (none = the model's own dense attention)."""
+    """Device, float type and layers by role (none = the model's own dense attention)."""
 
     device: str = "cpu"
     dtype: str = "auto"
     triangle_layers: Sequence[int] = ()
     pattern: TrianglePattern = field(default_factory=TrianglePattern)
+    block_sparse_layers: Sequence[int] = ()
+    rule: BlockRule = field(default_factory=BlockRule)
 
 
 class HuggingFaceModel:
@@ -51,6 +56,8 @@ class HuggingFaceModel:
         require_torch()
         self._counted = reset_peak_memory()
         self.tokenizer = tokenizer
+        self.chooser: BlockChooser | None = None
+        """What chooses the blocks of block-sparse layers in the rule's place, if anything does."""
         self._options = options
         self.model = load_causal_model(folder, options.dtype)
         to_device(self.model, options.device)
@@ -58,16 +65,22 @@ class HuggingFaceModel:
             import torch
 
             torch.cuda.reset_peak_memory_stats()
-        self.use_layers(options.triangle_layers)
+        self.use_layers(options.triangle_layers, options.block_sparse_layers)
 
-    def use_layers(self, layers: Sequence[int]) -> None:
-        """Makes these the triangle layers (none = the model's own dense attention)."""
+    def use_layers(self, layers: Sequence[int], blocks: Sequence[int] = ()) -> None:
+        """Makes these the triangle and block-sparse layers (none = the model's own attention)."""
         from trianglemix.pytorch import TriangleMixConfig, patch, unpatch
+        from trianglemix.pytorch.kept_shares import KeptShares
 
-        self._layers = tuple(layers)
-        if layers:
-            patch(self.model, TriangleMixConfig.from_pattern(self._options.pattern, layers))
-        elif getattr(self.model.config, "trianglemix", None) is not None:
+        self._layers, self._blocks, self._kept = tuple(layers), tuple(blocks), KeptShares()
+        if layers or blocks:
+            config = replace(
+                TriangleMixConfig.from_pattern(self._options.pattern, layers),
+                block_sparse_layer_indices=blocks,
+                block_rule=self._options.rule,
+            )
+            patch(self.model, config)
+        elif getattr(self.model.config.get_text_config(), "trianglemix", None) is not None:
             unpatch(self.model)
 
     @property
@@ -77,12 +90,16 @@ class HuggingFaceModel:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Kind, layers, pattern, device and float type."""
+        """Kind, layers, pattern, rule, what it kept of the prompts so far, device, float type."""
+        kept = self._kept.by_layer()
         return {
             "kind": "PyTorch",
             "triangle_layers": list(self._layers),
+            "block_sparse_layers": list(self._blocks),
             "layers": self.num_layers,
             "pattern": asdict(self._options.pattern) if self._layers else None,
+            "rule": asdict(self._options.rule) if self._blocks else None,
+            "density": fmean(kept.values()) if kept else None,
             "device": self._options.device,
             "dtype": str(self.model.dtype),
         }
@@ -95,7 +112,7 @@ class HuggingFaceModel:
         started = time.perf_counter()
         new: list[int] = []
         stops = self.stop_ids
-        with torch.inference_mode(), prompt_length(len(ids)):
+        with torch.inference_mode(), prompt_length(len(ids)), self._kept.watching(self.chooser):
             token, cache = self._step(torch.tensor([ids]), None)
             ttft = time.perf_counter() - started
             while token not in stops:

@@ -20,7 +20,6 @@ from trianglemix.pytorch.layout import Rows
 
 SCORES: Final = 2**25
 """Sampled scores held at a time, in float32: 128 MB."""
-_SAMPLES: Final = TILE // SAMPLE_STEP
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,11 @@ class TileSpan:
         stop = min(self.stop - self.start, first + TILE * self.end)
         return slice(first + TILE * self.begin, stop)
 
-    @property
-    def sampled(self) -> slice:
-        """The rows that are looked at, among the call's: eight a tile, fewer where it is cut."""
+    def sampled(self, step: int = SAMPLE_STEP) -> slice:
+        """The rows that are looked at, among the call's: each `step`th of a tile that is there."""
         rows = self.rows
         stop = min(rows.stop, self.prompt_length - self.start)
-        return slice(rows.start + SAMPLE_STEP - 1, stop, SAMPLE_STEP)
+        return slice(rows.start + step - 1, stop, step)
 
     @property
     def keys(self) -> slice:
@@ -118,7 +116,7 @@ def choose_blocks(query: Tensor, key: Tensor, rows: Rows, attention: BlockSparse
     mask = dense_blocks(query, key, rows)
     for span, batch in sparse_spans(rows, query.shape[2], attention.rule):
         q, k = query[batch], key[batch]
-        for piece in span.pieces(_tiles_at_once(q, span)):
+        for piece in span.pieces(tiles_at_once(q, span)):
             kept = kept_blocks(block_sums(q, k, piece, attention), piece.begin, attention.rule)
             mask[batch, :, piece.begin : piece.end, : piece.end] = kept
     return mask
@@ -138,20 +136,28 @@ def dense_blocks(query: Tensor, key: Tensor, rows: Rows) -> Tensor:
     return mask
 
 
-def block_sums(query: Tensor, key: Tensor, span: TileSpan, attention: BlockSparse) -> Tensor:
-    """`[B, H, tiles, span.end]` float32: the sampled rows' probabilities, summed by block."""
-    shares = _probabilities(query[:, :, span.sampled], key[:, :, span.keys], span, attention)
+def block_sums(
+    query: Tensor, key: Tensor, span: TileSpan, attention: BlockSparse, step: int = SAMPLE_STEP
+) -> Tensor:
+    """`[B, H, tiles, span.end]` float32: the sampled rows' probabilities, summed by block.
+
+    `step` 1 looks at every row, which is what the rule estimates.
+    """
+    rows = query[:, :, span.sampled(step)]
+    shares = _probabilities(rows, key[:, :, span.keys], span, attention, step)
     B, H, R, K = shares.shape
     tiles = span.end - span.begin
     if TILE * span.end > K:
         shares = pad(shares, (0, TILE * span.end - K))
     sums = shares.view(B, H, R, span.end, TILE).sum(-1)
-    if tiles * _SAMPLES > R:
-        sums = pad(sums, (0, 0, 0, tiles * _SAMPLES - R))
-    return sums.view(B, H, tiles, _SAMPLES, span.end).sum(3)
+    if tiles * TILE > R * step:
+        sums = pad(sums, (0, 0, 0, tiles * TILE // step - R))
+    return sums.view(B, H, tiles, TILE // step, span.end).sum(3)
 
 
-def _probabilities(rows: Tensor, keys: Tensor, span: TileSpan, attention: BlockSparse) -> Tensor:
+def _probabilities(
+    rows: Tensor, keys: Tensor, span: TileSpan, attention: BlockSparse, step: int
+) -> Tensor:
     """`[B, H, R, K]` float32 of `rows [B, H, R, D]` over their causal `keys [B, G, K, D]`."""
     B, H, R, D = rows.shape
     G, K = keys.shape[1:3]
@@ -159,7 +165,7 @@ def _probabilities(rows: Tensor, keys: Tensor, span: TileSpan, attention: BlockS
     scores = (packed @ keys.float().transpose(2, 3)).view(B, H, R, K) * attention.scale
     if attention.softcap:
         scores = attention.softcap * torch.tanh(scores / attention.softcap)
-    place = TILE * span.begin + SAMPLE_STEP * torch.arange(1, R + 1, device=rows.device) - 1
+    place = TILE * span.begin + step * torch.arange(1, R + 1, device=rows.device) - 1
     later = torch.arange(K, device=rows.device) > place[:, None]
     return torch.softmax(scores.masked_fill_(later, float("-inf")), -1)
 
@@ -187,8 +193,9 @@ def threshold(sums: Tensor, mass: float) -> Tensor:
     return largest_first.gather(-1, index.clamp(max=sums.shape[-1] - 1))
 
 
-def _tiles_at_once(query: Tensor, span: TileSpan) -> int:
-    of_a_tile = query.shape[0] * query.shape[1] * _SAMPLES * TILE * span.end
+def tiles_at_once(query: Tensor, span: TileSpan, step: int = SAMPLE_STEP) -> int:
+    """How many tiles' scores are held at a time."""
+    of_a_tile = query.shape[0] * query.shape[1] * (TILE // step) * TILE * span.end
     return max(1, SCORES // max(1, of_a_tile))
 
 

@@ -41,7 +41,7 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("analysis", "custom_ops"): ANYTHING,
     ("analysis", "pytorch"): ANYTHING,
     ("analysis", "evaluation"): ANYTHING,
-    ("analysis", "exporter"): frozenset({"layers.plan"}),
+    ("analysis", "exporter"): frozenset({"layers.plan", "layers.block_sparse_plan"}),
     ("analysis", "runtime"): frozenset({"tokenizer"}),
 }
 """Modules of the second package that the first may import."""

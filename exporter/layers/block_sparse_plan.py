@@ -10,6 +10,7 @@ from typing import Any
 
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.exporter.errors import PlanError
+from trianglemix.exporter.options import layer_ranges
 
 Densities = Mapping[int, Mapping[int, float]]
 
@@ -41,6 +42,11 @@ class BlockSparsePlan:
                         f"block_sparse says that layer {layer} keeps {share} at {length} tokens; "
                         "a density is above 0 and at most 1"
                     )
+
+    @property
+    def layer_list(self) -> str:
+        """The layers as `--block-sparse-layers` takes them."""
+        return layer_ranges(self.layers)
 
     def density(self, layer: int, tokens: int) -> float | None:
         """The share of block pairs that a layer keeps of a prompt; None where nobody measured.

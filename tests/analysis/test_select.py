@@ -97,7 +97,7 @@ def test_the_check_rejects_a_bad_plan_and_admits_that_it_is_blind() -> None:
 
 def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     samples = [ProbeSample((n,), n) for n in range(5)]
-    record = Record(tmp_path / "probe.jsonl", {"model": "a", "layers": (1, 2)})
+    record = Record(tmp_path / "probe.jsonl", {"model": "a", "layers": (1, 2)}, LayerGradients)
     probed: list[int] = []
 
     def probe(sample: ProbeSample) -> LayerGradients:
@@ -120,5 +120,5 @@ def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert (probed, again) == ([0, 1, 2], [3, 4])
     assert [g.mean_abs[0][1] for g in done] == [0, 1, 2, 3, 4]
     with pytest.raises(AnalysisError, match="another analysis"):
-        Record(tmp_path / "probe.jsonl", {"model": "b"}).load()
+        Record(tmp_path / "probe.jsonl", {"model": "b"}, LayerGradients).load()
     assert json.loads((tmp_path / "probe.jsonl").read_text().splitlines()[0])["model"] == "a"

@@ -238,7 +238,7 @@ def test_sparse_tiles_are_those_of_the_rule(
     if sparse:
         places = np.arange(start, stop)
         looked_at = np.concatenate([rows.sampled(t) for t in sparse])
-        assert places[span.sampled].tolist() == looked_at.tolist()
+        assert places[span.sampled()].tolist() == looked_at.tolist()
         in_tiles = (places >= first + TILE * span.begin) & (places < first + TILE * span.end)
         assert places[span.rows].tolist() == places[in_tiles].tolist()
 
