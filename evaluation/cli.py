@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -23,7 +23,7 @@ from trianglemix.evaluation.report import Comparison, check_output, save_json, t
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.layers.plan import Plan
-from trianglemix.exporter.options import parse_layers
+from trianglemix.exporter.options import BlockRequest, parse_layers
 from trianglemix.manifest.manifest import FILE_NAME as MANIFEST
 from trianglemix.runtime.backends.providers import PROVIDERS
 
@@ -47,6 +47,15 @@ class _Options:
     dtype: str
     plan: Path | None
     layers: str | None
+    block_sparse_layers: str | None
+    mass: float | None
+    min_length: int | None
+
+    @property
+    def choice(self) -> list[str]:
+        """The options that choose layers of a Hugging Face model, those that were given."""
+        names = ("plan", "layers", "block_sparse_layers", "mass", "min_length")
+        return [name for name in names if getattr(self, name) is not None]
 
 
 def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -77,13 +86,30 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
 @click.option("--dtype", default="auto", show_default=True, help="Of Hugging Face folders.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Of a Hugging Face FOLDER.")
 @click.option("--layers", help="Of a Hugging Face FOLDER: 4,6,9-13.")
+@click.option(
+    "--block-sparse-layers",
+    show_default="the plan's",
+    help="Of a Hugging Face FOLDER: 0-3,5; none switches those of --plan off.",
+)
+@click.option(
+    "--mass",
+    type=click.FloatRange(0, 1, min_open=True),
+    show_default="the plan's, else 0.95",
+    help="Of block-sparse layers: the share of the attention to keep.",
+)
+@click.option(
+    "--min-length",
+    type=click.IntRange(0),
+    show_default="the plan's, else 4096",
+    help="Of block-sparse layers: prompts (tokens) that they still read densely.",
+)
 @version_option
 def command(tasks: str, **given: Any) -> None:
     """Asks the model in FOLDER the tasks, and the one of --against the same samples.
 
     FOLDER and --against are folders written by trianglemix-export, or Hugging Face folders, which
-    run in PyTorch; the latter are dense, except for FOLDER with --plan or --layers. Without
-    --against a Hugging Face FOLDER with triangle layers is compared with itself, dense.
+    run in PyTorch; the latter are dense, except for FOLDER with --plan, --layers or
+    --block-sparse-layers. Without --against such a FOLDER is compared with itself, dense.
     """
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     _evaluate(_Options(tasks=names, **given), Console(stderr=True))
@@ -95,16 +121,18 @@ def _evaluate(options: _Options, console: Console) -> None:
     with wrong_usage():
         setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
         named = parse_layers(options.layers) if options.layers is not None else ()
+        blocks = _block_request(options)
     check_output(options.output)
-    chosen = _hugging_face_layers(options, named)
-    baseline = options.against or (options.folder if chosen.triangle_layers else None)
+    chosen = _hugging_face_layers(options, named, blocks)
+    replaced = chosen.triangle_layers or chosen.block_sparse_layers
+    baseline = options.against or (options.folder if replaced else None)
     models = [(options.folder.resolve().name, _loader(options.folder, options, chosen))]
     if baseline:
         dense = HuggingFaceOptions(options.device, options.dtype)
         name = baseline.resolve().name if options.against else "dense"
         models.insert(0, (name, _loader(baseline, options, dense)))
-    if chosen.triangle_layers and not options.against:
-        models[1] = (f"{len(chosen.triangle_layers)} triangle layers", models[1][1])
+    if replaced and not options.against:
+        models[1] = (_name_of(chosen), models[1][1])
     runs = _run(models, setup, console)
     against = runs[0] if baseline else None
     comparison = Comparison(setup, against, runs[-1], compare(runs[0], runs[-1]))
@@ -140,28 +168,55 @@ def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Load
     )
 
 
-def _hugging_face_layers(options: _Options, layers: tuple[int, ...]) -> HuggingFaceOptions:
+def _block_request(options: _Options) -> BlockRequest:
+    text = options.block_sparse_layers
+    layers = () if text == "none" else parse_layers(text, "--block-sparse-layers") if text else None
+    return BlockRequest(layers, options.mass, options.min_length)
+
+
+def _hugging_face_layers(
+    options: _Options, layers: tuple[int, ...], blocks: BlockRequest
+) -> HuggingFaceOptions:
     plain = HuggingFaceOptions(options.device, options.dtype)
-    if options.plan is None and options.layers is None:
+    if not options.choice:
         return plain
     if (options.folder / MANIFEST).is_file():
+        given = " and ".join(f"--{name.replace('_', '-')}" for name in options.choice)
         raise ConfigurationError(
-            "--plan and --layers are for a Hugging Face folder, but the layers of "
-            f"{options.folder} were chosen when it was exported; leave them out"
+            f"{given}: for a Hugging Face folder, but the layers of {options.folder} were chosen "
+            "when it was exported; leave them out"
         )
     shape = shape_of_folder(options.folder)
-    pattern = plain.pattern
+    pattern, section = plain.pattern, None
     if options.plan is not None:
         plan = Plan.load(options.plan)
         plan.check_fits(shape)
         layers = plan.triangle_layers or plan.layers_by_importance
-        pattern = plan.pattern or pattern
-    if layers[-1] >= shape.num_layers:
+        pattern, section = plan.pattern or pattern, plan.block_sparse
+    sparse = blocks.layers if blocks.layers is not None else section.layers if section else ()
+    for option, named in (("--layers", layers), ("--block-sparse-layers", sparse)):
+        if named and max(named) >= shape.num_layers:
+            raise ConfigurationError(
+                f"{option} names layer {max(named)}, but the model has {shape.num_layers} layers "
+                f"(0-{shape.num_layers - 1})"
+            )
+    if blocks.changes_rule and not sparse:
         raise ConfigurationError(
-            f"--layers names layer {layers[-1]}, but the model has {shape.num_layers} layers "
-            f"(0-{shape.num_layers - 1})"
+            "--mass and --min-length are of block-sparse layers, of which there are none; name "
+            "some with --block-sparse-layers, or give a plan that does"
         )
-    return HuggingFaceOptions(options.device, options.dtype, layers, pattern)
+    rule = blocks.over(section.rule if section else plain.rule)
+    return replace(
+        plain, triangle_layers=layers, pattern=pattern, block_sparse_layers=sparse, rule=rule
+    )
+
+
+def _name_of(chosen: HuggingFaceOptions) -> str:
+    counts = (
+        (len(chosen.triangle_layers), "triangle"),
+        (len(chosen.block_sparse_layers), "block-sparse"),
+    )
+    return " and ".join(f"{count} {kind}" for count, kind in counts if count) + " layers"
 
 
 def main() -> NoReturn:

@@ -28,13 +28,18 @@ class OnnxModel:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Kind, layers, pattern, provider and kernel."""
+        """Kind, layers, pattern, rule, provider and kernel.
+
+        What the rule kept is not among them: deployed graphs do not put it out.
+        """
         manifest = self._session.manifest
         return {
             "kind": "ONNX Runtime",
             "triangle_layers": list(manifest.triangle_layers),
+            "block_sparse_layers": list(manifest.block_sparse_layers),
             "layers": manifest.num_layers,
             "pattern": asdict(manifest.pattern) if manifest.triangle_layers else None,
+            "rule": asdict(manifest.block_rule) if manifest.block_rule else None,
             "device": self._session.provider,
             "kernel": self._session.kernel,
         }

@@ -121,8 +121,11 @@ def _table(comparison: Comparison) -> str:
 def _model(run: ModelRun) -> str:
     memory = "unknown" if run.peak_memory_mb is None else f"{run.peak_memory_mb:.0f} MiB"
     facts = dict(run.facts)
-    layers = facts.pop("triangle_layers", [])
-    facts["triangle layers"] = ", ".join(map(str, layers)) or "none"
+    for kind in ("triangle", "block_sparse"):
+        layers = facts.pop(f"{kind}_layers", [])
+        facts[f"{kind.replace('_', '-')} layers"] = ", ".join(map(str, layers)) or "none"
+    if facts.get("density") is not None:
+        facts["density"] = f"{facts['density']:.3f} of the causal blocks kept, on average"
     facts["time to first token, median"] = f"{run.median_ttft_s():.2f} s"
     facts["peak memory"] = memory
     rows = "".join(

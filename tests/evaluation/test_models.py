@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.cli import main
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
@@ -16,7 +18,9 @@ from trianglemix.evaluation.likelihood import FolderScorer
 from trianglemix.evaluation.model import encode_sample
 from trianglemix.evaluation.onnx_model import OnnxModel
 from trianglemix.evaluation.task import Sample
-from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
+from trianglemix.exporter.layers.plan import Fingerprint, Plan
+from trianglemix.exporter.options import BlockRequest, ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.runtime.session import TriangleSession
 
@@ -106,9 +110,50 @@ def test_the_command_compares_folders_and_writes_its_page(folder: Path, tmp_path
     assert "http" not in page
 
 
+def test_block_sparse_layers_of_a_plan_or_of_the_options(tmp_path: Path) -> None:
+    plan, output = tmp_path / "plan.json", tmp_path / "result.json"
+    section = BlockSparsePlan((0,), BlockRule(mass=0.7, min_length=300))
+    shape = Fingerprint(3, 4, 2, 16)
+    Plan("tiny", shape, PATTERN, triangle_layers=LAYERS, block_sparse=section).save(plan)
+    source, small = tiny_folder("llama"), ["--tasks", "vt", "--tokens", "900", "--samples", "1"]
+
+    def facts(*options: str | Path) -> list[dict[str, Any]]:
+        result = run_main(main, source, "-o", output, *small, *options)
+        assert result.code == 0, result.err
+        models: list[dict[str, Any]] = json.loads(output.read_text())["models"]
+        return models
+
+    dense, sparse = facts("--plan", plan)
+    assert (dense["name"], dense["block_sparse_layers"], dense["density"]) == ("dense", [], None)
+    assert sparse["name"] == "2 triangle and 1 block-sparse layers"
+    assert (sparse["block_sparse_layers"], sparse["rule"]["mass"]) == ([0], 0.7)
+    assert 0.5 < sparse["density"] < 0.99
+    assert "of the causal blocks kept" in output.with_suffix(".html").read_text()
+    off = facts("--plan", plan, "--block-sparse-layers", "none")[1]
+    assert (off["block_sparse_layers"], off["triangle_layers"]) == ([], list(LAYERS))
+    more = facts("--block-sparse-layers", "0-1", "--mass", "0.5", "--min-length", "100")[1]
+    assert (more["name"], more["density"] < sparse["density"]) == ("2 block-sparse layers", True)
+
+
+def test_an_exported_folder_says_its_block_sparse_layers(tmp_path: Path) -> None:
+    options = ExportOptions(
+        source=tiny_model("llama").path,
+        output=tmp_path / "out",
+        layers=LayerRequest(layers=(2,)),
+        blocks=BlockRequest((0, 1), 0.7, 300),
+        last_token_logits=True,
+    )
+    export(options, SilentObserver())
+    facts = OnnxModel(tmp_path / "out", "cpu").facts
+    assert (facts["block_sparse_layers"], facts["rule"]["mass"]) == ([0, 1], 0.7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["SOURCE", "--block-sparse-layers", "8"], "3 layers"),
+        (["SOURCE", "--layers", "1", "--mass", "0.5"], "of which there are none"),
+        (["FOLDER", "--mass", "0.5"], "leave them out"),
         (["nowhere"], "neither a folder of trianglemix-export"),
         (["FOLDER", "--layers", "1"], "leave them out"),
         (["SOURCE", "--layers", "8"], "3 layers"),
