@@ -98,15 +98,20 @@ class _Table(ctypes.Structure):
 
 
 class Library:
-    """One build, by the path of its shared library."""
+    """One build, by the path of its shared library, and one operator of it by its entry."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entry: str = "trianglemix_cuda_library",
+        problem: type[Problem] = Problem,
+    ) -> None:
         self.name = str(path)
-        entry = ctypes.CDLL(str(path.resolve())).trianglemix_cuda_library
-        entry.restype = ctypes.POINTER(_Table)
-        self._table = entry().contents
-        if self._table.problem_bytes != ctypes.sizeof(Problem):
-            raise SystemExit(f"{path} has another AttentionProblem than this script; build it anew")
+        function = getattr(ctypes.CDLL(str(path.resolve())), entry)
+        function.restype = ctypes.POINTER(_Table)
+        self._table = function().contents
+        if self._table.problem_bytes != ctypes.sizeof(problem):
+            raise SystemExit(f"{path} has another {problem.__name__} than this script; build anew")
 
     def run(self, call: Call) -> None:
         """Enqueues append and attention on the current stream."""
@@ -142,12 +147,18 @@ class Call:
         integers = [[end - 1 for end in self.ends], self.prompts, self.first_valid]
         self._lengths = torch.tensor(integers, dtype=torch.int32, device="cuda")
 
+    def new_problem(self) -> Problem:
+        """With what is the operator's own."""
+        p = Problem()
+        p.sink, p.window, p.last = self.pattern.as_attributes().values()
+        return p
+
     def problem(self) -> Problem:
         """What the library is given."""
         B, S, H, D = self.query.shape
         G, T = self.cache[0].shape[1:3]
-        p = Problem(dtype=DTYPES[self.query.dtype], scale=D**-0.5, softcap=self.softcap)
-        p.sink, p.window, p.last = self.pattern.as_attributes().values()
+        p = self.new_problem()
+        p.dtype, p.scale, p.softcap = DTYPES[self.query.dtype], D**-0.5, self.softcap
         p.batch, p.query_length, p.num_heads, p.kv_num_heads = B, S, H, G
         p.head_size = p.value_head_size = D
         p.past_capacity = p.present_capacity = T

@@ -37,8 +37,7 @@ struct AppendParams {
   Plan plan;
   Lengths lengths;
   int past_capacity;
-  Scratch scratch;
-  int counter_count;
+  Preparation preparation;
   uint4* output;  // [B, S, row_pieces]
   int row_pieces;
 };
@@ -197,11 +196,12 @@ __global__ void __launch_bounds__(kThreads)
   if (blockIdx.z != 0) return;
   const int thread = blockIdx.x * kThreads + threadIdx.x, threads = gridDim.x * kThreads;
   if (b == 0) {
-    for (int i = thread; i < params.counter_count; i += threads) params.scratch.next_item[i] = 0;
-    for (int i = thread; i < plan.items; i += threads) {
+    const Preparation& next = params.preparation;
+    for (int i = thread; i < next.counter_count; i += threads) next.counters[i] = 0;
+    for (int i = thread; i < next.item_count; i += threads) {
       Item item;
       if (!find_item(item, plan, params.lengths, i)) item.rows = 0;
-      params.scratch.items[i] = item;
+      next.items[i] = item;
     }
   }
   const int64_t row = params.row_pieces;
@@ -252,8 +252,8 @@ cudaError_t launch(const AppendParams& params, dim3 grid, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
-                          cudaStream_t stream) {
+cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan,
+                          const Preparation& preparation, cudaStream_t stream) {
   const int bytes = problem.dtype == DType::kFloat32 ? 4 : 2;
   const bool queries = problem.prepares_queries();
   AppendParams params{};
@@ -270,15 +270,15 @@ cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan, con
   params.plan = plan;
   params.lengths = lengths_of(problem);
   params.past_capacity = static_cast<int>(problem.past_capacity);
-  params.scratch = scratch;
-  params.counter_count = 1 + plan.batch * plan.groups * plan.split_tiles * kTileParts;
+  params.preparation = preparation;
   params.output = static_cast<uint4*>(problem.output);
   params.row_pieces = plan.heads * plan.value_head_size * bytes / 16;
   // Enough threads for the copies and for the list of items.
   const int64_t tokens = plan.length + (params.past[0].in_place ? 0 : plan.capacity - plan.length);
   int64_t pieces = tokens * plan.kv_heads * params.fresh[kKeys].pieces;
   if (queries) pieces = max(pieces, static_cast<int64_t>(plan.length) * params.row_pieces);
-  const int64_t wanted = Clamp((pieces + 1023) / 1024, CeilDivide(plan.items, kThreads), 2048);
+  const int64_t wanted =
+      Clamp((pieces + 1023) / 1024, CeilDivide(preparation.item_count, kThreads), 2048);
   const int blocks = static_cast<int>(Clamp(wanted, 1, 2048));
   const dim3 grid(blocks, plan.batch, queries ? kParts : 2);
   switch (problem.dtype) {

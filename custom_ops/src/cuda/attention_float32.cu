@@ -126,6 +126,28 @@ __device__ void load_queries(float* target, const Float32Params& params, const I
   }
 }
 
+// The tiles of an item: keys `first` and on, below `stop`.
+template <typename Visit>
+__device__ void visit_ranges(const Item& item, Visit visit) {
+  const int sink_tiles = CeilDivide(item.sinks, kKeys);
+  const int count = sink_tiles + CeilDivide(Larger(0, item.high - item.low), kKeys);
+  for (int t = 0; t < count; ++t) {
+    const bool sinks = t < sink_tiles;
+    const int first = sinks ? item.first_valid + t * kKeys : item.low + (t - sink_tiles) * kKeys;
+    visit(first, Smaller(item.end, sinks ? item.first_valid + item.sinks : item.high), sinks);
+  }
+}
+template <typename Visit>
+__device__ void visit_blocks(const Scratch& scratch, const Item& item, Visit visit) {
+  BlockCursor blocks(scratch.bits, scratch.words, item.bits);
+  for (int i = 0; i < item.blocks; ++i) {
+    const int begin = item.first_valid + int{kBlock} * blocks.next();
+    for (int first = begin; first < begin + kBlock; first += kKeys) {
+      visit(first, Smaller(item.end, item.high), true);
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     attention_float32(const __grid_constant__ Float32Params params) {
   extern __shared__ __align__(16) float raw[];
@@ -139,19 +161,20 @@ __global__ void __launch_bounds__(kThreads)
   load_queries(raw, params, item);
   const int64_t slots =
       (static_cast<int64_t>(item.b) * plan.kv_heads + item.kv_head) * plan.capacity;
-  const int sink_tiles = CeilDivide(item.sinks, kKeys);
-  const int count = sink_tiles + CeilDivide(Larger(0, item.high - item.low), kKeys);
-  for (int t = 0; t < count; ++t) {
-    const bool sinks = t < sink_tiles;
-    const int first = sinks ? item.first_valid + t * kKeys : item.low + (t - sink_tiles) * kKeys;
-    const int stop = Smaller(item.end, sinks ? item.first_valid + item.sinks : item.high);
+  const float* key = params.key + slots * plan.head_size;
+  const float* value = params.value + slots * plan.value_head_size;
+  const auto visit = [&](int first, int stop, bool sinks) {
     __syncthreads();
-    load_rows(const_cast<float*>(warp.keys), params.key + slots * plan.head_size, plan.head_size,
-              first, item.first_valid, stop);
-    load_rows(const_cast<float*>(warp.values), params.value + slots * plan.value_head_size,
-              plan.value_head_size, first, item.first_valid, stop);
+    load_rows(const_cast<float*>(warp.keys), key, plan.head_size, first, item.first_valid, stop);
+    load_rows(const_cast<float*>(warp.values), value, plan.value_head_size, first, item.first_valid,
+              stop);
     __syncthreads();
     warp.attend(first, stop, sinks);
+  };
+  if (params.scratch.bits == nullptr) {
+    visit_ranges(item, visit);
+  } else {
+    visit_blocks(params.scratch, item, visit);
   }
   warp.store(&flag);
 }

@@ -12,7 +12,7 @@
 namespace trianglemix {
 namespace {
 
-template <typename T, typename Tile>
+template <typename T, typename Tile, typename Run>
 __global__ void __launch_bounds__(Tile::kThreads)
     attention_sm80(const __grid_constant__ Sm80Params params) {
   extern __shared__ __align__(128) char raw[];
@@ -20,20 +20,26 @@ __global__ void __launch_bounds__(Tile::kThreads)
   if (threadIdx.x == 0) item = params.scratch.items[blockIdx.x];
   __syncthreads();
   if (item.rows == 0) return;
-  Sm80Block<T, Tile> block(params, item, shared_address(raw));
+  Sm80Block<T, Tile, Run> block(params, item, shared_address(raw));
   block.attend();
   block.store(reinterpret_cast<int*>(raw + Tile::kShared - 16));
 }
 
-template <typename T, int kD, int kRows>
-cudaError_t launch(const Sm80Params& params, cudaStream_t stream) {
-  using Tile = Sm80Tile<kD, kRows>;
-  const auto kernel = attention_sm80<T, Tile>;
+template <typename T, typename Tile, typename Run>
+cudaError_t launch_run(const Sm80Params& params, cudaStream_t stream) {
+  const auto kernel = attention_sm80<T, Tile, Run>;
   const cudaError_t e =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kShared);
   if (e != cudaSuccess) return e;
   kernel<<<params.plan.items, Tile::kThreads, Tile::kShared, stream>>>(params);
   return cudaGetLastError();
+}
+
+template <typename T, int kD, int kRows>
+cudaError_t launch(const Sm80Params& params, cudaStream_t stream) {
+  using Tile = Sm80Tile<kD, kRows>;
+  return params.scratch.bits == nullptr ? launch_run<T, Tile, RangeRun<Tile>>(params, stream)
+                                        : launch_run<T, Tile, BlockRun<Tile>>(params, stream);
 }
 
 template <typename T>

@@ -11,6 +11,7 @@ namespace trianglemix {
 // What the library has for one operator. Each operator has a symbol of its own, a function that
 // begins with trianglemix_cuda_ and returns this:
 //   extern "C" const trianglemix::CudaKernels* trianglemix_cuda_library();  // TriangleAttention
+//   extern "C" const trianglemix::CudaKernels* trianglemix_cuda_block_sparse();
 struct CudaKernels {
   int32_t abi;           // TRIANGLEMIX_CUDA_ABI
   size_t problem_bytes;  // of its AttentionProblem, or what extends it, as the library was compiled

@@ -10,6 +10,9 @@
 //   [dense, split)    dense rows, one work item per tile (dense mode, stale prompt lengths)
 //   [split, rows)     dense rows, `splits` work items per tile, each with its share of the keys
 // so that tiles start anew at each boundary and no tile mixes two kinds.
+//
+// That is the schedule of key ranges. In that of key blocks (block_sparse/) a tile's item names a
+// row of a bit mask instead, whose set bits are the blocks that it visits.
 #pragma once
 
 #include "../problem.h"
@@ -74,12 +77,20 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
 
 // One tile of rows and its keys: the sinks first_valid .. first_valid + sinks (all below `low`),
 // and the range low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
+// In the schedule of key blocks its keys are `blocks` of those, the set bits of row `bits` of a
+// mask: all of them whole but the last, the range low .. high, of which row i keeps j <= i.
 struct alignas(16) Item {
   int b, group, kv_head;
   int row, rows;  // first new row, number of positions
   int position;   // position of the first row
-  int low, high, sinks;
-  int sink_end, window;
+  int low, high;
+  union {
+    int sinks, blocks;
+  };
+  union {
+    int sink_end, bits;
+  };
+  int window;
   int first_valid, end;
   int slot, split, splits;  // splits > 1: partial result number `slot + split` of `splits`
 };

@@ -12,11 +12,29 @@ namespace trianglemix {
 
 // Device scratch of one call. The append kernel, which runs first, zeroes the counters.
 struct Scratch {
-  int* next_item;   // the persistent kernel's work counter
-  int* arrivals;    // [split tiles, parts]: shares of a tile that have been stored
-  Item* items;      // [plan.items]
-  float2* weights;  // [split tiles, splits, tile_rows]: peak (base 2 exponent) and sum
-  float* sums;      // [split tiles, splits, tile_rows, Dv]
+  int* next_item;        // the persistent kernel's work counter
+  int* arrivals;         // [split tiles, parts]: shares of a tile that have been stored
+  Item* items;           // [plan.items]
+  float2* weights;       // [split tiles, splits, tile_rows]: peak (base 2 exponent) and sum
+  float* sums;           // [split tiles, splits, tile_rows, Dv]
+  const uint32_t* bits;  // [.., words]: the blocks of items that have any; null for key ranges
+  int words;
+};
+
+// The set bits of a row of a bit mask, in ascending order. There must be another one.
+struct BlockCursor {
+  const uint32_t* next_word;
+  uint32_t left = 0;
+  int base = -32;
+
+  __device__ __forceinline__ BlockCursor(const uint32_t* bits, int words, int row)
+      : next_word(bits + static_cast<int64_t>(row) * words) {}
+  __device__ __forceinline__ int next() {
+    while (left == 0) left = *next_word++, base += 32;
+    const int bit = __ffs(left) - 1;
+    left &= left - 1;
+    return base + bit;
+  }
 };
 
 constexpr int kTileParts = 2;  // strips of 64 rows of a tile count their arrivals separately

@@ -115,7 +115,10 @@ Kernel choose_kernel(const AttentionProblem& problem, const Device& device) {
   return device.architecture == 90 && fits && problem.scale > 0 ? Kernel::kSm90 : Kernel::kSm80;
 }
 
-Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& device) {
+namespace {
+
+// What both schedules share; `heads` query heads of a key head may share a tile.
+Plan plan_tiles(const AttentionProblem& problem, Kernel kernel, const Device& device, int heads) {
   Plan plan{};
   plan.batch = static_cast<int>(problem.batch);
   plan.length = static_cast<int>(problem.query_length);
@@ -132,7 +135,7 @@ Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& dev
   plan.tile_rows = tile.rows;
   plan.key_tile = tile.keys;
   plan.key_rest = tile.rest;
-  plan.pack = heads_of_tile(plan.heads / plan.kv_heads, plan.tile_rows);
+  plan.pack = heads_of_tile(heads, plan.tile_rows);
   plan.pack_reciprocal = CeilDivide(1 << 16, plan.pack);
   plan.positions = plan.tile_rows / plan.pack;
   plan.groups = plan.heads / plan.pack;
@@ -144,7 +147,22 @@ Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& dev
   plan.scale = problem.scale;
   plan.softcap = problem.softcap;
   plan.exponent = (problem.softcap > 0 ? 1.0f : problem.scale) * kLog2E;
+  return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& device) {
+  const int group = static_cast<int>(problem.num_heads / problem.kv_num_heads);
+  Plan plan = plan_tiles(problem, kernel, device, group);
   plan_split(plan, device);
+  return plan;
+}
+
+Plan make_block_plan(const AttentionProblem& problem, Kernel kernel, const Device& device) {
+  Plan plan = plan_tiles(problem, kernel, device, 1);
+  plan.window = kNoWindow;
+  plan.splits = 1;
   return plan;
 }
 
@@ -160,8 +178,13 @@ Scratch scratch_at(const Plan& plan, void* workspace) {
   base += layout.counters;
   Item* items = reinterpret_cast<Item*>(base);
   base += layout.items;
-  return {counters, counters + 1, items, reinterpret_cast<float2*>(base),
-          reinterpret_cast<float*>(base + layout.weights)};
+  return {counters,
+          counters + 1,
+          items,
+          reinterpret_cast<float2*>(base),
+          reinterpret_cast<float*>(base + layout.weights),
+          nullptr,
+          0};
 }
 
 }  // namespace trianglemix

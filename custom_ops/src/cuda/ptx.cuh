@@ -59,6 +59,12 @@ __device__ __forceinline__ uint4 load_shared(uint32_t address) {
   return x;
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, uint4 x) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(x.x), "r"(x.y),
+               "r"(x.z), "r"(x.w)
+               : "memory");
+}
+
 // ---- sm_90 ----
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {

@@ -1,37 +1,31 @@
 // What a block of the kernel for any GPU does: one work item, from its queries to its results.
 #pragma once
 
-#include "masks.cuh"
 #include "sm80_tile.cuh"
 
 namespace trianglemix {
 
-template <typename T, typename Tile>
+template <typename T, typename Tile, typename Run>
 struct Sm80Block {
   static constexpr int kD = Tile::kD;
   using Scores = float[Tile::kStrips][Tile::kKeys / 2];
   const Sm80Params& params;
   const Item& item;
-  const KeyRun<Tile> run;
+  Run run;
   const uint32_t shared;
   const int lane, warp;
-  int whole_from, whole_to;  // tiles whose keys all exist, in one piece
   float o[Tile::kStrips][kD / 2] = {};
   OnlineSoftmax state[Tile::kStrips];
 
   __device__ Sm80Block(const Sm80Params& params, const Item& item, uint32_t shared)
       : params(params),
         item(item),
-        run(item),
+        run(params.scratch, item),
         shared(shared),
         lane(threadIdx.x % 32),
         warp(threadIdx.x / 32) {
 #pragma unroll
     for (int strip = 0; strip < Tile::kStrips; ++strip) state[strip].reset();
-    const int start = item.high - run.count * Tile::kKeys;
-    whole_from = 1 + run.sink_tiles;
-    whole_from = Larger(whole_from, CeilDivide(item.first_valid - start, Tile::kKeys));
-    whole_to = (Smaller(item.high, item.end) - start) / Tile::kKeys;
   }
   __device__ uint32_t keys(int t) const {
     return shared + (Tile::kRows + 2 * (t % Tile::kStages) * Tile::kKeys) * Tile::kLine;
@@ -56,42 +50,47 @@ struct Sm80Block {
 
   // Where the cache of a tensor has what a thread copies: its 16-byte piece of every kStep-th key.
   struct Source {
-    const char* first;  // of the key where tile 0 would begin if it were a whole tile of the range
-    int line;           // bytes of a key
-    int bytes;          // 16, or 0 past the head's end
+    const char* first;  // of key 0 of a tile that begins at slot 0
+    const int& size;    // of a head
+
+    __device__ __forceinline__ int line() const { return 2 * size; }  // bytes of a key
+    __device__ __forceinline__ int bytes() const { return 8 * copied_piece() < size ? 16 : 0; }
+    // The tile that begins at slot `key`: the one place that knows how keys lie in memory.
+    // (check_sizes sees to it that 32 bits are enough; a product of 64 costs registers.)
+    __device__ __forceinline__ const char* at(int key) const {
+      return first + static_cast<uint32_t>(key * line());
+    }
   };
-  __device__ Source source_of(const void* cache, int size) const {
+  __device__ Source source_of(const void* cache, const int& size) const {
     const Plan& plan = params.plan;
     const int64_t head = static_cast<int64_t>(item.b) * plan.kv_heads + item.kv_head;
-    const int64_t key = item.high - run.count * Tile::kKeys + copied_row();
-    const int piece = copied_piece();
-    return {static_cast<const char*>(cache) + 2 * ((head * plan.capacity + key) * size + 8 * piece),
-            2 * size, 8 * piece < size ? 16 : 0};
+    const int64_t key = head * plan.capacity + copied_row();
+    return {static_cast<const char*>(cache) + 2 * (key * size + 8 * copied_piece()), size};
   }
-  __device__ int copied_row() const { return threadIdx.x / Tile::kPieces; }
-  __device__ int copied_piece() const { return threadIdx.x % Tile::kPieces; }
+  __device__ static int copied_row() { return threadIdx.x / Tile::kPieces; }
+  __device__ static int copied_piece() { return threadIdx.x % Tile::kPieces; }
 
-  // Keys or values of tile t.
+  // Keys or values of tile t, to which the run has come.
   __device__ __forceinline__ void copy_tile(uint32_t target, const Source& source, int t) const {
-    const char* tile = source.first + static_cast<int64_t>(t * Tile::kKeys) * source.line;
-    if (t >= whole_from && t < whole_to) {
+    const int first = run.start(t);
+    if (run.is_whole(t, first)) {
+      const char* tile = source.at(first);
 #pragma unroll
       for (int i = 0; i < Tile::kKeys / Tile::kStep; ++i) {
         copy_async(target + place<kD>(copied_row() + i * Tile::kStep, copied_piece()),
-                   tile + i * Tile::kStep * source.line, source.bytes);
+                   tile + i * Tile::kStep * source.line(), source.bytes());
       }
       return;
     }
-    const int begin = item.high - (run.count - t) * Tile::kKeys;  // the key that `tile` points to
-    const int split = run.split(t), rest = run.rest(t);
+    const int split = run.split(t);
 #pragma unroll 1
     for (int i = 0; i < Tile::kKeys / Tile::kStep; ++i) {
       const int r = copied_row() + i * Tile::kStep;
-      const int key = r + (r < split ? item.first_valid : rest);
+      const int key = r + (r < split ? item.first_valid : first);
       const bool exists = key >= item.first_valid && key < item.end;
-      const int64_t skipped = exists ? key - begin - copied_row() : -begin - copied_row();
-      copy_async(target + place<kD>(r, copied_piece()), tile + skipped * source.line,
-                 exists ? source.bytes : 0);
+      copy_async(target + place<kD>(r, copied_piece()),
+                 source.at(exists ? key : copied_row()) - copied_row() * source.line(),
+                 exists ? source.bytes() : 0);
     }
   }
 
@@ -132,25 +131,9 @@ struct Sm80Block {
     }
   }
   __device__ __forceinline__ void mask(float (&s)[Tile::kKeys / 2], int strip, int t) {
-    const int column = 2 * (lane % 4), row = lane_row(strip);
-    const int positions[2] = {position_of_row(params.plan, row),
-                              position_of_row(params.plan, row + 8)};
-    if (t == 0) {
-      const int last = item.sinks - 1 - column;
-      mask_causal<0, sm80_sinks / 2>(s, {last, last});
-      mask_columns<sm80_sinks / 2, Tile::kKeys / 2>(
-          s, range_mask(item, run.edge(), column, positions));
-      return;
-    }
-    const int first = run.first(t);
-    if (t <= run.sink_tiles) {
-      const int last = item.first_valid + item.sinks - 1 - first - column;
-      mask_causal<0, Tile::kKeys / 2>(s, {last, last});
-      return;
-    }
-    const int whole = Larger(item.low, item.position + item.rows - item.window);
-    if (first >= whole && first + Tile::kKeys <= item.position + 1) return;
-    mask_columns<0, Tile::kKeys / 2>(s, range_mask(item, first, column, positions));
+    const int row = lane_row(strip);
+    run.mask(s, t, 2 * (lane % 4),
+             {position_of_row(params.plan, row), position_of_row(params.plan, row + 8)});
   }
 
   __device__ __forceinline__ void add_values(const Scores& s, uint32_t values) {
@@ -196,12 +179,14 @@ struct Sm80Block {
     const Source value = source_of(params.value, params.plan.value_head_size);
     constexpr bool kAhead = Tile::kStages > 1;
     load_queries();
+    run.advance(0);
     copy_tile(keys(0), key, 0);
     if (kAhead) copy_tile(values(0), value, 0);
     copy_commit();
     for (int t = 0; t < run.count; ++t) {
       const bool more = t + 1 < run.count;
       if (kAhead) {
+        if (more) run.advance(t + 1);
         if (more) copy_tile(keys(t + 1), key, t + 1);
         if (more) copy_tile(values(t + 1), value, t + 1);
         copy_commit();
@@ -218,6 +203,7 @@ struct Sm80Block {
       if (!kAhead) {
         copy_wait<0>();
         __syncthreads();  // the values are there, the keys are done with
+        if (more) run.advance(t + 1);
         if (more) copy_tile(keys(t + 1), key, t + 1);
         copy_commit();
       }

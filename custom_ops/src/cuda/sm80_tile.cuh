@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch.h"
+#include "masks.cuh"
 #include "partial.cuh"
 
 namespace trianglemix {
@@ -75,19 +76,19 @@ __device__ __forceinline__ uint32_t place(int row, int piece) {
   return row * 2 * kD + ((piece ^ (row % 8)) * 16);
 }
 
-// The tiles of an item. Tile 0 holds 16 sinks and the kEdge keys of the range that do not fill
-// whole tiles; then come `sink_tiles` of sinks beyond 16, then whole tiles of the range.
+// The tiles of an item that visits key ranges. Tile 0 holds 16 sinks and the kEdge keys of the
+// range that do not fill whole tiles; then come `sink_tiles` of sinks beyond 16, then whole tiles
+// of the range. A run comes to its tiles in order, by advance(t).
 template <typename Tile>
-struct KeyRun {
+struct RangeRun {
   const Item& item;
   int sink_tiles, count;
 
-  __device__ explicit KeyRun(const Item& item) : item(item) {
+  __device__ RangeRun(const Scratch&, const Item& item) : item(item) {
     sink_tiles = CeilDivide(Larger(0, item.sinks - sm80_sinks), Tile::kKeys);
     const int range = CeilDivide(item.high - item.low - Tile::kEdge, Tile::kKeys);
     count = 1 + sink_tiles + Larger(0, range);
   }
-  // First key of tile t > 0, and of the edge.
   __device__ int first(int t) const {
     return t <= sink_tiles ? item.first_valid + sm80_sinks + (t - 1) * Tile::kKeys
                            : item.high - (count - t) * Tile::kKeys;
@@ -95,9 +96,64 @@ struct KeyRun {
   __device__ int edge() const {
     return item.high - (count - 1 - sink_tiles) * Tile::kKeys - Tile::kEdge;
   }
-  // Row r of tile t holds key r of the sinks if r < split(t), else key rest(t) + r.
+  __device__ void advance(int) {}
+  // Row r of tile t holds key r of the sinks if r < split(t), else key start(t) + r.
   __device__ int split(int t) const { return t == 0 ? sm80_sinks : 0; }
-  __device__ int rest(int t) const { return t == 0 ? edge() - sm80_sinks : first(t); }
+  __device__ int start(int t) const { return t == 0 ? edge() - sm80_sinks : first(t); }
+  // Whether all keys of the tile from `first` on exist, in one piece.
+  __device__ bool is_whole(int t, int first) const {
+    return t > sink_tiles && first >= item.first_valid && first + Tile::kKeys <= item.end;
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void mask(float (&s)[kCount], int t, int column,
+                                       const int (&positions)[2]) const {
+    if (t == 0) {
+      const int last = item.sinks - 1 - column;
+      mask_causal<0, sm80_sinks / 2>(s, {last, last});
+      mask_columns<sm80_sinks / 2, kCount>(s, range_mask(item, edge(), column, positions));
+      return;
+    }
+    const int first_key = first(t);
+    if (t <= sink_tiles) {
+      const int last = item.first_valid + item.sinks - 1 - first_key - column;
+      mask_causal<0, kCount>(s, {last, last});
+      return;
+    }
+    const int whole = Larger(item.low, item.position + item.rows - item.window);
+    if (first_key >= whole && first_key + Tile::kKeys <= item.position + 1) return;
+    mask_columns<0, kCount>(s, range_mask(item, first_key, column, positions));
+  }
+};
+
+// The tiles of an item that visits key blocks: those of whole blocks, then from tile `diagonal` on
+// those of the last one, which the rows are in.
+template <typename Tile>
+struct BlockRun {
+  static constexpr int kOfBlock = kBlock / Tile::kKeys;
+  const Item& item;
+  BlockCursor blocks;
+  int diagonal, count, block = 0;
+
+  __device__ BlockRun(const Scratch& scratch, const Item& item)
+      : item(item), blocks(scratch.bits, scratch.words, item.bits) {
+    diagonal = (item.blocks - 1) * kOfBlock;
+    count = diagonal + CeilDivide(item.high - item.low, Tile::kKeys);
+  }
+  __device__ int split(int) const { return 0; }
+  __device__ void advance(int t) {
+    if (t % kOfBlock == 0) block = item.first_valid + int{kBlock} * blocks.next();
+  }
+  __device__ int start(int t) const { return block + t % kOfBlock * Tile::kKeys; }
+  __device__ bool is_whole(int, int first) const { return first + Tile::kKeys <= item.end; }
+
+  template <int kCount>
+  __device__ __forceinline__ void mask(float (&s)[kCount], int t, int column,
+                                       const int (&positions)[2]) const {
+    if (t < diagonal) return;
+    const int first = item.low + (t - diagonal) * Tile::kKeys;
+    mask_causal<0, kCount>(s, range_mask(item, first, column, positions).causal);
+  }
 };
 
 }  // namespace trianglemix

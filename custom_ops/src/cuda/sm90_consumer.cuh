@@ -1,10 +1,12 @@
-// The Hopper kernel's consumers: a warpgroup takes 64 tile rows of every item.
+// What the Hopper kernel's consumers do whatever keys an item visits: the inner loop. A warpgroup
+// takes 64 tile rows of every item. Which tiles come in which order, and how items follow each
+// other, is in sm90_ranges.cuh and sm90_blocks.cuh.
 #pragma once
 
 #include "masks.cuh"
+#include "sm90_products.cuh"
 #include "sm90_results.cuh"
 #include "sm90_tile.cuh"
-#include "wgmma.cuh"
 
 namespace trianglemix {
 
@@ -22,18 +24,19 @@ __device__ __noinline__ void clear_rows(uint32_t v, int stride, int slabs, int r
   }
 }
 
-template <typename T, int kD>
+template <typename T, int kD, Schedule kSchedule>
 struct Consumer {
-  using Tile = Sm90Tile<kD>;
+  using Tile = Sm90Tile<kD, kSchedule>;
+  using Tiles = KeyTiles<kD, kSchedule>;
   const Sm90Params& params;
-  const Sm90Shared<kD>& shared;
+  const Sm90Shared<Tile>& shared;
   Ring<Tile::kSlots> slots;
   Ring<Tile::kQueries> queries;
   const int strip, row;  // tile rows 64 * strip ...; the lane's first tile row
   const int column;      // the lane's first column in each 8
   OnlineSoftmax state;
 
-  __device__ Consumer(const Sm90Params& params, const Sm90Shared<kD>& shared)
+  __device__ Consumer(const Sm90Params& params, const Sm90Shared<Tile>& shared)
       : params(params),
         shared(shared),
         strip(threadIdx.x / 128 - 1),
@@ -49,19 +52,10 @@ struct Consumer {
   __device__ __forceinline__ void release(uint32_t barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
   }
-  // Descriptors' low words, moved on by bytes / 16 from step to step.
   template <int kN>
   __device__ __forceinline__ void issue_scores(float (&s)[kN / 2], int query, int slot) {
-    const uint32_t q =
-        uniform(matrix_descriptor(shared.query(query) + 64 * strip * Tile::kSwizzle, 16));
-    const uint32_t k = uniform(matrix_descriptor(shared.slot(slot), 16));
-#pragma unroll
-    for (int step = 0; step < kD / 16; ++step) {
-      const int slab = 16 * step / Tile::kSlabColumns, inside = 32 * step % Tile::kSwizzle;
-      Wgmma<T, Tile::kSwizzle>::scores(s, q + (slab * Tile::kRows * Tile::kSwizzle + inside) / 16,
-                                       k + (slab * kN * Tile::kSwizzle + inside) / 16, step > 0);
-    }
-    wgmma_commit();
+    issue_products<T, kD, Tile::kSwizzle, Tile::kRows, kN>(
+        s, shared.query(query) + 64 * strip * Tile::kSwizzle, shared.slot(slot));
   }
 
   template <int kN>
@@ -77,17 +71,13 @@ struct Consumer {
   }
 
   // Whether a tile of the item has rows that hold no key; most items have none.
-  __device__ __forceinline__ static bool has_dead(const Item& item, const KeyTiles<kD>& tiles) {
-    return item.first_valid > Larger(0, tiles.edge(item)) ||
-           item.first_valid + Tile::kSinks + tiles.sink_tiles * Tile::kKeys > item.end;
-  }
-  __device__ __forceinline__ void clear_dead_small(uint32_t v, const Item& item, int edge) {
-    constexpr int kLine = Tile::kSwizzle, kStride = Tile::kSmall * Tile::kSwizzle;
-    clear_rows<kLine>(v, kStride, Tile::kSlabs, Tile::kSinks, item.end - item.first_valid, 0);
-    clear_rows<kLine>(v + Tile::kSinks * kLine, kStride, Tile::kSlabs, Tile::kEdge, item.end - edge,
-                      item.first_valid - edge);
-    fence_async_shared();
-    named_barrier_sync(1 + strip, 128);
+  __device__ __forceinline__ static bool has_dead(const Item& item, const Tiles& tiles) {
+    if constexpr (Tile::kHasSmall) {
+      return item.first_valid > Larger(0, tiles.edge(item)) ||
+             item.first_valid + Tile::kSinks + tiles.sink_tiles * Tile::kKeys > item.end;
+    } else {
+      return tiles.first(item, tiles.count) > item.end;
+    }
   }
   __device__ __forceinline__ void clear_dead_tile(uint32_t v, const Item& item, int first) {
     clear_rows<Tile::kSwizzle>(v, Tile::kKeys * Tile::kSwizzle, Tile::kSlabs, Tile::kKeys,
@@ -105,25 +95,14 @@ struct Consumer {
     if (params.plan.softcap > 0.0f) cap_scores(s, params.plan.scale, params.plan.softcap);
   }
 
-  __device__ __forceinline__ void weigh_small(float (&s)[Tile::kSmall / 2], const Item& item,
-                                              int edge) {
-    cap(s);
-    const int sinks = item.sinks - 1 - column;
-    mask_causal<0, Tile::kSinks / 2>(s, {sinks, sinks});
-    mask_columns<Tile::kSinks / 2, Tile::kSmall / 2>(s, mask_of(item, edge));
-    state.find_peaks(s, params.plan.exponent);
-    state.weigh(s, params.plan.exponent, 0);
-    state.weigh(s, params.plan.exponent, 1);
-  }
-
   // Which whole tiles need neither mask nor cap: from <= t < to, most of them.
   struct Plain {
     int from, to;
   };
-  // What is under way in registers: scores and weights of a whole tile and of a small one, sums.
+  // What is under way in registers: scores and weights of a whole tile, sums.
   struct Fragments {
-    float s[Tile::kKeys / 2], s_small[Tile::kSmall / 2], o[kD / 2];
-    uint32_t p[Tile::kKeys / 4], p_small[Tile::kSmall / 4];
+    float s[Tile::kKeys / 2], o[kD / 2];
+    uint32_t p[Tile::kKeys / 4];
   };
   // An item, and what is worth knowing of it beforehand.
   struct Work {
@@ -132,33 +111,42 @@ struct Consumer {
     bool dead;
     Plain plain;
 
-    __device__ __forceinline__ int first(int t) const { return KeyTiles<kD>(item).first(item, t); }
+    __device__ __forceinline__ int first(int t) const { return Tiles(item).first(item, t); }
   };
   // Whether the warpgroup has rows of the item.
   __device__ __forceinline__ bool is_active(const Item& item) const {
     return item.rows * params.plan.pack > 64 * strip;
   }
   __device__ __forceinline__ Work work_of(const Item& item) {
-    const KeyTiles<kD> tiles(item);
+    const Tiles tiles(item);
     return {item, tiles.count, has_dead(item, tiles), plain_tiles(item, tiles)};
   }
-  __device__ __forceinline__ Plain plain_tiles(const Item& item, const KeyTiles<kD>& tiles) {
-    const int start = item.high - tiles.count * Tile::kKeys;
-    const int whole = Larger(item.low, item.position + item.rows - item.window);
-    const int from = Larger(tiles.sink_tiles, CeilDivide(whole - start, Tile::kKeys));
-    const int to = (item.position + 1 - start) / Tile::kKeys;
+  __device__ __forceinline__ Plain plain_tiles(const Item& item, const Tiles& tiles) {
+    int from = 0, to;
+    if constexpr (Tile::kHasSmall) {
+      const int start = item.high - tiles.count * Tile::kKeys;
+      const int whole = Larger(item.low, item.position + item.rows - item.window);
+      from = Larger(tiles.sink_tiles, CeilDivide(whole - start, Tile::kKeys));
+      to = (item.position + 1 - start) / Tile::kKeys;
+    } else {
+      to = tiles.diagonal;
+    }
     return {params.plan.softcap > 0.0f ? to : from, to};
   }
   __device__ __forceinline__ void mask_tile(float (&s)[Tile::kKeys / 2], const Work& work, int t) {
     const Item& item = work.item;
     const int first = work.first(t);
     cap(s);
-    if (t < KeyTiles<kD>(item).sink_tiles) {
-      const int last = item.first_valid + item.sinks - 1 - first - column;
-      mask_causal<0, Tile::kKeys / 2>(s, {last, last});
-    } else if (first < Larger(item.low, item.position + item.rows - item.window)) {
-      mask_columns<0, Tile::kKeys / 2>(s, mask_of(item, first));
-    } else if (t >= work.plain.to) {  // the diagonal
+    if constexpr (Tile::kHasSmall) {
+      if (t < Tiles(item).sink_tiles) {
+        const int last = item.first_valid + item.sinks - 1 - first - column;
+        return mask_causal<0, Tile::kKeys / 2>(s, {last, last});
+      }
+      if (first < Larger(item.low, item.position + item.rows - item.window)) {
+        return mask_columns<0, Tile::kKeys / 2>(s, mask_of(item, first));
+      }
+    }
+    if (t >= work.plain.to) {  // the diagonal
       mask_causal<0, Tile::kKeys / 2>(s, mask_of(item, first).causal);
     }
   }
@@ -166,16 +154,6 @@ struct Consumer {
   // Where the queries of the item at hand lie: the ring has moved on to the next one's.
   __device__ __forceinline__ int last_query() const {
     return (queries.index + Tile::kQueries - 1) % Tile::kQueries;
-  }
-
-  // Clears what holds no key in the values of the item's small tile, two slots on.
-  __device__ __forceinline__ void clear_ahead(const Item& item) {
-    const KeyTiles<kD> tiles(item);
-    if (!has_dead(item, tiles)) return;
-    Ring<Tile::kSlots> ahead = slots;
-    ahead.advance();
-    mbarrier_wait(shared.full(ahead.index), ahead.parity);
-    clear_dead_small(shared.slot(ahead.index), item, tiles.edge(item));
   }
 
   // What follows the scores of tile t: the values of the tile before it are under way behind them.
@@ -197,8 +175,11 @@ struct Consumer {
     if (__any_sync(0xffffffff, moved)) rescale(f.o, state.factor);
   }
 
-  // Scores of whole tile t > 0 beside the values of the tile before it.
-  __device__ __forceinline__ void step(Fragments& f, const Work& work, int t) {
+  // Scores of whole tile t > 0 beside the values of the tile before it, which are added to the sums
+  // or become them. `between` runs while the scores are under way.
+  template <typename Between>
+  __device__ __forceinline__ void step(Fragments& f, const Work& work, int t, bool add,
+                                       Between between) {
     const int k = take_slot();
     if (work.dead) {
       mbarrier_wait(shared.full(slots.index), slots.parity);
@@ -206,9 +187,10 @@ struct Consumer {
     }
     wgmma_fence();
     issue_scores<Tile::kKeys>(f.s, last_query(), k);
+    between();
     const int v = take_slot();  // while the scores are under way
     wgmma_fence();
-    issue_values<Tile::kKeys>(f.o, f.p, v, true);
+    issue_values<Tile::kKeys>(f.o, f.p, v, add);
     weigh_tile(f, work, t);
   }
 
@@ -238,15 +220,6 @@ struct Consumer {
     return slots.index - count + (slots.index < count ? Tile::kSlots : 0);
   }
 
-  // Begins the softmax of an item with the scores of its small tile, from slot k.
-  __device__ __forceinline__ void open_weights(Fragments& f, const Item& item, int k) {
-    pin(f.s_small);
-    release(shared.empty(k));
-    state.reset();
-    weigh_small(f.s_small, item, KeyTiles<kD>(item).edge(item));
-    pack_weights<T>(f.p_small, f.s_small);
-  }
-
   // Gives back a place of queries. The item whose they were may be written over, too, and every
   // thread has read it: so each says so for itself.
   __device__ __forceinline__ void release_queries(int place) {
@@ -259,93 +232,18 @@ struct Consumer {
     release_queries(queries.index);
   }
 
-  // An item whose small tile is weighed and whose first whole tile's scores are under way, up to
-  // but not including the values of its last tile.
-  __device__ __forceinline__ void pass_tiles(Fragments& f, const Work& work) {
-    if (is_active(work.item)) {
-      const int v = take_slot();
-      wgmma_fence();
-      issue_values<Tile::kSmall>(f.o, f.p_small, v, false);
-      weigh_tile(f, work, 0);
-      give_queries();
-      for (int t = 1; t < work.count; ++t) step(f, work, t);
-    } else {
-      wgmma_wait<0>();
-      pin(f.s);
-      release(shared.empty(behind(1)));
-      for (int t = 1; t < 2 * work.count; ++t) skip_slot();
-      if (Tile::kQueries == 1) release_queries(0);
-      give_queries();
-    }
-  }
-
-  // Sets out for the values of the item's last tile, beside the next item's scores of its small
-  // tile (without a next item, of whatever lies there); the values' slot.
-  __device__ __forceinline__ int issue_last(Fragments& f, const Work& work, const Item& next,
-                                            bool more) {
-    if (more) take_slot();
-    const int v = take_slot();
-    if (work.dead) clear_dead_tile(shared.slot(v), work.item, work.first(work.count - 1));
-    if (more) clear_ahead(next);
-    wgmma_fence();
-    issue_scores<Tile::kSmall>(f.s_small, queries.index, behind(2));
-    issue_values<Tile::kKeys>(f.o, f.p, v, true);
-    return v;
-  }
-
-  __device__ __forceinline__ Results<T, kD> results(const Item& item) const {
+  __device__ __forceinline__ Results<T, kD, kSchedule> results(const Item& item) const {
     return {params, shared, item, strip, row};
   }
-  __device__ __forceinline__ void store(Fragments& f, OnlineSoftmax ended, const Item& item) {
+  // Rows of a whole item, over its queries at `place`.
+  __device__ __forceinline__ void store(Fragments& f, OnlineSoftmax ended, const Item& item,
+                                        int place) {
     ended.finish();
-    if (is_active(item)) results(item).store(f.o, ended, last_query());
+    if (is_active(item)) results(item).store(f.o, ended, place);
   }
-
-  __device__ void run() {
-    Fragments f;
-    const Item* item = &open_item(shared.items);
-    if (item->rows == 0) return;
-    take_slot();
-    clear_ahead(*item);
-    take_slot();
-    wgmma_fence();
-    issue_scores<Tile::kSmall>(f.s_small, queries.index, behind(2));
-    issue_scores<Tile::kKeys>(f.s, queries.index, behind(1));
-    wgmma_wait<1>();
-    open_weights(f, *item, behind(2));
-    while (true) {
-      const Work work = work_of(*item);
-      queries.advance();
-      pass_tiles(f, work);
-      const Item* next = &open_item(after(item));
-      const bool more = uniform(next->rows > 0);
-      const int v = issue_last(f, work, *next, more);
-      OnlineSoftmax ended = state;
-      if (item->splits > 1) {  // merging calls functions: nothing is under way then
-        wgmma_wait<0>();
-        pin(f.o);
-        release(shared.empty(v));
-        ended.finish();
-        if (is_active(*item)) results(*item).store_share(f.o, ended);
-      }
-      if (!more) break;
-      take_slot();
-      wgmma_fence();
-      issue_scores<Tile::kKeys>(f.s, queries.index, behind(1));
-      wgmma_wait<2>();
-      open_weights(f, *next, behind(3));
-      wgmma_wait<1>();
-      if (item->splits == 1) {
-        pin(f.o);
-        release(shared.empty(v));
-        store(f, ended, *item);
-      }
-      item = next;
-    }
-    wgmma_wait<0>();
-    pin(f.o);
-    if (item->splits == 1) store(f, state, *item);
-    bulk_read_wait();
+  __device__ __forceinline__ void store_share(Fragments& f, OnlineSoftmax ended, const Item& item) {
+    ended.finish();
+    if (is_active(item)) results(item).store_share(f.o, ended);
   }
 };
 

@@ -5,17 +5,18 @@
 
 namespace trianglemix {
 
-template <int kD>
+template <int kD, Schedule kSchedule>
 struct Producer {
-  using Tile = Sm90Tile<kD>;
+  using Tile = Sm90Tile<kD, kSchedule>;
+  using Tiles = KeyTiles<kD, kSchedule>;
   const Sm90Params& params;
-  const Sm90Shared<kD>& shared;
+  const Sm90Shared<Tile>& shared;
   Ring<Tile::kSlots> slots;
   Ring<Tile::kQueries> queries;
   int number, produced = 0;
   Item ahead;  // the item after the one being loaded, fetched while that one's tiles are
 
-  __device__ Producer(const Sm90Params& params, const Sm90Shared<kD>& shared)
+  __device__ Producer(const Sm90Params& params, const Sm90Shared<Tile>& shared)
       : params(params), shared(shared), number(blockIdx.x) {}
 
   __device__ __forceinline__ void fetch() {
@@ -79,37 +80,46 @@ struct Producer {
     slots.advance();
   }
 
-  // Tiles in the order in which the consumers take them.
+  // Tiles in the order in which the consumers take them: keys, then the values of the tile before.
   __device__ void run() {
     const CUtensorMap* const maps[] = {&params.query, &params.key, &params.value, &params.key_small,
                                        &params.value_small};
 #pragma unroll
-    for (int i = 0; i < 5; ++i) tma_prefetch(maps[i]);
+    for (int i = 0; i < (Tile::kHasSmall ? 5 : 3); ++i) tma_prefetch(maps[i]);
     const Item* item = nullptr;
     previous_grid_wait();  // for the keys, the list of items and zeroed counters
     fetch();
     while (true) {
       const Item& next = next_item();
       load_queries(next);
+      int before = 0;  // first key of the tile whose values are next
+      KeyCursor<kD, kSchedule> keys(params.scratch, next);
       if (next.rows > 0) {
-        load_small(params.key_small, next, KeyTiles<kD>(next).edge(next));
+        if constexpr (Tile::kHasSmall) {
+          load_small(params.key_small, next, keys.tiles.edge(next));
+        } else {
+          before = keys.next(next);
+          load_tile(params.key, next, before);
+        }
       }
       if (item != nullptr) {
-        const KeyTiles<kD> tiles(*item);
+        const Tiles tiles(*item);
         load_tile(params.value, *item, tiles.first(*item, tiles.count - 1));
       }
       if (next.rows == 0) return;
       item = &next;
       fetch();
-      const KeyTiles<kD> tiles(next);
 #pragma unroll 1
-      for (int t = 0; t < tiles.count; ++t) {
-        load_tile(params.key, next, tiles.first(next, t));
-        if (t == 0) {
-          load_small(params.value_small, next, tiles.edge(next));
+      for (int t = Tile::kHasSmall ? 0 : 1; t < keys.tiles.count; ++t) {
+        const int first = keys.next(next);
+        load_tile(params.key, next, first);
+        if (Tile::kHasSmall && t == 0) {
+          if constexpr (Tile::kHasSmall)
+            load_small(params.value_small, next, keys.tiles.edge(next));
         } else {
-          load_tile(params.value, next, tiles.first(next, t - 1));
+          load_tile(params.value, next, before);
         }
+        before = first;
       }
     }
   }

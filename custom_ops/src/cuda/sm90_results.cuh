@@ -6,11 +6,11 @@
 namespace trianglemix {
 
 // What a warpgroup (`strip` of the tile) has at the end of an item.
-template <typename T, int kD>
+template <typename T, int kD, Schedule kSchedule>
 struct Results {
-  using Tile = Sm90Tile<kD>;
+  using Tile = Sm90Tile<kD, kSchedule>;
   const Sm90Params& params;
-  const Sm90Shared<kD>& shared;
+  const Sm90Shared<Tile>& shared;
   const Item& item;
   const int strip, row;  // the lane's first tile row
 

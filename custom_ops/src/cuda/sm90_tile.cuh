@@ -5,6 +5,7 @@
 
 #include "launch.h"
 #include "partial.cuh"
+#include "sm90_ring.cuh"
 
 namespace trianglemix {
 
@@ -17,15 +18,20 @@ struct Sm90Params {
   void* output;
 };
 
-template <int kD>
+// What an item's keys are: a sliding window and sinks, or whole blocks from a bit mask.
+enum class Schedule { kRanges, kBlocks };
+
+template <int kD, Schedule kSchedule>
 struct Sm90Tile {
   static constexpr int kRows = sm90_tile_rows, kStrips = kRows / 64;  // a warpgroup each
-  static constexpr int kKeys = sm90_key_tile(kD);                     // keys of a whole tile
+  static constexpr bool kHasSmall = kSchedule == Schedule::kRanges;
+  static constexpr int kKeys = kHasSmall ? sm90_key_tile(kD) : sm90_block_tile(kD);
   static constexpr int kSinks = 16, kEdge = sm90_key_edge(kD), kSmall = kSinks + kEdge;
   static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;  // bytes of a slab's row
   static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
   static constexpr int kQueries = kD > 128 ? 1 : 2, kItems = 4;
-  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = Larger(kKeys, kSmall) * kD * 2;
+  static constexpr int kSlotKeys = kHasSmall ? Larger(kKeys, kSmall) : kKeys;
+  static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = kSlotKeys * kD * 2;
   static constexpr int kSlots = Smaller(8, (225 * 1024 - kQueries * kQueryBytes) / kSlotBytes);
   static constexpr int kThreads = 128 * (1 + kStrips);
   static constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
@@ -35,9 +41,8 @@ struct Sm90Tile {
 };
 
 // Addresses in shared memory.
-template <int kD>
+template <typename Tile>
 struct Sm90Shared {
-  using Tile = Sm90Tile<kD>;
   uint32_t base;
   Item* items;
   int* flags;
@@ -62,20 +67,15 @@ struct Sm90Shared {
   }
 };
 
-// Position in a ring of `kSize` buffers; `parity` flips with every round.
-template <int kSize>
-struct Ring {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++index == kSize) index = 0, parity ^= 1;
-  }
-};
+// The key tiles of an item, in the order in which they are visited.
+template <int kD, Schedule kSchedule>
+struct KeyTiles;
 
-// Key tiles of one item: `sink_tiles` whole tiles of sinks beyond 16, then those of the range.
+// Behind a small tile, 16 sinks and the range's edge: `sink_tiles` whole tiles of sinks beyond 16,
+// then those of the range.
 template <int kD>
-struct KeyTiles {
-  using Tile = Sm90Tile<kD>;
+struct KeyTiles<kD, Schedule::kRanges> {
+  using Tile = Sm90Tile<kD, Schedule::kRanges>;
   int sink_tiles, count;
 
   __device__ __forceinline__ explicit KeyTiles(const Item& item) {
@@ -89,6 +89,52 @@ struct KeyTiles {
   }
   __device__ __forceinline__ int edge(const Item& item) const {
     return item.high - (count - sink_tiles) * Tile::kKeys - Tile::kEdge;
+  }
+};
+
+// The tiles of whole blocks, then the `count - diagonal` of the last one, which the rows are in.
+template <int kD>
+struct KeyTiles<kD, Schedule::kBlocks> {
+  using Tile = Sm90Tile<kD, Schedule::kBlocks>;
+  static constexpr int kOfBlock = kBlock / Tile::kKeys;
+  int diagonal, count;
+
+  __device__ __forceinline__ explicit KeyTiles(const Item& item) {
+    diagonal = (item.blocks - 1) * kOfBlock;
+    count = diagonal + CeilDivide(item.high - item.low, Tile::kKeys);
+  }
+  // First key of tile t; only the bit mask knows that of a whole block, and what it is makes no
+  // difference: all rows keep all of it.
+  __device__ __forceinline__ int first(const Item& item, int t) const {
+    return t < diagonal ? item.first_valid : item.low + (t - diagonal) * Tile::kKeys;
+  }
+};
+
+// First keys of an item's tiles, one after the other.
+template <int kD, Schedule kSchedule>
+struct KeyCursor;
+
+template <int kD>
+struct KeyCursor<kD, Schedule::kRanges> {
+  const KeyTiles<kD, Schedule::kRanges> tiles;
+  int t = 0;
+
+  __device__ __forceinline__ KeyCursor(const Scratch&, const Item& item) : tiles(item) {}
+  __device__ __forceinline__ int next(const Item& item) { return tiles.first(item, t++); }
+};
+
+template <int kD>
+struct KeyCursor<kD, Schedule::kBlocks> {
+  using Tiles = KeyTiles<kD, Schedule::kBlocks>;
+  const Tiles tiles;
+  BlockCursor blocks;
+  int first = 0, part = 0;
+
+  __device__ __forceinline__ KeyCursor(const Scratch& scratch, const Item& item)
+      : tiles(item), blocks(scratch.bits, scratch.words, item.bits) {}
+  __device__ __forceinline__ int next(const Item& item) {
+    if (part % Tiles::kOfBlock == 0) first = item.first_valid + kBlock * blocks.next();
+    return first + part++ % Tiles::kOfBlock * Tiles::Tile::kKeys;
   }
 };
 

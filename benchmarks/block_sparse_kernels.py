@@ -1,0 +1,320 @@
+"""BlockSparseAttention's CUDA kernels without ONNX Runtime: are they right, and what do they cost?
+
+    python -m benchmarks.block_sparse_kernels custom_ops/libtrianglemix_cuda.so
+
+Checks the choice of blocks against the rule in float64, and the output against attention over the
+kernel's own choice, on random calls (ragged, padded, chunked, capped, growing scores). Then times
+sampled scores with selection, attention, and the dense mode, at densities that `mass` sets on
+random data and `block_mask` tells, beside torch's cuDNN attention. Milliseconds on the device,
+medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
+from trianglemix.custom_ops.block_sparse.rule import Rows, kept_blocks, undecided_blocks
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
+
+from benchmarks.device_time import event_time, kernel_times
+from benchmarks.kernel_versions import Call, Library, Problem
+from benchmarks.machine import describe_run
+from tests.custom_ops.tolerances import BANDS, TOLERANCES
+
+ENTRY: Final = "trianglemix_cuda_block_sparse"
+NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class BlockSparseProblem(Problem):
+    """`BlockSparseProblem` of custom_ops/src/block_sparse/problem.h."""
+
+    _fields_ = (
+        ("mass", ctypes.c_float),
+        ("min_length", ctypes.c_int64),
+        ("block_mask", ctypes.c_void_p),
+    )
+
+
+@dataclass
+class BlockCall(Call):
+    """Inputs of one call; `wants_mask` is whether it has the optional output."""
+
+    rule: BlockRule = field(default_factory=BlockRule)
+    wants_mask: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        B, _, H, _ = self.query.shape
+        most = -(-self.cache[0].shape[2] // TILE)
+        shape = (B, H, most, most) if self.wants_mask else (0,)
+        self.mask = torch.full(shape, 7, dtype=torch.uint8, device="cuda")
+
+    def new_problem(self) -> Problem:
+        rule = self.rule
+        p = BlockSparseProblem(mass=rule.mass, min_length=rule.min_length)
+        p.sink, p.window, p.last = (
+            rule.num_sink_tokens, rule.sliding_window_size, rule.num_last_tokens,
+        )  # fmt: skip
+        p.block_mask = self.mask.data_ptr() if self.wants_mask else None
+        return p
+
+    def rows(self, b: int) -> Rows:
+        """The slots of a batch row."""
+        start = max(0, self.ends[b] - self.query.shape[1])
+        return Rows(self.first_valid[b], start, self.ends[b], self.prompts[b])
+
+    def scores(self, b: int) -> torch.Tensor:
+        """`[H, S, T]` in float64, of keys that the row has or not."""
+        D, H = self.query.shape[-1], self.query.shape[2]
+        keys = self.cache[0][b].double().nan_to_num()
+        keys = keys.repeat_interleave(H // keys.shape[0], 0)
+        scores = torch.einsum("shd,htd->hst", self.query[b].double(), keys) * D**-0.5
+        return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
+
+    def causal(self, b: int) -> torch.Tensor:
+        """`[S, T]`: the keys before each row, without any choice."""
+        rows, S = self.rows(b), self.query.shape[1]
+        i = rows.start + torch.arange(S, device="cuda")[:, None]
+        j = torch.arange(self.cache[0].shape[2], device="cuda")[None]
+        return (j >= rows.first_valid) & (j <= i) & (i < rows.end)
+
+    def expected(self) -> torch.Tensor:
+        """The output over the blocks of `mask`, in float64."""
+        result = torch.zeros(self.query.shape, dtype=torch.float64, device="cuda")
+        S, T = self.query.shape[1], self.cache[0].shape[2]
+        for b in range(len(self.ends)):
+            rows = self.rows(b)
+            i, j = rows.start + torch.arange(S), torch.arange(T)
+            tile, block = ((x - rows.first_valid).clamp(0) // TILE for x in (i, j))
+            tile = tile.clamp(max=self.mask.shape[-1] - 1)
+            kept = self.mask[b].bool()[:, tile][:, :, block] & self.causal(b)
+            weights = self.scores(b).masked_fill(~kept, -math.inf).softmax(-1).nan_to_num()
+            values = self.cache[1][b].double().nan_to_num()
+            values = values.repeat_interleave(weights.shape[0] // values.shape[0], 0)
+            result[b] = torch.einsum("hst,htd->shd", weights, values)
+        return result
+
+    def wrong_choices(self) -> list[str]:
+        """Tiles whose blocks are neither the rule's nor within its band; their number is told."""
+        band, wrong = BANDS[NAMES[self.query.dtype]], list[str]()
+        for b in range(len(self.ends)):
+            rows = self.rows(b)
+            masses = self.scores(b).masked_fill(~self.causal(b), -math.inf).softmax(-1)
+            for tile in range(self.mask.shape[-1]):
+                got = self.mask[b, :, tile].cpu().numpy()
+                wrong += [
+                    f"row {b} head {h} tile {tile}: {line.nonzero()[0]}"
+                    for h, line in enumerate(got)
+                    if self._is_wrong(line, rows, tile, masses[h], band)
+                ]
+        return wrong
+
+    def _is_wrong(
+        self, got: np.ndarray, rows: Rows, tile: int, masses: torch.Tensor, band: float
+    ) -> bool:
+        """`got [C]` of one head, whose probabilities are `masses [S, T]`."""
+        if not rows.has_rows(tile) or tile >= rows.num_tiles:
+            return bool(got.any())
+        if rows.is_dense(tile, self.rule):
+            return not (got[: tile + 1] == 1).all() or bool(got[tile + 1 :].any())
+        sampled = masses[torch.from_numpy(rows.sampled(tile) - rows.start).cuda()]
+        sampled = sampled.sum(0)[rows.first_valid : rows.first_valid + TILE * (tile + 1)]
+        padded = torch.nn.functional.pad(sampled, (0, TILE * (tile + 1) - len(sampled)))
+        sums = padded.view(tile + 1, TILE).sum(1).cpu().numpy()
+        differs = got[: tile + 1].astype(bool) != kept_blocks(sums, tile, self.rule)
+        differs &= ~undecided_blocks(sums, tile, self.rule, band)
+        return bool(differs.any() or got[tile + 1 :].any())
+
+
+def random_call(pick: random.Random, dtype: torch.dtype, D: int) -> BlockCall:
+    """Any rule and lengths; slots outside a row's keys hold NaN."""
+    G, group, B = pick.choice([1, 2]), pick.choice([1, 3, 4, 7, 8]), pick.choice([1, 1, 2, 3])
+    S = pick.choice([1, 15, 16, 40, 128, 500, 1100, 1900, 1900])
+    T = S + pick.choice([0, 0, 5, 128, 300, 1400])
+    ends = [T if pick.random() < 0.5 else pick.randint(min(S, 1), T) for _ in range(B)]
+    first = [pick.choice([0, 0, min(T - S, end), pick.randint(0, end)])
+             for end in ends]  # fmt: skip
+    prompts = [end + pick.choice([0, 0, 700, 3000, -200]) for end in ends]
+    rule = BlockRule(
+        pick.choice([0.05, 0.3, 0.8, 0.9, 0.95, 0.99, 1.0]), pick.choice([0, 0, 0, 600]),
+        pick.choice([0, 8, 129]), pick.choice([1, 128, 129, 300, -1]), pick.choice([1, 128, 300]),
+    )  # fmt: skip
+    sharpness = pick.choice([0.3, 1.0, 4.0])
+    query = torch.randn(B, S, G * group, D, device="cuda").mul(sharpness).to(dtype)
+    cache = tuple(torch.randn(B, G, T, D, device="cuda") for _ in range(2))
+    if pick.random() < 0.4:  # a direction that all queries share, and keys that grow along it
+        growth = torch.linspace(1, 0, T, device="cuda") * pick.choice(
+            [-8.0, 8.0] if dtype == torch.float32 else [-8.0, 8.0, 40.0]  # whose scores lose digits
+        )
+        along = torch.randn(D, device="cuda") / D**0.5
+        query = (query.float() + 4 * along).to(dtype)
+        cache[0].add_(growth[:, None] * along * D**0.5)
+    cache = tuple(x.to(dtype) for x in cache)
+    fresh = list[torch.Tensor]()
+    for old in cache:
+        new = torch.zeros(B, S, G, D, device="cuda", dtype=dtype)
+        for b, end in enumerate(ends):
+            start = max(0, end - S)
+            new[b, : end - start] = old[b, :, start:end].transpose(0, 1)
+            old[b, :, start:end] = math.nan  # to be appended
+            old[b, :, : first[b]] = old[b, :, end:] = math.nan
+            new[b, : max(0, first[b] - start)] = math.nan
+        fresh.append(new)
+    softcap = pick.choice([0.0, 0.0, 0.0, 15.0])
+    return BlockCall(
+        DENSE_PATTERN, query, fresh[0], fresh[1], (cache[0], cache[1]), ends, prompts, first,
+        softcap, rule,
+    )  # fmt: skip
+
+
+def check(library: Library, count: int, seed: int) -> None:
+    """`count` random calls of each head size.
+
+    Raises:
+        SystemExit: a choice or an output is wrong, or two runs differ; says of which call.
+    """
+    for D in (64, 128, 256, 96, 80):
+        worst, sparse = 0.0, 0
+        for number in range(count):
+            pick = random.Random(f"{seed} {D} {number}")
+            torch.manual_seed(pick.getrandbits(32))
+            dtype = pick.choice([torch.bfloat16, torch.bfloat16, torch.float16, torch.float32])
+            call = random_call(pick, dtype, D)
+            library.run(call)
+            torch.cuda.synchronize()
+            what = f"call {number} of head size {D}: {describe(call)}"
+            if wrong := call.wrong_choices():
+                raise SystemExit(f"{library.name}: {len(wrong)} tiles of {what}: {wrong[:5]}")
+            expected, got = call.expected(), call.output.clone()
+            off, most = (float(x.abs().max()) for x in (got.double() - expected, expected))
+            # Scores here are up to hundreds, whose last digit in float32 is no longer small.
+            room = 10 if dtype == torch.float32 else 1
+            if not off <= room * TOLERANCES[NAMES[dtype]] * most:
+                raise SystemExit(f"{library.name}: off by {off} of {most} in {what}")
+            mask = call.mask.clone()
+            library.run(call)
+            if not (torch.equal(got, call.output) and torch.equal(mask, call.mask)):
+                raise SystemExit(f"{library.name}: two runs differ in {what}")
+            worst = max(worst, off / (most or 1.0))
+            sparse += sum(
+                not call.rows(b).is_dense(t, call.rule) and call.rows(b).has_rows(t)
+                for b in range(len(call.ends)) for t in range(call.rows(b).num_tiles)
+            )  # fmt: skip
+        print(f"head size {D}: {count} calls right, {sparse} tiles chose, error up to {worst:.1e}",
+              flush=True)  # fmt: skip
+
+
+def describe(call: BlockCall) -> str:
+    """What a call is, in a line."""
+    return (
+        f"{call.query.dtype} {tuple(call.query.shape)} {tuple(call.cache[0].shape)} {call.rule} "
+        f"ends {call.ends} prompts {call.prompts} first {call.first_valid} softcap {call.softcap}"
+    )
+
+
+def timed_call(tokens: int, rule: BlockRule, wants_mask: bool = False) -> BlockCall:
+    """B=1, H=32, G=8, D=128, bfloat16, unit-normal."""
+    query, key, value = (
+        torch.randn(1, tokens, n, 128, device="cuda").bfloat16() for n in (32, 8, 8)
+    )
+    cache = tuple(torch.randn(1, 8, tokens, 128, device="cuda").bfloat16() for _ in range(2))
+    return BlockCall(
+        DENSE_PATTERN, query, key, value, (cache[0], cache[1]), [tokens], [tokens], [0],
+        rule=rule, wants_mask=wants_mask,
+    )  # fmt: skip
+
+
+def density(library: Library, call: BlockCall) -> float:
+    """Kept share of causal (tile, block) pairs, forced ones included."""
+    library.run(call)
+    tiles = call.mask.shape[-1]
+    return float(call.mask.float().sum()) / (call.mask.shape[1] * tiles * (tiles + 1) / 2)
+
+
+def mass_of(library: Library, tokens: int, wanted: float) -> tuple[float, float]:
+    """The mass that gives the wanted density on random data, and the density."""
+    low, high = 0.0, 1.0
+    torch.manual_seed(0)
+    call = timed_call(tokens, BlockRule(min_length=0), wants_mask=True)
+    for _ in range(12):
+        mass = (low + high) / 2
+        call.rule = BlockRule(mass, min_length=0)
+        got = density(library, call)
+        if abs(got - wanted) < 0.002:
+            break
+        low, high = (mass, high) if got < wanted else (low, mass)
+    return mass, got
+
+
+def measure(libraries: tuple[Library, Library], tokens: int, wanted: list[float]) -> None:
+    """Prints one line a density: choice, attention, beside the dense mode and cuDNN."""
+    blocks, dense = libraries
+    torch.manual_seed(0)
+    masses = {want: mass_of(blocks, tokens, want) for want in wanted}
+    every = (0.9999995, 1.0)  # scores computed, and all bits set
+    calls = {want: timed_call(tokens, BlockRule(mass, min_length=0))
+             for want, (mass, _) in (masses | {1.0: every}).items()}  # fmt: skip
+    base = timed_call(tokens, BlockRule())
+    twin = Call(DENSE_PATTERN, base.query, base.key, base.value, base.cache, base.ends,
+                base.prompts, base.first_valid)  # fmt: skip
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (base.query, base.key, base.value))
+
+    def cudnn() -> None:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    times: dict[str, list[tuple[float, ...]]] = {}
+
+    def note(name: str, run: Callable[[], object]) -> None:
+        kernels = kernel_times(run, 3)
+        parts = ("choice", "attention")
+        found = [sum(ms for kernel, ms in kernels.items() if part in kernel) for part in parts]
+        times.setdefault(name, []).append((*found, sum(kernels.values())))
+
+    for _ in range(3):
+        note("dense mode", lambda: dense.run(twin))
+        for want, call in calls.items():
+            note(f"density {want}", lambda call=call: blocks.run(call))  # type: ignore[misc]
+        times.setdefault("cuDNN", []).append((0.0, 0.0, event_time(cudnn, 3)))
+    reference = statistics.median(row[2] for row in times["cuDNN"])
+    for name, rows in times.items():
+        choice, attention, whole = (statistics.median(c) for c in zip(*rows, strict=True))
+        ours = choice + attention or whole
+        print(f"{tokens:7} {name:14} choice {choice:8.3f} attention {attention:8.3f} "
+              f"both {ours:8.3f}  cuDNN / this {reference / ours:6.2f}", flush=True)  # fmt: skip
+    print(f"{tokens:7} masses and densities {masses}", flush=True)
+
+
+def main() -> None:
+    """Checks, then times."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--calls", type=int, default=40, help="random calls for each head size")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lengths", default="8192,32768,131072")
+    parser.add_argument("--densities", default="0.15,0.3")
+    o = parser.parse_args()
+    print(json.dumps(describe_run(["torch"])))
+    blocks = Library(o.library, ENTRY, BlockSparseProblem)
+    check(blocks, o.calls, o.seed)
+    wanted = [float(x) for x in o.densities.split(",")]
+    for tokens in filter(None, o.lengths.split(",")):
+        measure((blocks, Library(o.library)), int(tokens), wanted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+// Sizes and scratch of a choice, from sizes alone, and the mask for those who look at it.
+#include <algorithm>
+
+#include "choice.h"
+
+namespace trianglemix {
+namespace {
+
+constexpr size_t kAlign = 256;
+constexpr int64_t kCachedBytes = int64_t{32} << 20;  // of keys and values, in the L2 cache
+size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+struct ChoiceLayout {
+  size_t bits, items, unit;  // bytes; `unit` of the sums of one unit
+};
+
+ChoiceLayout layout_of(const ChoicePlan& plan, Kernel kernel) {
+  const size_t tiles = static_cast<size_t>(plan.row_tiles) * plan.batch * plan.heads;
+  const size_t number = kernel == Kernel::kFloat32 ? 4 : 2;
+  return {aligned(tiles * plan.words * sizeof(uint32_t)),
+          aligned(tiles * plan.tile_items * sizeof(Item)),
+          static_cast<size_t>(plan.words) * 32 * kSamples * number};
+}
+
+int rows_of_item(Kernel kernel, const ChoicePlan& plan, const Device& device) {
+  switch (kernel) {
+    case Kernel::kSm90: {
+      const int64_t units = int64_t{plan.row_tiles} * plan.batch * plan.heads;
+      const int many = choice_rows_sm90(plan.head_size, true);
+      const bool fills = units * kSamples >= int64_t{2} * many * device.multiprocessors;
+      return choice_rows_sm90(plan.head_size, fills);
+    }
+    case Kernel::kSm80:
+      return choice_rows_sm80(plan.head_size);
+    default:
+      return choice_rows_float32;
+  }
+}
+
+__global__ void block_mask_kernel(ChoiceParams params, uint8_t* mask, int tiles) {
+  const ChoicePlan& plan = params.plan;
+  const int head = blockIdx.y % plan.heads, b = blockIdx.y / plan.heads;
+  const TiledRow row = tiled_row(plan, params.lengths, b);
+  const int tile = blockIdx.x;
+  uint8_t* line = mask + (static_cast<int64_t>(blockIdx.y) * tiles + tile) * tiles;
+  const bool exists = row.begin <= tile && tile < row.end_tile;
+  const int number = exists ? tile_number(plan, b, head, tile - static_cast<int>(row.begin)) : 0;
+  const uint32_t* bits = params.scratch.bits + static_cast<int64_t>(number) * plan.words;
+  for (int block = threadIdx.x; block < tiles; block += blockDim.x) {
+    const bool causal = exists && block <= tile;
+    const bool all = params.scratch.bits == nullptr;
+    line[block] = causal && (all || bits[block / 32] >> block % 32 & 1);
+  }
+}
+
+}  // namespace
+
+ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, const Plan& attention,
+                            const Device& device) {
+  ChoicePlan plan{};
+  plan.batch = attention.batch;
+  plan.length = attention.length;
+  plan.capacity = attention.capacity;
+  plan.heads = attention.heads;
+  plan.kv_heads = attention.kv_heads;
+  plan.group = attention.heads / attention.kv_heads;
+  plan.head_size = attention.head_size;
+  plan.value_head_size = attention.value_head_size;
+  plan.rule = {problem.pattern, problem.mass, problem.min_length};
+  const int most = CeilDivide(plan.capacity, int{kBlock});
+  plan.row_tiles = Smaller(most, CeilDivide(plan.length, int{kBlock}) + 1);
+  plan.words = CeilDivide(most, 32);
+  plan.positions = attention.positions;
+  plan.tile_items = CeilDivide(int{kBlock}, plan.positions);
+  const int64_t head = int64_t{plan.capacity} * (plan.head_size + plan.value_head_size);
+  plan.wave = static_cast<int>(Clamp(kCachedBytes / Larger(1, head * BytesOf(problem.dtype)), 1,
+                                     plan.batch * plan.kv_heads));
+  plan.scale = attention.scale;
+  plan.softcap = attention.softcap;
+  plan.exponent = attention.exponent;
+  plan.units = rows_of_item(kernel, plan, device) / kSamples;
+  plan.row_items = CeilDivide(plan.row_tiles * plan.group, plan.units);
+  plan.items = plan.row_items * plan.batch * plan.kv_heads;
+  const ChoiceLayout layout = layout_of(plan, kernel);
+  const size_t taken = layout.bits + layout.items + kAlign;
+  const size_t left = taken < kChoiceScratch ? kChoiceScratch - taken : 0;
+  const int64_t at_once = static_cast<int64_t>(left / (layout.unit * plan.units));
+  const int waves = kernel == Kernel::kSm90 ? 1 : 2;  // blocks that a multiprocessor holds
+  plan.blocks =
+      static_cast<int>(Clamp(at_once, 1, Smaller(plan.items, waves * device.multiprocessors)));
+  return plan;
+}
+
+size_t choice_bytes(const ChoicePlan& plan, Kernel kernel) {
+  const ChoiceLayout layout = layout_of(plan, kernel);
+  return layout.bits + layout.items + layout.unit * plan.units * plan.blocks;
+}
+
+ChoiceScratch choice_scratch_at(const ChoicePlan& plan, void* memory) {
+  const ChoiceLayout layout = layout_of(plan, Kernel::kSm90);
+  char* base = static_cast<char*>(memory);
+  return {reinterpret_cast<uint32_t*>(base), reinterpret_cast<Item*>(base + layout.bits),
+          base + layout.bits + layout.items};
+}
+
+cudaError_t launch_block_mask(const BlockSparseProblem& problem, const ChoiceParams& params,
+                              cudaStream_t stream) {
+  const int tiles = static_cast<int>(CeilDivide(problem.present_capacity, kBlock));
+  const dim3 grid(tiles, params.plan.batch * params.plan.heads);
+  block_mask_kernel<<<grid, 128, 0, stream>>>(params, problem.block_mask, tiles);
+  return cudaGetLastError();
+}
+
+}  // namespace trianglemix
