@@ -37,6 +37,7 @@ struct ChoiceShared {
   uint32_t base;
   __device__ explicit ChoiceShared(char* raw) {
     base = shared_address(raw) + (1024 - shared_address(raw) % 1024) % 1024;
+    asm volatile("" : "+r"(base));  // kept, not found again for each tile
   }
   __device__ uint32_t query() const { return base; }
   __device__ uint32_t slot(int i) const { return base + Tile::kQueryBytes + i * Tile::kSlotBytes; }
@@ -47,7 +48,7 @@ struct ChoiceShared {
 template <typename Tile>
 struct ChoiceProducer {
   const ChoiceSm90Params& params;
-  const ChoiceShared<Tile>& shared;
+  const ChoiceShared<Tile> shared;
 
   __device__ void run() {
     const ChoicePlan& plan = params.choice.plan;
@@ -77,7 +78,7 @@ struct ChoiceProducer {
 template <typename T, typename Tile>
 struct ChoiceConsumer {
   const ChoiceSm90Params& params;
-  const ChoiceShared<Tile>& shared;
+  const ChoiceShared<Tile> shared;
   const int group, warp, lane;  // warpgroup, warp of the block's consumers
   Ring<Tile::kSlots> slots;
   int turns = 0;

@@ -191,6 +191,7 @@ struct UnitSums {
     }
   }
 
+  // The lane's share of a row's sum.
   template <bool kMasked, int kCount>
   __device__ __forceinline__ float sum_row(const float (&s)[kCount], int r, float exponent,
                                            int causal) const {
@@ -203,15 +204,14 @@ struct UnitSums {
         if (!kMasked || 2 * i + e <= causal) sum[e] += x;
       }
     }
-    float total = sum[0] + sum[1];
-    total += __shfl_xor_sync(0xffffffff, total, 1);
-    return total + __shfl_xor_sync(0xffffffff, total, 2);
+    return sum[0] + sum[1];
   }
 
-  // The row's largest score becomes its reference. `done` is the block at hand.
+  // Where the sum of one of a row's four lanes is too high, the largest of their scores becomes the
+  // reference. `block` is the one at hand.
   template <bool kMasked, int kCount>
   __device__ __forceinline__ void move_reference(const float (&s)[kCount], int r, float exponent,
-                                                 int causal, int done, bool moves) {
+                                                 int causal, int block, bool high) {
     float best = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kCount; i += 4) {
@@ -220,17 +220,19 @@ struct UnitSums {
         if (!kMasked || 2 * i + e <= causal) best = fmaxf(best, s[i + 2 * r + e] * exponent);
       }
     }
+    const int lane = threadIdx.x % 32;
+    const uint32_t quad = __ballot_sync(0xffffffff, high) >> lane / 4 * 4 & 15;
     best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 1));
     best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 2));
-    moves = moves && best > reference[r];
-    const float factor = moves ? exp2_approx(reference[r] - best) : 1.0f;
+    const bool moves = quad != 0 && best > reference[r];
     const bool first = reference[r] == kNoMax;
+    const float factor = moves ? exp2_approx(reference[r] - best) : 1.0f;
     reference[r] = moves ? best : reference[r];
     whole[r] *= factor, part[r] *= factor, kept[r] *= factor;
     if (__any_sync(0xffffffff, moves && !first)) {
-      const int lane = threadIdx.x % 32, from = (done / 4 + 1) * 4;
-      for (int block = from + lane % 4; block <= tile[r]; block += 4) {
-        __nv_bfloat16& sum = sums[r][block * int{kSamples} + lane / 4];
+      const int from = (block / 4 + 1) * 4;  // what is written already
+      for (int b = from + lane % 4; b <= tile[r]; b += 4) {
+        __nv_bfloat16& sum = sums[r][b * int{kSamples} + lane / 4];
         sum = __float2bfloat16_rn(__bfloat162float(sum) * factor);
       }
     }
@@ -240,7 +242,7 @@ struct UnitSums {
   // that of the rows' own block, or none.
   template <bool kMasked, int kCount>
   __device__ __forceinline__ void add(const float (&s)[kCount], float exponent, int first) {
-    const int block = first / int{kBlock}, column = first + 2 * (threadIdx.x % 4);
+    const int column = first + 2 * (threadIdx.x % 4);
     const int causal[2] = {last[0] - column, last[1] - column};
     float sum[2];
 #pragma unroll
@@ -249,7 +251,7 @@ struct UnitSums {
     if (__any_sync(0xffffffff, high[0] || high[1])) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        move_reference<kMasked>(s, r, exponent, causal[r], block, high[r]);
+        move_reference<kMasked>(s, r, exponent, causal[r], first / int{kBlock}, high[r]);
         sum[r] = sum_row<kMasked>(s, r, exponent, causal[r]);
       }
     }
@@ -262,14 +264,20 @@ struct UnitSums {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const __nv_bfloat16 rounded = __float2bfloat16_rn(part[r]);
-      whole[r] += __bfloat162float(rounded);
-      if (block % 4 == lane % 4) kept[r] = part[r];
+      float sum = part[r];
+      sum += __shfl_xor_sync(0xffffffff, sum, 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
+      sum = __bfloat162float(__float2bfloat16_rn(sum));
+      whole[r] += sum;
+      kept[r] = block % 4 == lane % 4 ? sum : kept[r];
       part[r] = 0.0f;
-      if (block % 4 == 0) {
-        sums[r][(block + lane % 4) * int{kSamples} + lane / 4] = __float2bfloat16_rn(kept[r]);
-        kept[r] = 0.0f;
-      }
+    }
+    if (block % 4 != 0) return;
+    const int place = (block + lane % 4) * int{kSamples} + lane / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sums[r][place] = __float2bfloat16_rn(kept[r]);
+      kept[r] = 0.0f;
     }
   }
 
