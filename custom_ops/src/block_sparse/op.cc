@@ -75,7 +75,7 @@ Operator BlockSparseAttention() {
   return {"BlockSparseAttention",
           {kInputs.begin(), kInputs.end()},
           outputs,
-          false,  // no CUDA kernels yet
+          true,
           make,
           InferOutputShapes,
           CacheInplace};

@@ -8,6 +8,8 @@
 // scores.
 #pragma once
 
+#include <cuda.h>
+
 #include "../../cuda/sm90_products.cuh"
 #include "../../cuda/sm90_ring.cuh"
 #include "choose.cuh"
