@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from trianglemix.analysis.block_check import BlockCheck, check_blocks
+from trianglemix.analysis.block_page import MEASURED
 from trianglemix.analysis.block_select import RULE, BlockChoice, choose_block_layers
 from trianglemix.analysis.block_shares import (
     BlockSample,
@@ -165,7 +166,7 @@ def _figures(
         "data": [options.settings(length).description for length in options.lengths],
         "precision": options.precision,
         "left_out": {str(layer): why for layer, why in choice.left_out.items()},
-        "by_length_layer_and_mass": as_json(measured),
+        MEASURED: as_json(measured),
         "check": asdict(check) if check else None,
     }
 

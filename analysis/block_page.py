@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from trianglemix.analysis.block_plots import density_by_length, layer_shares
 from trianglemix.analysis.page_parts import picture_part, score_row
 from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
+
+MEASURED: Final = "by_length_layer_and_mass"
+"""The section's figures that pictures are made of; a section written by hand has none."""
 
 
 def block_pictures(section: BlockSparsePlan) -> dict[str, bytes]:
@@ -16,7 +19,7 @@ def block_pictures(section: BlockSparsePlan) -> dict[str, bytes]:
 
     The section's figures are those of `block_command`.
     """
-    measured = section.figures["by_length_layer_and_mass"]
+    measured = section.figures[MEASURED]
     longest = measured[max(measured, key=int)]
     pictures = {"blocks": layer_shares(longest, f"{section.rule.mass:g}", section.layers)}
     if len(measured) > 1:
@@ -27,7 +30,7 @@ def block_pictures(section: BlockSparsePlan) -> dict[str, bytes]:
 def block_parts(section: BlockSparsePlan, pictures: Mapping[str, bytes]) -> list[str]:
     """The HTML, part by part."""
     figures, rule = section.figures, section.rule
-    longest = max(map(int, figures["by_length_layer_and_mass"]))
+    longest = max(map(int, figures[MEASURED]))
     parts = [
         "<h2>Block-sparse layers</h2>",
         f"<p><code>--block-sparse-layers {section.layer_list} --mass {rule.mass:g}"

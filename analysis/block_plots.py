@@ -21,7 +21,7 @@ def layer_shares(by_layer: Mapping[str, Any], mass: str, chosen: Sequence[int]) 
     layers = list(by_layer)
     names = by_layer[layers[0]][mass]
     figures = {name: [by_layer[x][mass][name] for x in layers] for name in names}
-    figure, axes = new_figure(max(6.4, 0.5 * len(layers)), 3.9)
+    figure, axes = new_figure(max(6.8, 0.5 * len(layers)), 4.1)
     places = np.arange(len(layers))
     for place, layer in enumerate(layers):
         if int(layer) in chosen:
@@ -36,7 +36,7 @@ def layer_shares(by_layer: Mapping[str, Any], mass: str, chosen: Sequence[int]) 
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("layer (shaded: block-sparse layers)")
     axes.set_ylabel("share")
-    axes.legend(frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     return png_of(figure)
 
 

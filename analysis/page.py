@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from trianglemix.analysis.block_page import block_parts, block_pictures
+from trianglemix.analysis.block_page import MEASURED, block_parts, block_pictures
 from trianglemix.analysis.page_parts import picture_part, score_row
 from trianglemix.analysis.plots import accuracy_curve, gradient_bars, mask_picture
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
@@ -44,7 +44,7 @@ def save_pictures(plan: Plan, output: Path) -> Path:
         pictures["gradients"] = gradient_bars(gradients, plan.triangle_layers)
         if plan.figures.get("check"):
             pictures["accuracy"] = accuracy_curve(plan.figures["check"])
-    if plan.block_sparse and plan.block_sparse.figures:
+    if plan.block_sparse and MEASURED in plan.block_sparse.figures:
         pictures |= block_pictures(plan.block_sparse)
     for name, png in pictures.items():
         output.with_suffix(f".{name}.png").write_bytes(png)
