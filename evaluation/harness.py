@@ -118,6 +118,7 @@ class TriangleMixLM(LM):  # type: ignore[misc]
             "provider": session.provider,
             "kernel": session.kernel,
             "triangle_layers": list(session.manifest.triangle_layers),
+            "block_sparse_layers": list(session.manifest.block_sparse_layers),
             "layers": session.manifest.num_layers,
             "pattern": asdict(session.manifest.pattern),
         }
