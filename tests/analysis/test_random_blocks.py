@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from trianglemix.analysis.random_blocks import RandomBlocks
+from trianglemix.analysis.trials import BlockTaskScorer
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.evaluation.run import Setup
 from trianglemix.pytorch.block_choice import BlockSparse, choose_blocks, forced_blocks
 from trianglemix.pytorch.layout import Rows
 
@@ -26,3 +31,28 @@ def test_as_many_blocks_for_each_head_and_tile() -> None:
     assert torch.equal(RandomBlocks(1)(5, *given), control)
     assert not torch.equal(RandomBlocks(1)(6, *given), control)
     assert not torch.equal(RandomBlocks(2)(5, *given), control)
+
+
+class _Model:
+    """What a trial asks of a model: which layers, and who chooses their blocks."""
+
+    tokenizer = facts = None
+    chooser: RandomBlocks | None = None
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
+
+    def use_layers(self, layers: Sequence[int], blocks: Sequence[int] = ()) -> None:
+        self.layers = tuple(layers), tuple(blocks)
+
+    def peak_memory_mb(self) -> None:
+        self.seen.append((*self.layers, self.chooser is not None))
+
+
+def test_a_trial_is_the_plan_alone_the_rule_or_chance() -> None:
+    model: Any = _Model()
+    score = BlockTaskScorer(model, Setup((), 100, 1), ((4, 6), (0, 1)), lambda text: None)
+    for kind in ("none", "rule", "random", "rule"):
+        score(kind)
+    rule, chance = ((4, 6), (0, 1), False), ((4, 6), (0, 1), True)
+    assert model.seen == [((4, 6), (), False), rule, chance, rule]

@@ -29,6 +29,7 @@ from trianglemix.pytorch import (
     register,
 )
 from trianglemix.pytorch.block_choice import choose_blocks
+from trianglemix.pytorch.kept_shares import KeptShares
 
 from tests.tiny_models import tiny_folder
 
@@ -134,6 +135,22 @@ def test_layers_tell_their_number_to_a_chooser() -> None:
         model.generate(ids, **GREEDY)
     assert [layer for layer, _ in seen] == [0, 1], "decode steps do not ask"
     assert all(0.3 < share < 0.99 for _, share in seen)
+
+
+def test_kept_shares_are_of_causal_blocks() -> None:
+    ids, mask = _ids(2, 900), torch.ones(2, 900, dtype=torch.long)
+    mask[1, :200] = 0
+    found = []
+    for mass in (0.5, 0.9999999):
+        model, shares = (
+            patch(_model(), replace(ONLY, block_rule=replace(RULE, mass=mass))),
+            KeptShares(),
+        )
+        with torch.no_grad(), shares.watching():
+            model(ids, attention_mask=mask)
+        found.append(shares.by_layer())
+    assert found[1] == pytest.approx({0: 1.0, 1: 1.0})
+    assert all(0.2 < share < 0.99 for share in found[0].values())
 
 
 def test_sliding_layers_and_unknown_layers_are_refused() -> None:
