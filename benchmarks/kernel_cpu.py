@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -136,7 +137,12 @@ def open_session(node: onnx.NodeProto, shape: Shape, library: Path | None) -> or
         )
         for name in node.input
     ]
-    outputs = [helper.make_tensor_value_info(name, element, None) for name in node.output]
+    outputs = [
+        helper.make_tensor_value_info(
+            name, TensorProto.UINT8 if name == "block_mask" else element, None
+        )
+        for name in node.output
+    ]
     opset = 23 if node.op_type == "Attention" else 17
     opsets = [helper.make_opsetid("", opset)]
     if node.domain:
@@ -164,7 +170,7 @@ def with_cache(
     kind: tuple[str, str],
     shape: Shape,
     tensors: Tensors,
-    more: dict[str, int],
+    more: Mapping[str, int | float],
     library: Path | None,
 ) -> Run:
     """A node of that operator and domain, both of which take the same inputs."""
@@ -172,11 +178,15 @@ def with_cache(
         kind[0], list(contract.INPUTS[:7]), list(contract.OUTPUTS), domain=kind[1],
         num_heads=shape.num_heads, kv_num_heads=shape.kv_num_heads, **more,
     )  # fmt: skip
-    lengths = {
+    return tensors.bind(open_session(node, shape, library), lengths_of(shape))
+
+
+def lengths_of(shape: Shape) -> dict[str, Array]:
+    """The lengths of a call, by input name."""
+    return {
         "seqlens_k": np.array([shape.length - 1], np.int32),
         "total_sequence_length": np.array([shape.length], np.int32),
     }
-    return tensors.bind(open_session(node, shape, library), lengths)
 
 
 def onnx_attention(shape: Shape, tensors: Tensors) -> Run:
