@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
 from trianglemix.custom_ops.block_sparse.reference import (
     BlockSparse,
     block_sparse_attention,
@@ -17,7 +17,7 @@ from trianglemix.custom_ops.block_sparse.reference import (
 )
 from trianglemix.custom_ops.block_sparse.rule import undecided_blocks
 from trianglemix.custom_ops.contract import AttentionShape
-from trianglemix.custom_ops.reference import Call, rows_and_present
+from trianglemix.custom_ops.reference import Call, rows_and_present, start_position
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 from trianglemix.custom_ops.triangle.reference import Attention
 
@@ -27,7 +27,6 @@ from tests.custom_ops.cases import (
     Case,
     Folding,
     Limits,
-    cases,
     fold,
 )
 from tests.custom_ops.operator_session import Backend, Binding, run_call
@@ -88,11 +87,45 @@ def rules() -> st.SearchStrategy[BlockRule]:
     """Rules that are sparse at a few hundred tokens, and some that are dense."""
     return st.builds(
         BlockRule,
-        mass=st.sampled_from((0.3, 0.6, 0.8, 0.95, 0.95, 1.0)),
-        min_length=st.sampled_from((0, 0, 0, 400)),
-        num_sink_tokens=st.sampled_from((0, 8, 8, 130)),
-        sliding_window_size=st.sampled_from((1, 128, 128, 128, 300, -1)),
-        num_last_tokens=st.sampled_from((1, 60, 128, 200)),
+        mass=st.sampled_from((0.95, 0.8, 0.6, 0.3, 0.95, 0.8, 0.6, 1.0)),
+        min_length=st.sampled_from((0, 0, 0, 0, 0, 400)),
+        num_sink_tokens=st.sampled_from((8, 0, 130)),
+        sliding_window_size=st.sampled_from((128, 1, 128, 1, 300, 128, 1, -1)),
+        num_last_tokens=st.sampled_from((1, 60, 128)),
+    )
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """New tokens `S`, and of each row L, `first_valid`, N (None: not an input)."""
+
+    length: int
+    ends: tuple[int, ...]
+    first_valid: tuple[int, ...] | None
+    prompt_lengths: tuple[int, ...] | None
+
+
+@st.composite
+def _lengths(draw: st.DrawFn, limits: Limits) -> _Lengths:
+    """Prompts and later chunks, some from the edge of a tile on, padded on either side."""
+    rows = draw(st.integers(1, 2))
+    length = draw(st.integers(min(420, limits.new_tokens), limits.new_tokens))
+    most = limits.tokens - length
+    ends, firsts = [], []
+    for _ in range(rows):
+        first = draw(st.sampled_from((0, 1, 77)) | st.integers(0, 200))
+        edge = draw(st.integers(0, 3)) * TILE
+        before = draw(st.sampled_from((0, 0, first + edge, edge + 5)))
+        end = length + min(before, most) - draw(st.sampled_from((0, 0, 0, 1, 90)))
+        ends.append(max(end, 1))
+        firsts.append(min(first, ends[-1] - 1))
+    more = draw(st.sampled_from((300, 0, 1, 300, -200)))
+    prompts = tuple(max(0, end + more) for end in ends)
+    return _Lengths(
+        length,
+        tuple(ends),
+        draw(st.just(tuple(firsts)) | st.none()),
+        draw(st.just(prompts) | st.none()),
     )
 
 
@@ -100,19 +133,31 @@ def rules() -> st.SearchStrategy[BlockRule]:
 def block_sparse_cases(
     draw: st.DrawFn, dtype: str = "float32", limits: Limits = WHOLE_CALLS
 ) -> BlockSparseCase:
-    """As `cases`, with scores that differ enough for a choice; a third of them rotate or pack."""
-    case = draw(cases(dtype, limits))
+    """Scores that differ enough for a choice; a third of the nodes rotate or unpack."""
     kv_heads, group, size = draw(st.integers(1, 2)), draw(st.sampled_from(GROUPS)), draw(HEAD_SIZES)
-    folding = Folding(0, False, False)
-    if limits.all_inputs or draw(st.integers(0, 2)):
-        value_size = draw(HEAD_SIZES)
-    else:
+    folding, value_size = Folding(0, False, False), draw(HEAD_SIZES)
+    if not draw(st.integers(0, 2)):
         value_size = size
-        turned = draw(st.sampled_from([0, size, size // 2]))
+        turned = draw(st.sampled_from([size, size // 2, 0]))
         folding = Folding(turned, draw(st.booleans()), draw(st.booleans()))
     shape = AttentionShape(kv_heads * group, kv_heads, size, value_size)
-    case = replace(case, attention=replace(case.attention, shape=shape))
-    scale, softcap = draw(st.sampled_from((1.0, 2.0, 3.0))), case.attention.softcap
+    given = draw(_lengths(limits))
+    needed = max(start_position(end, given.length) for end in given.ends)
+    past = draw(st.sampled_from([needed, max(given.ends), max(given.ends) + 5]))
+    in_place = past >= max(given.ends) and draw(st.booleans())
+    case = Case(
+        attention=Attention(shape, DENSE_PATTERN),
+        dtype=dtype,
+        batch=len(given.ends),
+        length=given.length,
+        ends=given.ends,
+        past_capacity=past,
+        prompt_lengths=given.prompt_lengths,
+        first_valid=given.first_valid,
+        binding=Binding(in_place, past == 0),
+        seed=draw(st.integers(0, 2**32 - 1)),
+    )
+    scale, softcap = draw(st.sampled_from((2.0, 1.0, 3.0))), draw(st.sampled_from((0.0, 0.0, 8.0)))
     attention = BlockSparse(shape, draw(rules()), scale * size**-0.5, softcap, folding.interleaved)
     return BlockSparseCase(case, attention, folding)
 

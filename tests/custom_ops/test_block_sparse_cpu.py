@@ -25,7 +25,7 @@ from tests.custom_ops.block_sparse_cases import (
     block_sparse_cases,
     prompt,
 )
-from tests.custom_ops.cases import Limits
+from tests.custom_ops.cases import Case, Folding, Limits
 from tests.custom_ops.operator_session import COPIED, Backend, Binding, run_call
 from tests.custom_ops.tolerances import assert_close, assert_same_bits
 
@@ -89,6 +89,24 @@ def test_groups_of_more_heads_than_a_sample_holds(kernel: Backend, group: int) -
     *_, mask = run_call(call, given_, "float32", kernel)
     assert_same_blocks(call, given_, mask, "float32")
     assert mask[0, :, 3].sum(axis=-1).min() < 4
+
+
+@pytest.mark.parametrize("pads", [0, 50])
+def test_a_prompt_that_goes_on_samples_the_rows_that_are_here(kernel: Backend, pads: int) -> None:
+    """The last tile of each row is cut by its end, and still sparse: the prompt ends later."""
+    case = Case(
+        attention=Attention(SHAPE, DENSE_PATTERN),
+        dtype="float32",
+        batch=2,
+        length=700,
+        ends=(700, 618),
+        past_capacity=0,
+        prompt_lengths=(2000, 2000),
+        first_valid=(pads, pads),
+        binding=COPIED,
+        seed=5,
+    )
+    BlockSparseCase(case, GIVEN, Folding(0, False, False)).check(kernel)
 
 
 def test_something_is_dropped_and_the_last_rows_are_dense(kernel: Backend) -> None:
@@ -219,9 +237,10 @@ def chunk(whole: Call, begin: int, end: int, past: tuple[Array, ...]) -> Call:
 def test_a_chunk_that_cuts_a_tile_is_denser_never_sparser() -> None:
     whole = prompt(1400, SHAPE)
     *_, mask = run_call(whole, GIVEN, "float32", INSTALLED)
-    past = tuple(np.full((1, 2, 1400, 64), np.nan, np.float32) for _ in range(2))
-    _, *past, first = run_call(chunk(whole, 0, 700, past), GIVEN, "float32", INSTALLED, COPIED)
+    empty = tuple(np.full((1, 2, 1400, 64), np.nan, np.float32) for _ in range(2))
+    _, *past, first = run_call(chunk(whole, 0, 700, empty), GIVEN, "float32", INSTALLED, COPIED)
     *_, second = run_call(chunk(whole, 700, 1400, past), GIVEN, "float32", INSTALLED, COPIED)
+    assert_same_blocks(chunk(whole, 0, 700, empty), GIVEN, first, "float32")
     assert_same_bits(first[:, :, :5], mask[:, :, :5], "mask before the cut tile")
     assert second[:, :, 5, :6].all()
     assert_same_bits(second[:, :, 6:], mask[:, :, 6:], "mask behind the cut tile")

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_sparse.contract import ATTRIBUTES as BLOCK_SPARSE_ATTRIBUTES
+from trianglemix.custom_ops.block_sparse.contract import OP_TYPE as BLOCK_SPARSE
+from trianglemix.custom_ops.block_sparse.contract import OUTPUTS as BLOCK_SPARSE_OUTPUTS
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.contract import ATTRIBUTES, TrianglePattern
@@ -46,6 +50,14 @@ def test_attributes_and_their_defaults_are_those_of_the_contract() -> None:
     defaults = {name: int(default) for name, default in listed.items() if default != "-"}
     others = {contract.ATTR_SCALE: 0, contract.ATTR_SOFTCAP: 0, contract.ATTR_INTERLEAVED: 0}
     assert defaults == {**TrianglePattern().as_attributes(), **others}
+
+
+def test_the_block_sparse_operators_own_part_is_that_of_its_contract() -> None:
+    listed = {row[0].strip("`"): float(row[2]) for row in _rows(BLOCK_SPARSE)}
+    assert listed == BlockRule().as_attributes()
+    assert set(BLOCK_SPARSE_ATTRIBUTES) == {*contract.ATTRIBUTES, *listed}
+    (mask,) = BLOCK_SPARSE_OUTPUTS[len(contract.OUTPUTS) :]
+    assert f"Output {len(contract.OUTPUTS)}, `{mask}`" in _section(BLOCK_SPARSE)
 
 
 def test_the_function_body_is_what_the_page_says() -> None:

@@ -66,21 +66,13 @@ class BlockSparseSchedule final : public Schedule {
     for (int64_t t = row.sparse_end; t-- > row.sparse_begin;)
       for (int64_t h = 0; h < problem_.num_heads; ++h) {
         const int64_t first = row.first_slot(t), end = Smaller(first + kBlock, row.end);
-        const int64_t choice = kept_.IndexOf(b, h, t);
-        tiles->push_back({b,
-                          h / group,
-                          h,
-                          1,
-                          first - row.start,
-                          1,
-                          0,
-                          end - first,
-                          true,
-                          {0, end},
-                          -1,
-                          0,
-                          choice});
-        *blocks += kept_.Count(choice);
+        Tile tile{b, h / group, h, 1};
+        tile.first_token = first - row.start;
+        tile.rows = end - first;
+        tile.keys = {0, end};
+        tile.choice = kept_.IndexOf(b, h, t);
+        tiles->push_back(tile);
+        *blocks += kept_.Count(tile.choice);
       }
   }
 

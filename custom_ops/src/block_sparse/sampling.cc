@@ -114,8 +114,8 @@ const char* ChooseBlocks(const AttentionProblem& queries, const BlockSparseProbl
       for (int64_t tile = rows[b].sparse_begin; tile < first; ++tile)
         kept->Choose(kept->IndexOf(b, h, tile), tile, nullptr, nullptr);
     for (int64_t h = 0; h < group; h += kMostHeads) {
-      const Tile heads = {b,  0, h, Smaller(kMostHeads, group - h), 0, kSampleStep, 0, 0, true, {},
-                          -1, 0, -1};
+      Tile heads{b, 0, h, Smaller(kMostHeads, group - h)};
+      heads.step = kSampleStep;
       AppendSamples(problem, rows[b], first, heads, &samples);
     }
   }

@@ -44,20 +44,13 @@ void AppendTiles(const AttentionProblem& p, int64_t b, const KeyRange& tokens, b
   const int64_t begin = tokens.begin * group, end = tokens.end * group;
   for (int64_t n = CeilDivide(end - begin, kTileRows); n-- > 0;) {
     const int64_t first = begin + n * kTileRows;
-    for (int64_t g = 0; g < p.kv_num_heads; ++g)
-      tiles->push_back({b,
-                        g,
-                        g * group,
-                        group,
-                        0,
-                        1,
-                        first,
-                        Smaller(kTileRows, end - first),
-                        dense,
-                        {},
-                        -1,
-                        0,
-                        -1});
+    for (int64_t g = 0; g < p.kv_num_heads; ++g) {
+      Tile tile{b, g, g * group, group};
+      tile.first_row = first;
+      tile.rows = Smaller(kTileRows, end - first);
+      tile.dense = dense;
+      tiles->push_back(tile);
+    }
   }
 }
 

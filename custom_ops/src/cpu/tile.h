@@ -21,15 +21,15 @@ struct Tile {
   int64_t kv_head;
   int64_t first_head;
   int64_t heads;  // all of kv_head's
-  int64_t first_token;
-  int64_t step;
-  int64_t first_row;
-  int64_t rows;
-  bool dense;     // rows keep all keys that the tile visits, else the pattern's
-  KeyRange keys;  // what a tile visits lies in here
-  int64_t split;  // index into Plan::splits, or -1: the tile visits all its keys
-  int64_t piece;
-  int64_t choice;  // the operator's own index of the keys to visit; -1: those that rows keep
+  int64_t first_token = 0;
+  int64_t step = 1;
+  int64_t first_row = 0;
+  int64_t rows = 0;
+  bool dense = true;   // rows keep all keys that the tile visits, else the pattern's
+  KeyRange keys{};     // what a tile visits lies in here
+  int64_t split = -1;  // index into Plan::splits, or -1: the tile visits all its keys
+  int64_t piece = 0;
+  int64_t choice = -1;  // the operator's own index of the keys to visit; -1: those that rows keep
 };
 
 TRIANGLEMIX_TILES int64_t TokenOfRow(const Tile& tile, int64_t r) {
