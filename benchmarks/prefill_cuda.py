@@ -17,9 +17,10 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -33,7 +34,8 @@ from benchmarks.machine import describe_run
 GRAPHS: Final = ("dense", "triangle", "hopper")
 TARGETS: Final = {"triangle": "cuda", "hopper": "hopper"}
 KINDS: Final = {
-    "TriangleAttention": ("attention_sm90", "attention_sm80", "attention_float32"),
+    "choice of blocks": ("choice_sm90", "choice_sm80", "choice_float32"),
+    "attention": ("attention_sm90", "attention_sm80", "attention_float32"),
     "cache append": ("append_kernel", "ConcatNewToPast", "UnpackRoPEAppend"),
     "GroupQueryAttention": ("flash", "fmha", "cudnn_generated", "attention_fwd", "kernel_mha"),
     "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce"),
@@ -81,15 +83,17 @@ class Model:
         for name in names:
             self.cache[name] = torch.zeros(size, dtype=torch.float16, device="cuda")
 
-    def bind(self, total: int, new: int) -> Callable[[], object]:
-        """A run of `new` tokens at the end of `total`."""
+    def bind(
+        self, total: int, new: int, more: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> Callable[[], object]:
+        """A run of `new` tokens at the end of `total`; `more` outputs by name."""
         ids = torch.randint(0, self.shape.vocabulary, (1, new), device="cuda")
         mask = torch.ones(1, total, dtype=torch.int64, device="cuda")
         binding = self.session.io_binding()
         inputs = {"input_ids": ids, "attention_mask": mask, **self.cache}
         for name, tensor in inputs.items():
             binding.bind_input(name, "cuda", 0, _element(tensor), tensor.shape, tensor.data_ptr())
-        outputs = {"logits": self.logits}
+        outputs = {"logits": self.logits, **more}
         for name, tensor in self.cache.items():
             outputs[name.replace("past_key_values", "present")] = tensor
         for name, tensor in outputs.items():
@@ -103,7 +107,7 @@ class Model:
 
 
 def _element(tensor: torch.Tensor) -> Any:
-    return np.int64 if tensor.dtype == torch.int64 else TensorProto.FLOAT16
+    return {torch.int64: np.int64, torch.uint8: np.uint8}.get(tensor.dtype, TensorProto.FLOAT16)
 
 
 def prepare(settings: Settings) -> None:
@@ -143,8 +147,8 @@ def measure(settings: Settings, model: Model, result: dict[str, Any]) -> None:
         model.allocate_cache(length)
         run = model.bind(length, length)
         with PeakMemory() as memory:
-            first_call = _seconds(run)
-            times = [_seconds(run) for _ in range(settings.repeats)]
+            first_call = timed_run(run)
+            times = [timed_run(run) for _ in range(settings.repeats)]
         result.setdefault("first_call_s", {}).setdefault(length, first_call)
         result.setdefault("peak_bytes", {}).setdefault(length, memory.peak)
         all_times = result.setdefault("times_s", {}).setdefault(length, [])
@@ -161,13 +165,14 @@ def measure_decode(settings: Settings, model: Model, result: dict[str, Any]) -> 
     model.allocate_cache(settings.decode_length)
     step = model.bind(settings.decode_length, 1)
     rounds = result.setdefault("decode_rounds_ms", [])
-    rounds.append(round(1e3 * statistics.median([_seconds(step) for _ in range(90)][10:]), 3))
+    rounds.append(round(1e3 * statistics.median([timed_run(step) for _ in range(90)][10:]), 3))
     result["decode_ms"] = statistics.median(rounds)
     if "decode_kinds_ms" not in result:
         result["decode_kinds_ms"] = kinds(kernel_times(step, 3))
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def timed_run(run: Callable[[], object]) -> float:
+    """Seconds of a run, launch to end."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     run()

@@ -39,16 +39,16 @@ int rows_of_item(Kernel kernel, const ChoicePlan& plan, const Device& device) {
 
 __global__ void block_mask_kernel(ChoiceParams params, uint8_t* mask, int tiles) {
   const ChoicePlan& plan = params.plan;
-  const int head = blockIdx.y % plan.heads, b = blockIdx.y / plan.heads;
+  const int tile = blockIdx.x % tiles, row_head = blockIdx.x / tiles;
+  const int head = row_head % plan.heads, b = row_head / plan.heads;
   const TiledRow row = tiled_row(plan, params.lengths, b);
-  const int tile = blockIdx.x;
-  uint8_t* line = mask + (static_cast<int64_t>(blockIdx.y) * tiles + tile) * tiles;
+  uint8_t* line = mask + static_cast<int64_t>(blockIdx.x) * tiles;
   const bool exists = row.begin <= tile && tile < row.end_tile;
+  const bool all = params.scratch.bits == nullptr;
   const int number = exists ? tile_number(plan, b, head, tile - static_cast<int>(row.begin)) : 0;
   const uint32_t* bits = params.scratch.bits + static_cast<int64_t>(number) * plan.words;
   for (int block = threadIdx.x; block < tiles; block += blockDim.x) {
     const bool causal = exists && block <= tile;
-    const bool all = params.scratch.bits == nullptr;
     line[block] = causal && (all || bits[block / 32] >> block % 32 & 1);
   }
 }
@@ -106,8 +106,9 @@ ChoiceScratch choice_scratch_at(const ChoicePlan& plan, void* memory) {
 cudaError_t launch_block_mask(const BlockSparseProblem& problem, const ChoiceParams& params,
                               cudaStream_t stream) {
   const int tiles = static_cast<int>(CeilDivide(problem.present_capacity, kBlock));
-  const dim3 grid(tiles, params.plan.batch * params.plan.heads);
-  block_mask_kernel<<<grid, 128, 0, stream>>>(params, problem.block_mask, tiles);
+  const int lines = tiles * params.plan.batch * params.plan.heads;
+  if (lines == 0) return cudaSuccess;
+  block_mask_kernel<<<lines, 128, 0, stream>>>(params, problem.block_mask, tiles);
   return cudaGetLastError();
 }
 
