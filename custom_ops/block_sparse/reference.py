@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
-from trianglemix.custom_ops.block_sparse.rule import Rows, block_sums, kept_blocks
+from trianglemix.custom_ops.block_sparse.rule import (
+    Rows,
+    block_sums,
+    kept_blocks,
+    undecided_blocks,
+)
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.reference import (
     Call,
@@ -76,6 +81,32 @@ def choose_blocks(call: Call, attention: BlockSparse) -> BoolArray:
                 sums = tile_sums(queries[b, :, h], keys[b, h // group], rows, tile, attention)
                 mask[b, h, tile, : tile + 1] = kept_blocks(sums, tile, attention.rule)
     return mask
+
+
+def misplaced_blocks(
+    call: Call, attention: BlockSparse, chosen: BoolArray, band: float
+) -> list[tuple[int, int, int]]:
+    """Row, head and tile of each choice `[B, H, C, C]` that is not the rule's within the tie band.
+
+    A choice may differ where rounding decides (`rule.undecided_blocks`), and must hold the mass.
+    """
+    right = choose_blocks(call, attention)
+    queries, keys, _ = rows_and_present(call, attention)
+    group = attention.shape.num_heads // attention.shape.kv_num_heads
+    wrong = []
+    for b, h, tile in sorted({(b, h, t) for b, h, t, _ in np.argwhere(chosen != right).tolist()}):
+        rows = rows_of(call, b)
+        differ = chosen[b, h, tile] != right[b, h, tile]
+        if not rows.has_rows(tile) or rows.is_dense(tile, attention.rule):
+            wrong.append((b, h, tile))
+            continue
+        sums = tile_sums(queries[b, :, h], keys[b, h // group], rows, tile, attention)
+        open_ = undecided_blocks(sums, tile, attention.rule, band)
+        held = sums[chosen[b, h, tile, : tile + 1]].sum()
+        decided = differ[tile + 1 :].any() or differ[: tile + 1][~open_].any()
+        if decided or held < (attention.rule.mass - band) * sums.sum():
+            wrong.append((b, h, tile))
+    return wrong
 
 
 def tile_sums(queries: Array, keys: Array, rows: Rows, tile: int, attention: BlockSparse) -> Array:

@@ -17,6 +17,8 @@ _LONGEST_SHORT: Final = 700
 _STEPS: Final = 3
 _PADS: Final = 3
 _BEYOND: Final = 64  # tokens of the prompt after the first one that drops something
+_BEYOND_TILES: Final = 11 * 64  # five tiles that choose, and a half one
+_TILE_TENSORS: Final = 2  # as large as one layer's scores, of the body that runs alone
 _FURTHEST_DROP: Final = 1 << 14  # tokens read, unless more were asked for, to see keys dropped
 _MOST_BYTES: Final = 1 << 29  # of one layer's scores, or of the logits, in one call
 _BODY_TENSORS: Final = 4  # of the size of the scores, that the function body holds at once
@@ -110,6 +112,26 @@ class Planner:
         ends = chunk_ends(length, most) if length > most else (length,)
         name = "long prompt, kernel against function body"
         return self._text(name, manifest.batch or 1, ends, length), []
+
+    def sparse(self, exact: int, longest: int | None) -> tuple[Text | None, list[str]]:
+        """A prompt whose rows choose among blocks, in one call; or None, and why there is none.
+
+        Nothing is chosen up to `exact` tokens. Two rows, one of them padded, where that may be.
+        """
+        manifest = self.checks.manifest
+        ends_at = (longest, manifest.context_length, self.facts.positions)
+        bounds = [bound for bound in ends_at if bound is not None]
+        by_scores = int((_MOST_BYTES / (4 * self.num_heads * _TILE_TENSORS)) ** 0.5)
+        length = min([exact + _BEYOND_TILES, by_scores, *bounds])
+        pads = _PADS if manifest.left_padding and manifest.batch is None else 0
+        if length - pads <= exact:
+            return None, [
+                f"verify: block-sparse layers choose nothing up to {exact} tokens, and no more "
+                f"than {length} can be read here: their choice was not looked at"
+            ]
+        text = self._text("blocks", manifest.batch or (2 if pads else 1), (length,), length)
+        text.mask[1:, :pads] = 0
+        return text, []
 
     @property
     def _dropping_length(self) -> int:

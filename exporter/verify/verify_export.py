@@ -15,6 +15,7 @@ from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.attention_node import LayerRole
 from trianglemix.exporter.interface.runtime_fit import strange_logits
 from trianglemix.exporter.report.export_report import VerifyReport
+from trianglemix.exporter.verify.block_choice_check import compare_blocks, exact_length
 from trianglemix.exporter.verify.comparisons import Checks
 from trianglemix.exporter.verify.graph_facts import graph_facts, source_limit
 from trianglemix.exporter.verify.rounding import coarsest_type, unrounded_type
@@ -44,7 +45,7 @@ _UNROUNDED: Final = (
 
 
 _BY_SCORES: Final = frozenset({LayerRole.BLOCK_SPARSE})
-"""A last bit may move a block in or out, and the logits with it."""
+"""A last bit may move a block in or out, and the logits with it: `compare_blocks` looks there."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ def verify_export(given: Verification) -> tuple[list[VerifyReport], list[str]]:
     if library is not None and given.manifest.triangle_layers and not checks.is_fixed:
         kernel, more = job.kernel_beside_body(longest)
         reports, notes = [*reports, *kernel], [*notes, *more]
+    if library is not None and given.manifest.block_sparse_layers and not checks.is_fixed:
+        blocks, more = job.blocks_beside_body(longest)
+        reports, notes = [*reports, *blocks], [*notes, *more]
     return reports, [*notes, *limit_notes]
 
 
@@ -255,6 +259,18 @@ class _Job:
         part = self._columns(readings)
         notes += [f"verify: kernel and function body were compared{part}"] if part else []
         return compare_readings(self.checks, *readings), notes
+
+    def blocks_beside_body(self, longest: int | None) -> tuple[list[VerifyReport], list[str]]:
+        """A prompt in which block-sparse layers choose, their kernel and what they should do."""
+        exact = exact_length(self._exported)
+        text, notes = self.planner.sparse(exact, longest) if exact else (None, [])
+        if text is None:
+            return [], notes
+
+        def with_library(path: Path) -> OpenModel:
+            return self._open(path, self.library)
+
+        return compare_blocks(with_library, self._exported, self.checks, text), notes
 
 
 def _ordinal(number: int) -> str:

@@ -118,3 +118,13 @@ def _window_mask(build: GraphBuilder, layer: ExampleLayer, window: int) -> ir.Va
     far = build.op("GreaterOrEqual", distance, build.int64(window))
     least = build.constant("least", np.array(np.finfo(np.float32).min))
     return build.op("Where", far, least, additive_mask(build, layer))
+
+
+def peaked(factor: float = 100.0) -> Example:
+    """The plain decoder with larger queries: some keys get most of a row's attention."""
+    example = build_example(decomposed_attention, opset=18)
+    for name, value in example.model.graph.initializers.items():
+        if name.endswith(".q"):
+            assert value.const_value is not None
+            value.const_value = ir.tensor(value.const_value.numpy() * np.float32(factor), name=name)
+    return example

@@ -18,7 +18,7 @@ from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole
 from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 from trianglemix.exporter.options import BlockRequest, LayerRequest
-from trianglemix.exporter.patterns import group_query_attention, softmax
+from trianglemix.exporter.patterns import group_query_attention
 from trianglemix.manifest.manifest import Manifest
 
 from tests.exporter import odd_models
@@ -34,11 +34,11 @@ SMALL: Final = TrianglePattern(2, 6, 3)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return save_example(softmax.PATTERN.example().model, tmp_path / "source")
+    return save_example(odd_models.peaked().model, tmp_path / "source")
 
 
 def _plan(folder: Path, **section: Any) -> Path:
-    shape = softmax.PATTERN.example().shape
+    shape = odd_models.peaked().shape
     model = Fingerprint(3, shape.num_heads, shape.kv_num_heads, shape.head_size)
     blocks = BlockSparsePlan(**{"layers": (0, 1), "rule": RULE, "origin": "by hand", **section})
     Plan("tiny", model, SMALL, triangle_layers=(2,), block_sparse=blocks).save(folder / "plan.json")
@@ -52,11 +52,11 @@ def _roles(folder: Path) -> list[LayerRole]:
 @pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "function"])
 def test_the_export_computes_the_rule(source: Path, kernel: bool, tmp_path: Path) -> None:
     export_to(source, tmp_path / "out", layers=(2,), blocks=SPARSE)
-    example, ids = softmax.PATTERN.example(), random_ids(1, TOKENS)
+    example, ids = odd_models.peaked(), random_ids(1, TOKENS)
     got = Session.of(tmp_path / "out", kernel=kernel).logits(ids)
     assert_close(got, example_logits(example, ids, {0: RULE, 1: RULE, 2: SMALL}))
     dense = example_logits(example, ids, {2: SMALL})
-    assert np.abs(got - dense).max() > 5e-3, "the rule dropped nothing: no test at all"
+    assert np.abs(got - dense).max() > 3e-2, "the rule dropped nothing: no test at all"
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", "hopper"])
@@ -66,7 +66,7 @@ def test_mass_one_is_the_source(source: Path, target: str, tmp_path: Path) -> No
     roles = _roles(tmp_path / "out")
     assert roles == [LayerRole.BLOCK_SPARSE, LayerRole.BLOCK_SPARSE, LayerRole.TRIANGLE]
     ids = random_ids(1, TOKENS)
-    expected = example_logits(softmax.PATTERN.example(), ids, {2: SMALL})
+    expected = example_logits(odd_models.peaked(), ids, {2: SMALL})
     assert_close(Session.of(tmp_path / "out").logits(ids), expected)
 
 
@@ -114,7 +114,7 @@ def test_an_export_is_exported_again(
     again, direct = (Session.of(tmp_path / name).logits(ids) for name in ("again", "direct"))
     assert_close(again, direct)
     export_to(tmp_path / "first", tmp_path / "dense", dense=True)
-    expected = example_logits(softmax.PATTERN.example(), ids, {})
+    expected = example_logits(odd_models.peaked(), ids, {})
     assert_close(Session.of(tmp_path / "dense").logits(ids), expected)
 
 
@@ -171,7 +171,7 @@ def test_impossible_choices_are_refused(
     layers: tuple[int, ...], blocks: BlockRequest, message: str, tmp_path: Path
 ) -> None:
     windowed = layers == (1,)
-    example = odd_models.every_second_windowed() if windowed else softmax.PATTERN.example()
+    example = odd_models.every_second_windowed() if windowed else odd_models.peaked()
     path = save_example(example.model, tmp_path / "source")
     with pytest.raises(ExportError, match=message):
         export_to(path, tmp_path / "out", layers=layers, blocks=blocks)

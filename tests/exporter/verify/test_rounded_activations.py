@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.graph.attention_node import AttentionNode
+from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole
 from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.export_report import ExportReport
@@ -83,10 +83,11 @@ def test_small_faults_are_seen(
     """A window off by one, a scale by 1 %; in the body alone no sinks, or a wider window."""
 
     @contextmanager
-    def faulty(path: Path, *, dense: bool, canonical: bool) -> Iterator[Path]:
+    def faulty(path: Path, *, dense: Collection[LayerRole], canonical: bool) -> Iterator[Path]:
         with form_of(path, dense=dense, canonical=canonical) as form:
             model = ir.load(form)
-            spoilt = dense if by_dense else canonical and not dense
+            nothing_dropped = LayerRole.TRIANGLE in dense
+            spoilt = nothing_dropped if by_dense else canonical and not nothing_dropped
             for layer, triangle in enumerate(AttentionNode.all_of(model.graph)):
                 if spoilt and layer == (0 if by_dense else 1):
                     kind = ir.AttrInt64 if isinstance(number, int) else ir.AttrFloat32
