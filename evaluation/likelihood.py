@@ -121,7 +121,7 @@ class FolderScorer:
                 "that a whole text cannot be read token by token; evaluate it with contexts and "
                 "continuations"
             )
-        if manifest.triangle_layers and not manifest.takes_prompt_end:
+        if manifest.drops_keys and not manifest.takes_prompt_end:
             raise PromptError(
                 "this model has no prompt_length input, without which a whole text's "
                 "log-likelihood would be that of dense attention; export it again"

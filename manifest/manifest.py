@@ -96,6 +96,11 @@ class Manifest:
         return self.static is not None or has_cache(self.inputs)
 
     @property
+    def drops_keys(self) -> bool:
+        """Whether some layer keeps less than its source, which depends on the prompt's end."""
+        return bool(self.triangle_layers or self.block_sparse_layers)
+
+    @property
     def takes_prompt_end(self) -> bool:
         """Whether a call can be told where the prompt ends that it is a part of."""
         return self.static is not None or self.prompt_length is not None

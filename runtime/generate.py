@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 from trianglemix.runtime.backends.backend import Logits
+from trianglemix.runtime.chunks import chunk_ends
 from trianglemix.runtime.errors import ExecutionError
 from trianglemix.runtime.kv_cache import IntArray, KVCache
 from trianglemix.runtime.memory import peak_resident_bytes
@@ -137,11 +138,10 @@ def _prefill(cache: KVCache, prompts: Sequence[IntArray], chunk: int | None) -> 
     for row, prompt in enumerate(prompts):
         ids[row, earlier + longest - len(prompt) :] = prompt
         real[row, earlier + longest - len(prompt) :] = True
-    total, prompt_end = ids.shape[1], cache.length + ids.shape[1]
-    step = chunk or total
-    for begin in range(0, total, step):
-        part = slice(begin, begin + step)
-        is_last = begin + step >= total
+    start, prompt_end = cache.length, cache.length + ids.shape[1]
+    for end in chunk_ends(start, prompt_end, chunk, cache.first_tile_slot(real)):
+        part = slice(cache.length - start, end - start)
+        is_last = end == prompt_end
         logits = cache.extend(ids[:, part], real[:, part], prompt_end, want_logits=is_last)
         cache.pending = cache.pending[:, :0]
     assert logits is not None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from trianglemix.manifest.feeds import Call
 from trianglemix.manifest.interface import fixed_length
 from trianglemix.runtime.backends.backend import Backend, DeviceCache, Kernel, Logits
+from trianglemix.runtime.chunks import first_slots
 from trianglemix.runtime.errors import PromptError
 
 IntArray = NDArray[np.int64]
@@ -58,6 +59,16 @@ class KVCache:
     def ends_at_switch(self) -> bool:
         """Whether the model computes otherwise from the next token on, for all tokens."""
         return self.length in self._manifest.length_switches
+
+    def first_tile_slot(self, new: NDArray[np.bool_]) -> int | None:
+        """Where the tiles of the rows begin to be counted, once `new` `[B, S]` has joined them.
+
+        None where no layer goes by tiles. Rows of one call have their tiles' edges in common.
+        """
+        if not self._manifest.block_sparse_layers:
+            return None
+        held = self._mask[:, : self.length] != 0
+        return first_slots(np.concatenate([held, new], axis=1))[0]
 
     def reserve(self, slots: int) -> None:
         """Makes room for `slots` tokens; more than that when the cache has to grow anyway."""

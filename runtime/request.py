@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trianglemix.manifest.interface import fixed_length
 from trianglemix.manifest.manifest import Manifest
 from trianglemix.runtime.backends.backend import Backend
+from trianglemix.runtime.chunks import chunk_ends, share_edges
 from trianglemix.runtime.errors import PromptError
 from trianglemix.runtime.kv_cache import IntArray, KVCache
 from trianglemix.runtime.sampling import Sampling
@@ -69,7 +70,7 @@ def _check_settings(request: Request, manifest: Manifest, cache: KVCache | None)
             "give each its own cache"
         )
     splits = chunk is not None and any(len(ids) > chunk for ids in prompts)
-    if splits and manifest.triangle_layers and not manifest.takes_prompt_end:
+    if splits and manifest.drops_keys and not manifest.takes_prompt_end:
         raise PromptError(
             "this model has no prompt_length input, without which a chunked prompt gives another "
             "answer than a whole one; leave out prefill_chunk, or export it again"
@@ -102,7 +103,9 @@ def _check_switches(request: Request, manifest: Manifest, cache: KVCache | None)
     longest = max(len(ids) for ids in request.prompts)
     step = fixed_length(manifest.inputs)
     kept = 0 if cache is None else cache.length
-    first = kept or min(longest, request.prefill_chunk or longest, step or longest)
+    tiles = 0 if manifest.block_sparse_layers else None
+    chunk = chunk_ends(0, longest, request.prefill_chunk, tiles)[0]
+    first = kept or min(longest, chunk, step or longest)
     for number in manifest.length_switches:
         if first <= number < held + longest:
             part = f"the {held} tokens before" if held else f"a chunk of {first} tokens"
@@ -129,16 +132,20 @@ def _groups(request: Request, backend: Backend, cache: KVCache | None) -> list[G
     if len(prompts) == 1 or _fits_one_batch(request, backend.manifest):
         rows = range(len(prompts))
         return [Group(rows, prompts, lambda: KVCache(backend, len(rows)))]
-    _LOG.info("%s: running %d prompts in turn", _why_in_turn(backend.manifest), len(prompts))
+    _LOG.info(
+        "%s: running %d prompts in turn", _why_in_turn(request, backend.manifest), len(prompts)
+    )
     return [
         Group(range(row, row + 1), [ids], lambda: KVCache(backend))
         for row, ids in enumerate(prompts)
     ]
 
 
-def _why_in_turn(manifest: Manifest) -> str:
+def _why_in_turn(request: Request, manifest: Manifest) -> str:
     if manifest.batch == 1:
         return "this model takes one row at a time"
+    if _cuts_tiles(request, manifest):
+        return "chunks that are whole tiles of one row cut those of another"
     if manifest.left_padding:
         return "this model reads a row by the longest one's length"
     return "this model takes no left padding"
@@ -151,10 +158,20 @@ def _fits_one_batch(request: Request, manifest: Manifest) -> bool:
     longest, end = max(lengths), max(lengths) + request.max_new_tokens
     if len(lengths) > 1 and any(min(lengths) <= x < end for x in manifest.length_switches):
         return False  # the longest row would decide how the others are read
+    if _cuts_tiles(request, manifest):
+        return False
     if manifest.left_padding:
         return True
     # GroupQueryAttention: no pads on the left, nor (CPU) several tokens after a past.
     return len(lengths) == 1 and (request.prefill_chunk or longest) >= longest
+
+
+def _cuts_tiles(request: Request, manifest: Manifest) -> bool:
+    """Whether chunks of the prompts as a batch would cut tiles, which makes those dense."""
+    lengths = [len(ids) for ids in request.prompts]
+    chunk = request.prefill_chunk
+    in_chunks = chunk is not None and max(lengths) > chunk
+    return bool(manifest.block_sparse_layers) and in_chunks and not share_edges(lengths)
 
 
 def _check_length(group: Group, request: Request, backend: Backend, cache: KVCache | None) -> None:

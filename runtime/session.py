@@ -144,7 +144,8 @@ class TriangleSession:
                 alone; a model without left padding runs rows of unequal length one by one.
             max_new_tokens: the most tokens to generate.
             prefill_chunk: tokens of the prompt per step, to bound memory; the answer stays that
-                of one pass. None reads the prompt in one step.
+                of one pass. None reads the prompt in one step. A model with block-sparse layers
+                reads whole tiles of 128 tokens, one at least.
             sampling: greedy unless told otherwise.
             cache: from `new_cache`, for one prompt that continues what the cache holds.
 

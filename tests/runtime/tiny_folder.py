@@ -12,6 +12,9 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.block_sparse.contract import OP_TYPE as BLOCK_SPARSE
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.block_sparse.function_body import build_function as block_sparse_body
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, OP_TYPE, TrianglePattern
 from trianglemix.custom_ops.triangle.function_body import build_function
 from trianglemix.manifest.interface import GraphInput, GraphOutput
@@ -22,6 +25,8 @@ from source_models.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
 PATTERN: Final = TrianglePattern(num_sink_tokens=2, sliding_window_size=6, num_last_tokens=4)
 HEADS, KV_HEADS, HEAD_SIZE, WIDTH = 4, 2, 8, 32
 CONTEXT: Final = 512
+LONG_CONTEXT: Final = 2048
+RULE: Final = BlockRule(mass=0.4, min_length=0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,12 @@ class TinyFolder:
     context_length: int | None = CONTEXT
     eos: int | None = None
     seed: int = 0
+    block_sparse: bool = False  # layer 0 chooses blocks, and the context is longer
+
+    @property
+    def context(self) -> int | None:
+        """The manifest's context length."""
+        return LONG_CONTEXT if self.block_sparse else self.context_length
 
 
 class _Graph:
@@ -88,7 +99,9 @@ def _model(spec: TinyFolder) -> onnx.ModelProto:
     lengths = _lengths(g)
     hidden = g.op("Gather", [g.weight(VOCABULARY_SIZE, WIDTH, gain=16.0), "input_ids"])
     if spec.position_ids:
-        place = g.op("Gather", [g.weight(CONTEXT, WIDTH, gain=16.0), "position_ids"])
+        place = g.op(
+            "Gather", [g.weight(spec.context or CONTEXT, WIDTH, gain=16.0), "position_ids"]
+        )
         hidden = g.op("Add", [hidden, place])
     for layer in range(spec.layers):
         hidden = _layer(g, layer, hidden, lengths)
@@ -104,8 +117,12 @@ def _model(spec: TinyFolder) -> onnx.ModelProto:
         opsets.append(helper.make_opsetid("com.microsoft", 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
     opsets.append(helper.make_opsetid(contract.DOMAIN, contract.OP_VERSION))
-    function = ir.serde.serialize_function(build_function())
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=[function])
+    bodies = [build_function()]
+    if spec.block_sparse:
+        bodies.append(block_sparse_body())
+        del bodies[1].outputs[len(contract.OUTPUTS) :]
+    functions = [ir.serde.serialize_function(body) for body in bodies]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=functions)
 
 
 def _lengths(g: _Graph) -> dict[str, str]:
@@ -144,11 +161,18 @@ def _layer(g: _Graph, layer: int, hidden: str, lengths: dict[str, str]) -> str:
         inputs = [query, key, value, *past, lengths["seqlens"], lengths["total"]]
         g.op("GroupQueryAttention", inputs, *outputs, domain="com.microsoft", **heads)
     else:
-        pattern = PATTERN if layer else DENSE_PATTERN
+        sparse = g.spec.block_sparse and not layer
+        rule = RULE if sparse else PATTERN if layer else DENSE_PATTERN
         inputs = [query, key, value, *past]
         inputs += [lengths[name] for name in ("seqlens", "total", "prompt", "first")]
-        attributes = {**heads, **pattern.as_attributes(), "scale": 0.0, "softcap": 0.0}
-        g.op(OP_TYPE, inputs, *outputs, domain=contract.DOMAIN, **attributes)
+        attributes = {**heads, **rule.as_attributes(), "scale": 0.0, "softcap": 0.0}
+        g.op(
+            BLOCK_SPARSE if sparse else OP_TYPE,
+            inputs,
+            *outputs,
+            domain=contract.DOMAIN,
+            **attributes,
+        )
     projected = g.op("MatMul", [outputs[0], g.weight(HEADS * HEAD_SIZE, WIDTH, gain=2.0)])
     return g.op("Tanh", [g.op("Add", [hidden, projected])])
 
@@ -188,7 +212,9 @@ def _manifest(spec: TinyFolder) -> Manifest:
         cache=tuple(_layer_cache(layer) for layer in range(spec.layers)),
         shared_cache=spec.shared_cache,
         left_padding=not spec.group_query_attention,
-        context_length=spec.context_length,
+        context_length=spec.context,
+        block_sparse_layers=(0,) if spec.block_sparse else (),
+        block_rule=RULE if spec.block_sparse else None,
         inputs=_inputs(spec),
         outputs=_outputs(spec),
     )
