@@ -6,9 +6,9 @@
 triangle layers, these with its block-sparse layers (and at each of `--masses`), and with as many
 random blocks in their place. `tasks`: all thirteen at 4,000 and 8,000 tokens, 40 samples each,
 without the control. Each unit of samples is a line of `answers.jsonl`; the same command goes on
-where an earlier one stopped (`--minutes`), and `report.json` is made of all lines there are. Needs
-torch, transformers and tokenizers; the folder is a Hugging Face one (`source_models.packed_smollm2`
-makes it on the machine).
+where an earlier one stopped (`--minutes`), and `report.json` is made of all lines of this plan.
+Needs torch, transformers and tokenizers; the folder is a Hugging Face one
+(`source_models.packed_smollm2` makes it on the machine).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "answers.jsonl"
     variants, started = _variants(options), time.time()
-    lines = _lines(file)
+    lines = [line for line in _lines(file) if is_of(line, variants)]
     done = {line["unit"] for line in lines}
     units = [unit for unit in _units(options, variants) if unit.name not in done]
     print(f"{len(units)} units of samples to ask, {len(done)} were asked before", flush=True)
@@ -57,6 +57,7 @@ def main() -> None:
     with context.Pool(min(options.processes, len(units) or 1), load, (worker,)) as pool:
         for line in pool.imap_unordered(ask, units):
             if line is not None:
+                line["choice"] = {name: choice_of(variants[name]) for name in line["variants"]}
                 lines.append(line)
                 with file.open("a", encoding="utf-8") as output:
                     output.write(json.dumps(line) + "\n")
@@ -136,6 +137,23 @@ def _batches(
         yield Unit(part, task, tokens, tuple(seeds[begin : begin + BATCH]), variants)
 
 
+def choice_of(variant: Variant) -> dict[str, Any] | None:
+    """A variant's layers, pattern and rule as they stand in a line; None is dense."""
+    if variant.config is None:
+        return None
+    content = asdict(variant.config) | {"random": variant.random}
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
+
+
+def is_of(line: dict[str, Any], variants: dict[str, Variant]) -> bool:
+    """Whether a line was asked under these very variants: the plan may have changed since."""
+    return bool(
+        line.get("choice")
+        == {name: choice_of(x) for name, x in variants.items() if name in line["variants"]}
+    )
+
+
 def _lines(file: Path) -> list[dict[str, Any]]:
     """What earlier runs asked; a line that was cut off is asked again."""
     if not file.is_file():
@@ -165,10 +183,7 @@ def _report(
         print(f"{name} ({rows['samples']} samples)")
         for variant, row in rows["variants"].items():
             print(f"  {variant:20}", _row(row))
-    configs = {
-        name: asdict(variant.config) | {"random": variant.random} if variant.config else None
-        for name, variant in variants.items()
-    }
+    configs = {name: choice_of(variant) for name, variant in variants.items()}
     run = describe_run(["torch", "transformers"])
     return {"run": run, "dtype": options.dtype, "variants": configs, "figures": figures}
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import torch
 from trianglemix.evaluation.huggingface import HuggingFaceModel, HuggingFaceOptions
 from trianglemix.pytorch import BlockRule, TriangleMixConfig, patch, unpatch
 
 from benchmarks.batched_answers import read_prompt, write_answers
+from benchmarks.block_sparse_answers import choice_of, is_of
+from benchmarks.paired_answers import Variant
 from tests.tiny_models import tiny_folder
 
 CONFIG = TriangleMixConfig(
@@ -35,3 +40,19 @@ def test_a_batch_of_caches_answers_as_its_prompts_alone() -> None:
     for short, whole in zip(cut, together, strict=True):
         end = whole.index(stop) if stop in whole else len(whole)
         assert short == whole[:end]
+
+
+def test_answers_of_another_plan_are_not_taken_up() -> None:
+    variants = {"dense": Variant(), "block-sparse": Variant(CONFIG)}
+    line = {"variants": list(variants)}
+    line |= {"choice": {name: choice_of(variant) for name, variant in variants.items()}}
+    line = json.loads(json.dumps(line))
+    assert is_of(line, variants)
+    assert is_of(line, {**variants, "more": Variant(CONFIG, random=True)})
+    for other in (
+        Variant(CONFIG, random=True),
+        Variant(replace(CONFIG, block_sparse_layer_indices=[0])),
+        Variant(replace(CONFIG, block_rule=BlockRule(mass=0.6, min_length=200))),
+    ):
+        assert not is_of(line, {**variants, "block-sparse": other})
+    assert not is_of({"variants": list(variants)}, variants), "a line that does not say"
