@@ -1,4 +1,4 @@
-"""The main job on a real model: a number hidden in a long prompt, asked of dense and triangle.
+"""The main job on a real model: a number hidden in a long prompt, asked of three exports.
 
     make demo        (or: python -m benchmarks.demo [--rounds N] [--prompt-tokens N])
 
@@ -34,7 +34,17 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 DEMO: Final = BUILD / "demo"
 PLAN: Final = ROOT / "models" / "smollm2" / "plan.json"
 MODEL: Final = "SmolLM2-135M-Instruct"
-VARIANTS: Final = {"dense": ["--dense"], "triangle": ["--plan", str(PLAN)]}
+VARIANTS: Final = {
+    "dense": ["--dense"],
+    "triangle": ["--plan", str(PLAN), "--block-sparse-layers", "none"],
+    "block_sparse": ["--plan", str(PLAN)],
+}
+"""The last one is the whole plan: triangle layers, and block-sparse ones among the others."""
+TITLES: Final = {
+    "dense": "dense",
+    "triangle": "triangle",
+    "block_sparse": "triangle, block-sparse",
+}
 MEASURED: Final = ("ttft_s", "tokens_per_s", "peak_rss_mb")
 _NEW_TOKENS: Final = 48
 
@@ -47,7 +57,7 @@ class DemoError(TriangleMixError):
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--prompt-tokens", type=click.IntRange(64, 8144), default=8000, show_default=True)
 def demo(rounds: int, prompt_tokens: int) -> None:
-    """Asks a dense and a triangle model for a number hidden in a long prompt."""
+    """Asks a dense, a triangle and a block-sparse model for a number hidden in a long prompt."""
     console = Console()
     folders = make_models(console)
     tokenizer = Tokenizer.from_folder(folders["dense"])
@@ -70,7 +80,7 @@ def make_models(console: Console) -> dict[str, Path]:
         hugging_face_folder()
     with _step(console, "SmolLM2 as a plain ONNX file (half a minute, once)"):
         source = plain_onnx()
-    key = _digest([PLAN, source, *ROOT.glob("exporter/**/*.py"), *ROOT.glob("custom_ops/*.py")])
+    key = _digest([PLAN, source, *ROOT.glob("exporter/**/*.py"), *ROOT.glob("custom_ops/**/*.py")])
     cache = DEMO / "models" / key
     for old in (DEMO / "models").glob("*"):
         if old != cache:
@@ -117,6 +127,8 @@ def summarize(runs: dict[str, list[dict[str, Any]]], prompt: HiddenNumber) -> di
         for name, rounds in runs.items()
     }
     triangle = runs["triangle"][0]
+    blocks = {"block_sparse_layers": runs["block_sparse"][0]["block_sparse_layers"]}
+    figures["block_sparse"] |= blocks
     native = all(run["kernel"] == "native" for rounds in runs.values() for run in rounds)
     return {
         "model": MODEL,
@@ -129,24 +141,28 @@ def summarize(runs: dict[str, list[dict[str, Any]]], prompt: HiddenNumber) -> di
 
 
 def show(console: Console, report: dict[str, Any]) -> None:
-    """The table, and what the triangle layers gained."""
+    """The table, and what the layers gained."""
     table = Table(title=f"{report['model']}, {report['prompt_tokens']} prompt tokens")
     for column in ("", "answer", "first token, s", "tokens/s", "peak memory, MiB"):
         table.add_column(column, justify="right" if "," in column or "/" in column else "left")
     for name in VARIANTS:
         row = report[name]
         table.add_row(
-            name,
+            TITLES[name],
             row["answer"],
             f"{row['ttft_s']:.2f}",
             f"{row['tokens_per_s']:.1f}",
             f"{row['peak_rss_mb']:.0f}",
         )
     console.print(table)
-    ratio = report["triangle"]["ttft_s"] / report["dense"]["ttft_s"]
+    triangle, sparse = (
+        report[name]["ttft_s"] / report["dense"]["ttft_s"] for name in ("triangle", "block_sparse")
+    )
     console.print(
-        f"hidden number {report['expected_answer']}; {len(report['triangle_layers'])} triangle "
-        f"layers, {report['kernel']} kernel; time to first token {ratio:.3f} of dense"
+        f"hidden number {report['expected_answer']}; {report['kernel']} kernel; time to first "
+        f"token {triangle:.3f} of dense with {len(report['triangle_layers'])} triangle layers, "
+        f"{sparse:.3f} with {len(report['block_sparse']['block_sparse_layers'])} block-sparse ones "
+        "besides"
     )
 
 

@@ -29,6 +29,7 @@ def measure(folder: Path, ids: list[int], max_new_tokens: int) -> dict[str, obje
         "prompt_tokens": result.prompt_tokens,
         "kernel": result.kernel,
         "triangle_layers": list(session.manifest.triangle_layers),
+        "block_sparse_layers": list(session.manifest.block_sparse_layers),
     }
 
 

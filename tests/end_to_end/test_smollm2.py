@@ -33,7 +33,11 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> TriangleSession:
     output = tmp_path_factory.mktemp("smollm2") / "out"
     export(ExportOptions(source=plain_onnx(), output=output), SilentObserver())
     session = TriangleSession.from_folder(output, provider="cpu")
-    assert session.manifest.triangle_layers == Plan.load(PLAN).triangle_layers
+    plan = Plan.load(PLAN)
+    assert plan.block_sparse is not None
+    assert session.manifest.triangle_layers == plan.triangle_layers
+    assert session.manifest.block_sparse_layers == plan.block_sparse.layers
+    assert session.manifest.block_rule == plan.block_sparse.rule
     return session
 
 
@@ -76,13 +80,18 @@ def test_number_is_hidden_far_from_both_ends_of_a_prompt_that_fits(
 
 
 def test_report_has_exactly_the_promised_keys() -> None:
-    def run(ttft: float, layers: list[int], kernel: str = "native") -> dict[str, Any]:
+    def run(ttft: float, layers: list[int], blocks: list[int] | None = None) -> dict[str, Any]:
         return dict(
             answer=f"It is {NUMBER}.", ttft_s=ttft, tokens_per_s=10.0, peak_rss_mb=900.0,
-            prompt_tokens=7990, kernel=kernel, triangle_layers=layers,
+            prompt_tokens=7990, kernel="native", triangle_layers=layers,
+            block_sparse_layers=blocks or [],
         )  # fmt: skip
 
-    runs = {"dense": [run(t, []) for t in (30, 99, 31)], "triangle": [run(20, [1, 2])] * 2}
+    runs = {
+        "dense": [run(t, []) for t in (30, 99, 31)],
+        "triangle": [run(20, [1, 2])] * 2,
+        "block_sparse": [run(t, [1, 2], [0, 3]) for t in (18, 17, 90)],
+    }
     report = json.loads(json.dumps(summarize(runs, HiddenNumber((1, 2), NUMBER))))
     assert set(report) == {
         "model",
@@ -91,11 +100,15 @@ def test_report_has_exactly_the_promised_keys() -> None:
         "expected_answer",
         "dense",
         "triangle",
+        "block_sparse",
         "kernel",
     }
+    keys = {"answer", "ttft_s", "tokens_per_s", "peak_rss_mb"}
     for variant in ("dense", "triangle"):
-        assert set(report[variant]) == {"answer", "ttft_s", "tokens_per_s", "peak_rss_mb"}
-    assert report["dense"]["ttft_s"] == 31
+        assert set(report[variant]) == keys
+    assert set(report["block_sparse"]) == {*keys, "block_sparse_layers"}
+    assert report["block_sparse"]["block_sparse_layers"] == [0, 3]
+    assert (report["dense"]["ttft_s"], report["block_sparse"]["ttft_s"]) == (31, 18)
     assert report["triangle_layers"] == [1, 2]
     assert report["kernel"] == "native"
     runs["dense"][1]["kernel"] = "fallback"
