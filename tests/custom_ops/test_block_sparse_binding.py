@@ -122,6 +122,16 @@ def test_the_shape_of_the_first_output_is_known_before_the_call(asked: bool) -> 
     assert outputs[0].shape == ["query_0", "query_1", 4 * 24]
 
 
+def test_a_mask_without_a_name_is_an_absent_one() -> None:
+    feeds = {k: v for k, v in feeds_of(prompt(700, SHAPE)).items() if not k.startswith("past")}
+    absent = (frozenset(ALL_INPUTS) - feeds.keys()) | {BLOCK_MASK}
+    model = build_model(attributes_of(GIVEN), "float32", absent, op_type=OP_TYPE)
+    model.graph.node[0].output.append("")
+    outputs = open_session(model, BACKEND).run(None, feeds)
+    assert len(outputs) == 3
+    assert (outputs[0] == run(prompt(700, SHAPE), attributes_of(GIVEN))[0]).all()
+
+
 @pytest.mark.parametrize(("batch", "length"), [(0, 3), (2, 0), (0, 0)])
 def test_nothing_to_compute_is_no_error(batch: int, length: int) -> None:
     past = np.ones((batch, 2, 8, 16), np.float32)
