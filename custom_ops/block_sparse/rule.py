@@ -7,17 +7,10 @@ blocks up to its own. `N` is the prompt's end, `L` the end of the row's keys.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from trianglemix.custom_ops.arrays import Array, BoolArray
 from trianglemix.custom_ops.block_sparse.contract import SAMPLE_STEP, TILE, BlockRule
-
-TIE_BANDS: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 2e-2}
-"""How far, as a share, block sums and the mass they reach may be off in a model's own layers.
-
-The kernels' tests are stricter; what a model feeds them has larger numbers.
-"""
 
 
 @dataclass(frozen=True)

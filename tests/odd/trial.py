@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.options import BlockRequest, ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.manifest.feeds import unfed
 from trianglemix.manifest.manifest import Manifest
@@ -66,12 +66,16 @@ class Depth:
     cut: bool = False
     again: bool = False  # the export, its values renamed, is exported once more
     last: bool = False  # with --last-token-logits
+    sparse: bool = False  # other layers block-sparse, with mass 1
 
     @classmethod
     def of(cls, seed: int) -> Depth:
-        """By turns: a fourth of the seeds each, and half are cut."""
+        """By turns: a fourth of the seeds each, and half are cut.
+
+        What is verified has block-sparse layers that choose, where layers are left for it.
+        """
         turn = seed % 4
-        return cls(turn == 0, turn == 1, seed % 8 >= 4, turn == 2, turn == 3)
+        return cls(turn == 0, turn == 1, seed % 8 >= 4, turn == 2, turn == 3, turn in (1, 3))
 
 
 def run_trial(seed: int, depth: Depth | None = None) -> Trial:
@@ -132,13 +136,17 @@ class _Bench:
             worst = self._compare_cut()
             if worst > self._model.tolerance:
                 return self._ended(Outcome.WRONG, f"cut: off by {worst:.0e}")
-        for wanted, compare in ((self._depth.again, self._again), (self._depth.last, self._last)):
+        depth = self._depth
+        more = (
+            (depth.again, self._again), (depth.last, self._last), (depth.sparse, self._sparse),
+        )  # fmt: skip
+        for wanted, compare in more:
             worst = compare(running) if wanted else 0.0
             if worst > self._model.tolerance:
                 return self._ended(Outcome.WRONG, f"{compare.__name__}: off by {worst:.0e}")
         if self._depth.verify:
             try:
-                self._export("verified", _SMALL, verify=True)
+                self._export("verified", _SMALL, verify=True, blocks=self._blocks(0.9))
             except TriangleMixError as error:
                 strange = unfed(Manifest.load(self._folder / "plain").inputs)
                 outcome = Outcome.NOT_RUN if strange else Outcome.FALSE_ALARM
@@ -190,10 +198,23 @@ class _Bench:
 
     def _cut_layer(self) -> int | None:
         """The deepest layer that slides no window."""
+        return max(self._free_layers(), default=None)
+
+    def _free_layers(self) -> tuple[int, ...]:
+        """Layers that slide no window."""
         causal = self._model.family == "causal"
-        free = [x for x in range(self._model.num_layers)
-                if causal or x not in self._model.window_layers]  # fmt: skip
-        return max(free) if free else None
+        return tuple(
+            layer
+            for layer in range(self._model.num_layers)
+            if causal or layer not in self._model.window_layers
+        )
+
+    def _blocks(self, mass: float) -> BlockRequest:
+        """Every layer that slides no window, but for the triangle layer."""
+        triangle = self._cut_layer()
+        free = () if triangle is None else self._free_layers()
+        layers = tuple(x for x in free if x != triangle)
+        return BlockRequest(layers, mass, 0) if layers else BlockRequest()
 
     def _compare(self, running: Running) -> tuple[float, Call | None]:
         exported = Running(self._folder / "plain" / "model.onnx", self._model)
@@ -248,6 +269,15 @@ class _Bench:
         exported = Running(self._export("last", _KEEP_ALL, last_token_logits=True), self._model)
         call, seed = Call(self._model.size + 3 if self._model.size < 200 else 60), self._model.seed
         return difference(exported.logits(call, seed)[-1:], running.logits(call, seed)[-1:])
+
+    def _sparse(self, running: Running) -> float:
+        """Mass 1 in the other layers, which keeps everything."""
+        blocks = self._blocks(1.0)
+        if not blocks.layers:
+            return 0.0
+        exported = Running(self._export("sparse", _KEEP_ALL, blocks=blocks), self._model)
+        padding = Manifest.load(self._folder / "sparse").left_padding
+        return self._worst(exported, running, calls_of(self._model, pads=padding, chunks=True))[0]
 
     def _run(self, running: Running) -> Trial | None:
         """The runtime's greedy tokens beside the source's; a refusal at once is no fault."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.errors import ExportError
-from trianglemix.exporter.options import ExportOptions, LayerRequest, PatternRequest
+from trianglemix.exporter.graph.attention_node import LayerRole
+from trianglemix.exporter.options import BlockRequest, ExportOptions, LayerRequest, PatternRequest
 from trianglemix.exporter.pipeline import export
 from trianglemix.exporter.report.export_report import ExportReport
 from trianglemix.manifest.manifest import Manifest
@@ -89,15 +91,23 @@ class SilentObserver:
     def sites(self, sites: Sites) -> None: ...
 
 
-def measure_cell(route: str, family: str, paths: CellPaths) -> Cell:
-    """Exports the source twice (everything kept; a small window) and compares."""
+def measure_cell(route: str, family: str, paths: CellPaths, *, block_sparse: bool = False) -> Cell:
+    """Exports the source twice (everything kept; a small window) and compares.
+
+    `block_sparse`: what keeps everything has block-sparse layers of mass 1, and once more at mass
+    0.9 their choice and their output are compared with the rule's and the function body's.
+    """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         try:
             report = _export(paths.source, Path(place) / "kept", _KEEP_ALL)
+            if block_sparse:
+                report = _with_blocks(paths.source, Path(place), report)
             _export(paths.source, Path(place) / "small", _small())
         except ExportError as error:
-            return Cell(route, family, Status.REFUSED, str(error))
+            failed = str(error).startswith("verification failed")
+            status = Status.WRONG if failed else Status.REFUSED
+            return Cell(route, family, status, str(error))
         cell = Cell(
             route, family, Status.EXPORTED, forms=tuple(sorted({x.form for x in report.layers}))
         )
@@ -127,6 +137,30 @@ def _export(path: Path, output: Path, pattern: PatternRequest) -> ExportReport:
         if "all chosen ones slide" not in str(error):
             raise
     return export(replace(options, dense=True, layers=LayerRequest()), SilentObserver())
+
+
+def _with_blocks(path: Path, place: Path, kept: ExportReport) -> ExportReport:
+    """All layers that slide no window, but for the deepest, block-sparse; see `measure_cell`.
+
+    Returns the report of the export that keeps everything; that of before where no layer is left.
+    """
+    *sparse, triangle = kept.layers_of(LayerRole.TRIANGLE) or [0]
+    if not sparse:
+        return kept
+    whole = ExportOptions(
+        path, place / "kept", pattern=_KEEP_ALL, layers=LayerRequest(layers=(triangle,)),
+        blocks=BlockRequest(tuple(sparse), mass=1.0, min_length=0), force=True,
+    )  # fmt: skip
+    blocks = replace(whole.blocks, mass=0.9)
+    chosen = replace(whole, output=place / "chosen", pattern=_small(), blocks=blocks, verify=True)
+    try:
+        checks = {check.name for check in export(chosen, SilentObserver()).verification}
+        assert any(name.startswith("choice of blocks") for name in checks), checks
+    except ExportError as error:
+        if str(error).startswith("verification failed"):
+            raise
+        logging.info("%s is not verified: %s", path, error)  # the CPU runs no such source
+    return export(whole, SilentObserver())
 
 
 @dataclass(frozen=True)

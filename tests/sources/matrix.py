@@ -2,6 +2,7 @@
 
 python -m tests.sources.matrix                                   # all cells
 python -m tests.sources.matrix --routes 'dynamo-*' --families llama
+python -m tests.sources.matrix --block-sparse    # with such layers; the results are not kept
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.sources.cell import Cell, CellPaths, Status, measure_cell
 RESULTS: Final = SOURCES / "results.json"
 
 
-def run_cell(route: str, family: str) -> Cell:
+def run_cell(route: str, family: str, *, block_sparse: bool = False) -> Cell:
     """The cell of a model under `build/sources`; it must have been made before."""
     folder = SOURCES / route / family
     if not folder.is_dir():
@@ -31,7 +32,8 @@ def run_cell(route: str, family: str) -> Cell:
         reason = (folder / REASON).read_text(encoding="utf-8").splitlines()[0]
         return Cell(route, family, Status.NO_SOURCE, reason)
     try:
-        return measure_cell(route, family, _paths(route, family))
+        paths = _paths(route, family)
+        return measure_cell(route, family, paths, block_sparse=block_sparse)
     except Exception as error:  # a crash is as wrong as a wrong number
         logging.exception("%s %s", route, family)
         return Cell(route, family, Status.WRONG, f"crash: {type(error).__name__}: {error}")
@@ -76,14 +78,16 @@ def main() -> int:
     parser.add_argument("--routes", nargs="+", default=["*"])
     parser.add_argument("--families", nargs="+", default=["*"])
     parser.add_argument("--made", action="store_true", help="leave out what is not made yet")
+    parser.add_argument("--block-sparse", action="store_true", help="some layers block-sparse")
     arguments = parser.parse_args()
     wrong = False
     for family in _chosen(FAMILIES, arguments.families):
         for route in _chosen(tuple(ROUTES), arguments.routes):
             if arguments.made and not (SOURCES / route / family).is_dir():
                 continue
-            cell = run_cell(route, family)
-            save_result(cell)
+            cell = run_cell(route, family, block_sparse=arguments.block_sparse)
+            if not arguments.block_sparse:
+                save_result(cell)
             wrong = wrong or cell.status is Status.WRONG
             print(f"{family:9} {route:24} {cell.status.value:9} {_figures(cell)} {cell.reason}",
                   *cell.notes, sep=" | ", flush=True)  # fmt: skip

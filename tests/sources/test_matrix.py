@@ -20,6 +20,15 @@ def test_cell_is_exported_and_right(family: str, route: str) -> None:
     assert cell.source_is_right
 
 
+@pytest.mark.parametrize(("family", "route"), _CELLS)
+def test_cell_is_right_with_block_sparse_layers(family: str, route: str) -> None:
+    model = tiny_model(family, route)
+    paths = CellPaths(model.path, model.folder)
+    cell = measure_cell(route, family, paths, block_sparse=True)
+    assert cell.status is Status.EXPORTED, cell.reason
+    assert cell.source_is_right
+
+
 # found once: lengths that are not the mask's, an input that is missing, a value made twice
 _FOUND = (15, 36, 62, 172, 177, 180, 193, 228, 231)
 
