@@ -101,7 +101,7 @@ def _add_library(
     if needs_library:
         notes.append(
             f"{CONFIG_NAME} names the operator library {theirs}, which stays, since genai takes "
-            "one: there TriangleAttention runs as its function body, right but slow. If no node "
+            "one: there our operators run as their function bodies, right but slow. If no node "
             f"needs {theirs}, set {_LIBRARY_KEY} to {LIBRARY_NAME}, which lies beside it"
         )
     return notes

@@ -12,7 +12,7 @@ from trianglemix.exporter.verify.session import CPU
 
 class _Cpu(OnnxRuntimeTarget):
     name = "cpu"
-    summary = "ONNX Runtime on CPUs, TriangleAttention in every layer"
+    summary = "ONNX Runtime on CPUs, our operators in every layer"
     provider = CPU
     left_padding = True
     lower_dense = (LowerDenseSitesPass,)

@@ -10,7 +10,7 @@ from trianglemix.exporter.targets._onnx_runtime import CUDA, OnnxRuntimeTarget
 
 class _Hopper(OnnxRuntimeTarget):
     name = "hopper"
-    summary = "ONNX Runtime on H100 and H200, TriangleAttention in every layer"
+    summary = "ONNX Runtime on H100 and H200, our operators in every layer"
     provider = CUDA
     left_padding = True
     rotates_inside = True

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.block_sparse.contract import OP_TYPE, BlockRule
+from trianglemix.custom_ops.operators import add_function
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.graph.attention_node import AttentionNode, LayerRole
@@ -223,3 +224,33 @@ def test_wrong_usage(
 ) -> None:
     assert run_main(monkeypatch, source, "--dry-run", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_source_whose_choice_is_read_is_refused(tmp_path: Path) -> None:
+    export_to(
+        save_example(odd_models.peaked().model, tmp_path / "source"),
+        tmp_path / "out", layers=(2,), blocks=SPARSE,
+    )  # fmt: skip
+    model = ir.load(tmp_path / "out" / "model.onnx")
+    for node in (node.node for node in AttentionNode.all_of(model.graph)[:2]):
+        node.resize_outputs(4)
+        node.outputs[3].name, node.outputs[3].type = (
+            f"{node.name}/mask",
+            ir.TensorType(ir.DataType.UINT8),
+        )
+        model.graph.outputs.append(node.outputs[3])
+    add_function(model, OP_TYPE)
+    path = save_example(model, tmp_path / "reads")
+    with pytest.raises(ExportError, match="its output block_mask is read"):
+        export_to(path, tmp_path / "again", layers=(2,))
+
+
+def test_a_folder_for_genai_names_the_library(tmp_path: Path) -> None:
+    example = group_query_attention.PATTERN.example()
+    path = save_example(example.model, tmp_path / "source")
+    decoder = {"model": {"decoder": {"filename": "model.onnx"}}}
+    (path.parent / "genai_config.json").write_text(json.dumps(decoder))
+    export_to(path, tmp_path / "out", layers=(2,), blocks=SPARSE)
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    options = config["model"]["decoder"]["session_options"]
+    assert (tmp_path / "out" / options["custom_ops_library"]).is_file()
