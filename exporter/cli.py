@@ -29,7 +29,7 @@ from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report.print_report import print_near_misses, print_report
 
 PROGRAM: Final = "trianglemix-export"
-_PIPE_WIDTH: Final = 120
+_PIPE_WIDTH: Final = 200
 _TARGETS: Final = all_targets()
 _SUMMARIES: Final = "; ".join(f"{name}: {target.summary}" for name, target in _TARGETS.items())
 
