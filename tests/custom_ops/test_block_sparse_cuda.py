@@ -5,32 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
-from trianglemix.custom_ops.library import library_path
 
 from tests.custom_ops.block_sparse_cases import BlockSparseCase, block_sparse_cases
 from tests.custom_ops.cases import Limits
-from tests.custom_ops.operator_session import Backend, run_call
+from tests.custom_ops.gpu import BUDGET, CUDA, NEEDS_GPU
+from tests.custom_ops.operator_session import run_call
 from tests.custom_ops.tolerances import assert_same_bits
 
-PROVIDER = "CUDAExecutionProvider"
-CUDA = Backend(library_path(), PROVIDER)
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        PROVIDER not in ort.get_available_providers(), reason="no GPU: needs onnxruntime-gpu"
-    ),
-]
-BUDGET = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=30,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+pytestmark = list(NEEDS_GPU)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.contract import AttentionShape
@@ -26,9 +26,9 @@ from tests.custom_ops.cases import (
     folded_cases,
     make_call,
 )
+from tests.custom_ops.gpu import BUDGET, CUDA, NEEDS_GPU, PROVIDER
 from tests.custom_ops.operator_session import (
     ALL_INPUTS,
-    Backend,
     Binding,
     attributes_of,
     build_model,
@@ -37,21 +37,7 @@ from tests.custom_ops.operator_session import (
 )
 from tests.custom_ops.tolerances import assert_close
 
-PROVIDER = "CUDAExecutionProvider"
-CUDA = Backend(library_path(), PROVIDER)
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        PROVIDER not in ort.get_available_providers(), reason="no GPU: needs onnxruntime-gpu"
-    ),
-]
-BUDGET = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+pytestmark = list(NEEDS_GPU)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -2,6 +2,7 @@
 //
 // A block of four warps takes one work item of 32 tile rows, a warp eight of them. For scores a
 // lane is a key, for values a lane is a column (and every 32nd after it).
+#include "float32_rows.cuh"
 #include "launch.h"
 #include "partial.cuh"
 
@@ -17,9 +18,6 @@ struct Float32Params {
   const float *query, *key, *value;
   float* output;
 };
-
-// Floats of a row in shared memory: an odd number of 16-byte pieces, against bank conflicts.
-__host__ __device__ constexpr int pitch(int size) { return (size + 4) / 8 * 8 + 4; }
 
 __device__ void load_rows(float* target, const float* base, int size, int first, int from, int to) {
   for (int i = threadIdx.x; i < kKeys * size; i += kThreads) {
@@ -45,19 +43,12 @@ struct Float32Warp {
     for (int r = 0; r < kWarpRows; ++r) peak[r] = kNoMax, sum[r] = 0.0f;
   }
 
-  // Scaled (and capped) score of row r with the lane's key, in base 2 exponents.
+  // Of row r with the lane's key.
   __device__ float score(int r) const {
     const Plan& plan = params.plan;
     const float* q = queries + (kWarpRows * warp + r) * pitch(plan.head_size);
     const float* k = keys + lane * pitch(plan.head_size);
-    float x = 0.0f;
-    for (int c = 0; c < plan.head_size; c += 4) {
-      const float4 a = *reinterpret_cast<const float4*>(q + c);
-      const float4 b = *reinterpret_cast<const float4*>(k + c);
-      x += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
-    x *= plan.scale;
-    return (plan.softcap > 0.0f ? plan.softcap * tanhf(x / plan.softcap) : x) * kLog2E;
+    return scaled_score(plan, q, k);
   }
 
   // One tile: keys first + lane, of which those at or past `stop` are not shown.

@@ -3,6 +3,7 @@
 //
 // A block of four warps takes items of four units, one a warp: eight sampled rows, of which the
 // lanes are keys.
+#include "../../cuda/float32_rows.cuh"
 #include "choose.cuh"
 
 namespace trianglemix {
@@ -10,9 +11,6 @@ namespace {
 
 constexpr int kThreads = 128, kKeys = 32, kRows = static_cast<int>(kSamples);
 constexpr int kUnits = choice_rows_float32 / kRows;
-
-// Floats of a row in shared memory: an odd number of 16-byte pieces, against bank conflicts.
-__host__ __device__ constexpr int pitch(int size) { return (size + 4) / 8 * 8 + 4; }
 
 // The sampled rows of one unit, as UnitSums (choose.cuh) for lanes that are keys.
 struct Float32Sums {
@@ -75,19 +73,12 @@ struct Float32Chooser {
       keys[r * pitch(size) + c] = exists ? base[static_cast<int64_t>(first + r) * size + c] : 0.0f;
     }
   }
-  // Scaled (and capped) score of row r with the lane's key, in base 2 exponents.
+  // Of row r with the lane's key.
   __device__ float score(int r) const {
     const ChoicePlan& plan = params.plan;
     const float* q = queries + (kRows * warp + r) * pitch(plan.head_size);
     const float* k = keys + lane * pitch(plan.head_size);
-    float x = 0.0f;
-    for (int c = 0; c < plan.head_size; c += 4) {
-      const float4 a = *reinterpret_cast<const float4*>(q + c);
-      const float4 b = *reinterpret_cast<const float4*>(k + c);
-      x += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
-    x *= plan.scale;
-    return (plan.softcap > 0.0f ? plan.softcap * tanhf(x / plan.softcap) : x) * kLog2E;
+    return scaled_score(plan, q, k);
   }
 
   // Of sampled row r, counted from the first of tile 0; -1: there is no such row.
