@@ -18,7 +18,6 @@ from trianglemix.custom_ops.reference import Call
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 from trianglemix.custom_ops.triangle.reference import Attention
 
-from benchmarks.kernel_variants import REQUIRED_FLAGS, build_variants, runs_here
 from tests.custom_ops.block_sparse_cases import (
     BlockSparseCase,
     assert_same_blocks,
@@ -39,17 +38,6 @@ SHAPE = AttentionShape(6, 2, 64, 64)
 RULE = BlockRule(mass=0.7, min_length=0)
 GIVEN = BlockSparse(SHAPE, RULE, scale=0.3)
 INSTALLED = Backend(library_path())
-
-
-@pytest.fixture(scope="module", params=list(REQUIRED_FLAGS))
-def kernel(request: pytest.FixtureRequest) -> Backend:
-    """The library with one variant of the kernel chosen beforehand."""
-    variants = build_variants()
-    if request.param not in variants:
-        pytest.skip(f"the {request.param} kernel is not built for this architecture")
-    if not runs_here(request.param):
-        pytest.skip(f"this processor lacks the instructions of the {request.param} kernel")
-    return Backend(variants[request.param])
 
 
 @settings(BUDGET, max_examples=40)

@@ -13,7 +13,6 @@ from trianglemix.custom_ops.library import library_path
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.reference import Attention, triangle_attention
 
-from benchmarks.kernel_variants import REQUIRED_FLAGS, build_variants, runs_here
 from tests.custom_ops.cases import (
     Case,
     Folding,
@@ -31,17 +30,6 @@ BUDGET = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-
-
-@pytest.fixture(scope="module", params=list(REQUIRED_FLAGS))
-def kernel(request: pytest.FixtureRequest) -> Backend:
-    """The library with one variant of the kernel chosen beforehand."""
-    variants = build_variants()
-    if request.param not in variants:
-        pytest.skip(f"the {request.param} kernel is not built for this architecture")
-    if not runs_here(request.param):
-        pytest.skip(f"this processor lacks the instructions of the {request.param} kernel")
-    return Backend(variants[request.param])
 
 
 INSTALLED = Backend(library_path())
