@@ -130,12 +130,15 @@ __device__ void visit_ranges(const Item& item, Visit visit) {
 }
 template <typename Visit>
 __device__ void visit_blocks(const Scratch& scratch, const Item& item, Visit visit) {
-  BlockCursor blocks(scratch.bits, scratch.words, item.bits);
+  BlockCursor blocks(scratch.bits, scratch.words, item);
   for (int i = 0; i < item.blocks; ++i) {
     const int begin = item.first_valid + int{kBlock} * blocks.next();
     for (int first = begin; first < begin + kBlock; first += kKeys) {
-      visit(first, Smaller(item.end, item.high), true);
+      visit(first, first + kKeys, true);
     }
+  }
+  for (int first = item.low; first < item.high; first += kKeys) {
+    visit(first, Smaller(item.end, item.high), true);
   }
 }
 

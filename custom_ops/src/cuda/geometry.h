@@ -40,6 +40,7 @@ struct Plan {
   int split_rows, split_tiles, splits;  // at most split_rows rows of a batch row are split
   int row_tiles;                        // upper bound of unsplit tiles per batch row and group
   int split_items, items;               // work items: the split ones come first
+  int wave;                             // groups of a batch row whose tiles are taken together
   int pack_reciprocal;                  // row / pack == row * pack_reciprocal >> 16 in a tile
   float scale, softcap;
   float exponent;  // of 2 per unit of score, once capped
@@ -77,8 +78,9 @@ TM_HOST_DEVICE RowRange row_range(const Plan& plan, const Lengths& lengths, int 
 
 // One tile of rows and its keys: the sinks first_valid .. first_valid + sinks (all below `low`),
 // and the range low .. high, of which row i keeps j <= i and (i - j < window or j < sink_end).
-// In the schedule of key blocks its keys are `blocks` of those, the set bits of row `bits` of a
-// mask: all of them whole but the last, the range low .. high, of which row i keeps j <= i.
+// In the schedule of key blocks its keys are `blocks` whole ones, the set bits of row `bits` of a
+// mask behind the first `skipped`, and then, where it is not empty, the range low .. high of the
+// rows' own block, of which row i keeps j <= i.
 struct alignas(16) Item {
   int b, group, kv_head;
   int row, rows;  // first new row, number of positions
@@ -90,7 +92,9 @@ struct alignas(16) Item {
   union {
     int sink_end, bits;
   };
-  int window;
+  union {
+    int window, skipped;
+  };
   int first_valid, end;
   int slot, split, splits;  // splits > 1: partial result number `slot + split` of `splits`
 };
@@ -133,13 +137,22 @@ TM_HOST_DEVICE bool set_split(Item& item, const Plan& plan, int tile) {
 // Fills `item` for work item `number`; false if these lengths leave it empty.
 TM_HOST_DEVICE bool find_item(Item& item, const Plan& plan, const Lengths& lengths, int number) {
   const bool is_split = number < plan.split_items;
-  int rest = is_split ? number : number - plan.split_items;
-  item.group = rest % plan.groups;
-  rest /= plan.groups;
-  const int split = is_split ? rest % plan.splits : 0;
-  if (is_split) rest /= plan.splits;
-  item.b = rest % plan.batch;
-  int tile = rest / plan.batch;
+  int tile, split = 0, row_group;  // row_group: group of which batch row
+  if (is_split) {
+    const int rest = number / plan.groups;
+    split = rest % plan.splits;
+    row_group = rest / plan.splits % plan.batch * plan.groups + number % plan.groups;
+    tile = rest / plan.splits / plan.batch;
+  } else {
+    const int rest = number - plan.split_items;
+    const int first = rest / (plan.wave * plan.row_tiles) * plan.wave;
+    const int together = Smaller(plan.wave, plan.batch * plan.groups - first);
+    const int inside = rest - first * plan.row_tiles;
+    row_group = first + inside % together;
+    tile = inside / together;
+  }
+  item.group = row_group % plan.groups;
+  item.b = row_group / plan.groups;
   item.kv_head = item.group * plan.pack / (plan.heads / plan.kv_heads);
   const RowRange range = row_range(plan, lengths, item.b);
   if (is_split) {

@@ -38,6 +38,9 @@ Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& dev
 // ... of items that visit key blocks, each of one head: whoever chooses the blocks lists them.
 Plan make_block_plan(const AttentionProblem& problem, Kernel kernel, const Device& device);
 
+// Key heads whose keys and values the L2 cache holds together: at least one.
+int cached_heads(const AttentionProblem& problem);
+
 size_t scratch_bytes(const Plan& plan);
 Scratch scratch_at(const Plan& plan, void* workspace);
 

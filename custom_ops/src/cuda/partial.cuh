@@ -21,14 +21,25 @@ struct Scratch {
   int words;
 };
 
-// The set bits of a row of a bit mask, in ascending order. There must be another one.
+// The set bits of a row of a bit mask, in ascending order, behind an item's skipped ones. There
+// must be another one.
 struct BlockCursor {
   const uint32_t* next_word;
   uint32_t left = 0;
   int base = -32;
 
-  __device__ __forceinline__ BlockCursor(const uint32_t* bits, int words, int row)
-      : next_word(bits + static_cast<int64_t>(row) * words) {}
+  __device__ __forceinline__ BlockCursor(const uint32_t* bits, int words, const Item& item)
+      : next_word(bits + static_cast<int64_t>(item.bits) * words) {
+    for (int skipped = item.skipped; skipped > 0;) {
+      if (left == 0) left = *next_word++, base += 32;
+      const int set = __popc(left);
+      if (set <= skipped) {
+        left = 0, skipped -= set;
+      } else {
+        left &= left - 1, --skipped;
+      }
+    }
+  }
   __device__ __forceinline__ int next() {
     while (left == 0) left = *next_word++, base += 32;
     const int bit = __ffs(left) - 1;

@@ -88,6 +88,13 @@ ScratchLayout layout_of(const Plan& plan) {
 
 }  // namespace
 
+int cached_heads(const AttentionProblem& problem) {
+  constexpr int64_t kCachedBytes = int64_t{32} << 20;
+  const int64_t numbers = problem.present_capacity * (problem.head_size + problem.value_head_size);
+  const int64_t heads = kCachedBytes / Larger(1, numbers * BytesOf(problem.dtype));
+  return clamp_int(heads, 1, problem.batch * problem.kv_num_heads);
+}
+
 const char* query_device(Device* device) {
   constexpr int kDevices = 64;
   static Device known[kDevices];
@@ -156,13 +163,27 @@ Plan make_plan(const AttentionProblem& problem, Kernel kernel, const Device& dev
   const int group = static_cast<int>(problem.num_heads / problem.kv_num_heads);
   Plan plan = plan_tiles(problem, kernel, device, group);
   plan_split(plan, device);
+  plan.wave = plan.batch * plan.groups;
+  if (plan.window == kNoWindow) {  // tiles that visit all keys: as many heads' as are cached
+    plan.wave = Smaller(plan.wave, cached_heads(problem) * plan.groups / plan.kv_heads);
+    plan.wave = Larger(plan.wave, 1);
+  }
   return plan;
 }
 
 Plan make_block_plan(const AttentionProblem& problem, Kernel kernel, const Device& device) {
   Plan plan = plan_tiles(problem, kernel, device, 1);
   plan.window = kNoWindow;
-  plan.splits = 1;
+  // Tiles are cut at the edges of blocks. One is an item, or where they are too few for the GPU
+  // several shares of its keys.
+  const int tiles =
+      Smaller(CeilDivide(plan.capacity, int{kBlock}), CeilDivide(plan.length, int{kBlock}) + 1);
+  plan.row_tiles = tiles * CeilDivide(int{kBlock}, plan.positions);
+  plan.split_tiles = plan.row_tiles;
+  const int items = plan.batch * plan.groups * plan.row_tiles;
+  const int wanted = device.multiprocessors * kItemsPerMultiprocessor;
+  plan.splits = clamp_int(wanted / std::max(1, items), 1, kMaxSplits);
+  plan.items = items * plan.splits;
   return plan;
 }
 

@@ -127,7 +127,7 @@ struct RangeRun {
 };
 
 // The tiles of an item that visits key blocks: those of whole blocks, then from tile `diagonal` on
-// those of the last one, which the rows are in.
+// those of the rows' own one.
 template <typename Tile>
 struct BlockRun {
   static constexpr int kOfBlock = kBlock / Tile::kKeys;
@@ -136,8 +136,8 @@ struct BlockRun {
   int diagonal, count, block = 0;
 
   __device__ BlockRun(const Scratch& scratch, const Item& item)
-      : item(item), blocks(scratch.bits, scratch.words, item.bits) {
-    diagonal = (item.blocks - 1) * kOfBlock;
+      : item(item), blocks(scratch.bits, scratch.words, item) {
+    diagonal = item.blocks * kOfBlock;
     count = diagonal + CeilDivide(item.high - item.low, Tile::kKeys);
   }
   __device__ int split(int) const { return 0; }

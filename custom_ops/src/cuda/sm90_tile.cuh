@@ -92,7 +92,7 @@ struct KeyTiles<kD, Schedule::kRanges> {
   }
 };
 
-// The tiles of whole blocks, then the `count - diagonal` of the last one, which the rows are in.
+// The tiles of whole blocks, then the `count - diagonal` of the rows' own one.
 template <int kD>
 struct KeyTiles<kD, Schedule::kBlocks> {
   using Tile = Sm90Tile<kD, Schedule::kBlocks>;
@@ -100,7 +100,7 @@ struct KeyTiles<kD, Schedule::kBlocks> {
   int diagonal, count;
 
   __device__ __forceinline__ explicit KeyTiles(const Item& item) {
-    diagonal = (item.blocks - 1) * kOfBlock;
+    diagonal = item.blocks * kOfBlock;
     count = diagonal + CeilDivide(item.high - item.low, Tile::kKeys);
   }
   // First key of tile t; only the bit mask knows that of a whole block, and what it is makes no
@@ -131,7 +131,7 @@ struct KeyCursor<kD, Schedule::kBlocks> {
   int first = 0, part = 0;
 
   __device__ __forceinline__ KeyCursor(const Scratch& scratch, const Item& item)
-      : tiles(item), blocks(scratch.bits, scratch.words, item.bits) {}
+      : tiles(item), blocks(scratch.bits, scratch.words, item) {}
   __device__ __forceinline__ int next(const Item& item) {
     if (part % Tiles::kOfBlock == 0) first = item.first_valid + kBlock * blocks.next();
     return first + part++ % Tiles::kOfBlock * Tiles::Tile::kKeys;

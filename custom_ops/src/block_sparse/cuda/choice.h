@@ -28,29 +28,30 @@ struct ChoicePlan {
   int words;                    // of a tile's bits
   int units, row_items, items;  // units of an item; items of a batch row and key head, of all
   int blocks;                   // thread blocks that choose at once
-  int tile_items, positions;    // attention's items of a tile, rows of an item
+  int tile_items, positions;    // parts of a tile, rows of a part
+  int splits;                   // of a part, at most: attention's items of it
   int wave;                     // key heads whose tiles it takes together
   float scale, softcap, exponent;
 };
 
 struct ChoiceScratch {
   uint32_t* bits;  // [row_tiles * B * H, words]
-  Item* items;     // [row_tiles * B * H * tile_items]
   char* sums;      // [blocks, units, 32 * words, 8]: float, or bfloat16 of 16-bit tensors
 };
 
 struct ChoiceParams {
   ChoicePlan plan;
   ChoiceScratch scratch;
+  Item* items;  // attention's, [row_tiles * B * H * tile_items * splits]
   Lengths lengths;
   const void *query, *key;  // [B, S, H*D], [B, G, T, D]
   void* output;
 };
 
-ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, const Plan& plan,
+ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, const Plan& attention,
                             const Device& device);
 size_t choice_bytes(const ChoicePlan& plan, Kernel kernel);
-ChoiceScratch choice_scratch_at(const ChoicePlan& plan, void* memory);
+ChoiceScratch choice_scratch_at(const ChoicePlan& plan, Kernel kernel, void* memory);
 
 // Each enqueues one launch and returns its error.
 cudaError_t launch_choice_sm90(const BlockSparseProblem& problem, const ChoiceParams& params,
@@ -63,6 +64,7 @@ cudaError_t launch_block_mask(const BlockSparseProblem& problem, const ChoicePar
                               cudaStream_t stream);
 
 constexpr int kTilesAhead = 2;
+constexpr int kLeastShare = 8;  // blocks: merging costs, too
 
 // Sampled rows of an item: Hopper, where they are enough to fill it and else; any other GPU.
 constexpr int choice_rows_sm90(int head_size, bool many) {
@@ -135,27 +137,36 @@ TM_HOST_DEVICE int choice_number(const ChoicePlan& plan, int block, int round) {
   return Smaller(round * plan.blocks + place, plan.items);
 }
 
-// Attention's item `part` of a tile.
+// Attention's items of a part of a tile that keeps `kept` blocks, its own among them: shares of
+// those, in turn. Where there are fewer shares the others have no rows.
 TM_HOST_DEVICE Item block_item(const ChoicePlan& plan, const TiledRow& row, int b, int head,
-                               int tile, int part, int blocks) {
+                               int tile, int kept, int number) {
+  const int part = number / plan.splits % plan.tile_items;
   const int first = static_cast<int>(row.first_slot(tile));
   const int from = Larger(first + part * plan.positions, static_cast<int>(row.start));
   const int to = Smaller(first + (part + 1) * plan.positions, static_cast<int>(row.end));
+  const int share = Larger(kLeastShare, CeilDivide(kept, plan.splits));
   Item item{};
   item.b = b;
   item.group = head;
   item.kv_head = head / plan.group;
   item.row = from - static_cast<int>(row.start);
-  item.rows = Larger(0, to - from);
   item.position = from;
-  item.low = first;
-  item.high = to;
-  item.blocks = blocks;
-  item.bits = tile_number(plan, b, head, tile - static_cast<int>(row.begin));
-  item.window = kNoWindow;
+  item.bits = number / (plan.splits * plan.tile_items);
   item.first_valid = static_cast<int>(row.first_valid);
   item.end = static_cast<int>(row.end);
-  item.splits = 1;
+  item.split = number % plan.splits;
+  item.splits = CeilDivide(kept, share);
+  item.slot = number - item.split;
+  item.rows = item.split < item.splits ? Larger(0, to - from) : 0;
+  item.skipped = item.split * share;
+  item.blocks = Smaller(share, kept - item.skipped);
+  item.low = item.high = item.first_valid;
+  if (item.split == item.splits - 1) {
+    item.blocks -= 1;
+    item.low = first;
+    item.high = to;
+  }
   return item;
 }
 

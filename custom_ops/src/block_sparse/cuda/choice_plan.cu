@@ -7,18 +7,16 @@ namespace trianglemix {
 namespace {
 
 constexpr size_t kAlign = 256;
-constexpr int64_t kCachedBytes = int64_t{32} << 20;  // of keys and values, in the L2 cache
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 struct ChoiceLayout {
-  size_t bits, items, unit;  // bytes; `unit` of the sums of one unit
+  size_t bits, unit;  // bytes; `unit` of the sums of one unit
 };
 
 ChoiceLayout layout_of(const ChoicePlan& plan, Kernel kernel) {
   const size_t tiles = static_cast<size_t>(plan.row_tiles) * plan.batch * plan.heads;
   const size_t number = kernel == Kernel::kFloat32 ? 4 : 2;
   return {aligned(tiles * plan.words * sizeof(uint32_t)),
-          aligned(tiles * plan.tile_items * sizeof(Item)),
           static_cast<size_t>(plan.words) * 32 * kSamples * number};
 }
 
@@ -67,14 +65,12 @@ ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, co
   plan.head_size = attention.head_size;
   plan.value_head_size = attention.value_head_size;
   plan.rule = {problem.pattern, problem.mass, problem.min_length};
-  const int most = CeilDivide(plan.capacity, int{kBlock});
-  plan.row_tiles = Smaller(most, CeilDivide(plan.length, int{kBlock}) + 1);
-  plan.words = CeilDivide(most, 32);
+  plan.words = CeilDivide(CeilDivide(plan.capacity, int{kBlock}), 32);
   plan.positions = attention.positions;
   plan.tile_items = CeilDivide(int{kBlock}, plan.positions);
-  const int64_t head = int64_t{plan.capacity} * (plan.head_size + plan.value_head_size);
-  plan.wave = static_cast<int>(Clamp(kCachedBytes / Larger(1, head * BytesOf(problem.dtype)), 1,
-                                     plan.batch * plan.kv_heads));
+  plan.row_tiles = attention.row_tiles / plan.tile_items;
+  plan.splits = attention.splits;
+  plan.wave = cached_heads(problem);
   plan.scale = attention.scale;
   plan.softcap = attention.softcap;
   plan.exponent = attention.exponent;
@@ -82,7 +78,7 @@ ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, co
   plan.row_items = CeilDivide(plan.row_tiles * plan.group, plan.units);
   plan.items = plan.row_items * plan.batch * plan.kv_heads;
   const ChoiceLayout layout = layout_of(plan, kernel);
-  const size_t taken = layout.bits + layout.items + kAlign;
+  const size_t taken = layout.bits + scratch_bytes(attention);
   const size_t left = taken < kChoiceScratch ? kChoiceScratch - taken : 0;
   const int64_t at_once = static_cast<int64_t>(left / (layout.unit * plan.units));
   const int waves = kernel == Kernel::kSm90 ? 1 : 2;  // blocks that a multiprocessor holds
@@ -93,14 +89,12 @@ ChoicePlan make_choice_plan(const BlockSparseProblem& problem, Kernel kernel, co
 
 size_t choice_bytes(const ChoicePlan& plan, Kernel kernel) {
   const ChoiceLayout layout = layout_of(plan, kernel);
-  return layout.bits + layout.items + layout.unit * plan.units * plan.blocks;
+  return layout.bits + layout.unit * plan.units * plan.blocks;
 }
 
-ChoiceScratch choice_scratch_at(const ChoicePlan& plan, void* memory) {
-  const ChoiceLayout layout = layout_of(plan, Kernel::kSm90);
+ChoiceScratch choice_scratch_at(const ChoicePlan& plan, Kernel kernel, void* memory) {
   char* base = static_cast<char*>(memory);
-  return {reinterpret_cast<uint32_t*>(base), reinterpret_cast<Item*>(base + layout.bits),
-          base + layout.bits + layout.items};
+  return {reinterpret_cast<uint32_t*>(base), base + layout_of(plan, kernel).bits};
 }
 
 cudaError_t launch_block_mask(const BlockSparseProblem& problem, const ChoiceParams& params,

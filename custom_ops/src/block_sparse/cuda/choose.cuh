@@ -120,10 +120,10 @@ __device__ __noinline__ void choose_blocks(const ChoiceParams& params, const Cho
     if (lane == 0) bits[word] = ballot;
     kept += __popc(ballot);
   }
-  if (lane < plan.tile_items) {
-    const TiledRow row = tiled_row(plan, params.lengths, work.b);
-    params.scratch.items[number * plan.tile_items + lane] =
-        block_item(plan, row, work.b, head, tile, lane, kept);
+  const int items = plan.tile_items * plan.splits;
+  const TiledRow row = tiled_row(plan, params.lengths, work.b);
+  for (int item = number * items + lane; item < (number + 1) * items; item += 32) {
+    params.items[item] = block_item(plan, row, work.b, head, tile, kept, item);
   }
   __syncwarp();  // the sums' place is free
 }
@@ -143,10 +143,10 @@ __device__ inline void fill_rest(const ChoiceParams& params, int thread, int thr
     for (int word = 0; exists && 32 * word <= tile; ++word) {
       bits[word] = 0xffffffffu >> (31 - Smaller(31, tile - 32 * word));
     }
-    for (int part = 0; part < plan.tile_items; ++part) {
-      Item& item = params.scratch.items[number * plan.tile_items + part];
-      item = block_item(plan, row, b, head, tile, part, tile + 1);
-      if (!exists) item.rows = 0;
+    const int items = plan.tile_items * plan.splits;
+    for (int item = number * items; item < (number + 1) * items; ++item) {
+      params.items[item] = block_item(plan, row, b, head, tile, tile + 1, item);
+      if (!exists) params.items[item].rows = 0;
     }
   }
   const int64_t line = static_cast<int64_t>(plan.heads) * plan.value_head_size * bytes / 16;

@@ -26,12 +26,8 @@ struct Work {
   Work(const BlockSparseProblem& problem, const Device& device)
       : kernel(choose_kernel(problem, device)),
         attention(make_block_plan(problem, kernel, device)),
-        choice(make_choice_plan(problem, kernel, attention, device)) {
-    attention.items = choice.row_tiles * choice.batch * choice.heads * choice.tile_items;
-  }
+        choice(make_choice_plan(problem, kernel, attention, device)) {}
 };
-
-constexpr size_t kCounterBytes = 256;
 
 const BlockSparseProblem& own(const AttentionProblem* problem) {
   return static_cast<const BlockSparseProblem&>(*problem);
@@ -45,7 +41,7 @@ size_t workspace_bytes(const AttentionProblem* base) {
     return 0;
   }
   const Work work(problem, device);
-  return whole_steps(kCounterBytes + choice_bytes(work.choice, work.kernel));
+  return whole_steps(scratch_bytes(work.attention) + choice_bytes(work.choice, work.kernel));
 }
 
 cudaError_t launch_choice(Kernel kernel, const BlockSparseProblem& problem,
@@ -60,32 +56,33 @@ cudaError_t launch_choice(Kernel kernel, const BlockSparseProblem& problem,
   }
 }
 
-ChoiceParams params_of(const BlockSparseProblem& problem, const ChoicePlan& plan,
-                       const ChoiceScratch& scratch) {
-  return {plan, scratch, lengths_of(problem), problem.query, problem.present_key, problem.output};
-}
-
 cudaError_t enqueue(const BlockSparseProblem& problem, char* workspace, const Device& device,
                     cudaStream_t stream) {
-  const Work work(problem, device);
-  int* counter = reinterpret_cast<int*>(workspace);
-  const ChoiceScratch scratch = choice_scratch_at(work.choice, workspace + kCounterBytes);
-  cudaError_t e = launch_append(problem, work.attention, {counter, 1, nullptr, 0}, stream);
+  const auto [kernel, plan, choice] = Work(problem, device);
+  Scratch scratch = scratch_at(plan, workspace);
+  const ChoiceScratch chosen = choice_scratch_at(choice, kernel, workspace + scratch_bytes(plan));
+  const int counters = 1 + plan.batch * plan.groups * plan.split_tiles * kTileParts;
+  cudaError_t e = launch_append(problem, plan, {scratch.next_item, counters, nullptr, 0}, stream);
   BlockSparseProblem ready = problem;
   if (problem.prepares_queries()) {
     static_cast<AttentionProblem&>(ready) = problem.with_prepared_queries();
   }
-  const ChoiceParams params = params_of(ready, work.choice, scratch);
-  if (e == cudaSuccess) e = launch_choice(work.kernel, ready, params, stream);
-  Scratch attention{};
-  attention.next_item = counter;
-  attention.items = scratch.items;
-  attention.bits = scratch.bits;
-  attention.words = work.choice.words;
-  if (e == cudaSuccess) {
-    e = launch_attention(work.kernel, ready, work.attention, attention, device, stream);
-  }
+  const ChoiceParams params{
+      choice,      chosen, scratch.items, lengths_of(ready), ready.query, ready.present_key,
+      ready.output};
+  if (e == cudaSuccess) e = launch_choice(kernel, ready, params, stream);
+  scratch.bits = chosen.bits;
+  scratch.words = choice.words;
+  if (e == cudaSuccess) e = launch_attention(kernel, ready, plan, scratch, device, stream);
   if (e != cudaSuccess || problem.block_mask == nullptr) return e;
+  return launch_block_mask(problem, params, stream);
+}
+
+cudaError_t enqueue_dense_mask(const BlockSparseProblem& problem, const Device& device,
+                               cudaStream_t stream) {
+  ChoiceParams params{};
+  params.plan = Work(problem, device).choice;
+  params.lengths = lengths_of(problem);
   return launch_block_mask(problem, params, stream);
 }
 
@@ -101,10 +98,7 @@ const char* run(const AttentionProblem* base, void* workspace, void* stream_poin
     e = enqueue(problem, static_cast<char*>(workspace), device, stream);
   } else {
     if (const char* error = run_attention(dense_problem(problem), workspace, stream)) return error;
-    if (problem.block_mask != nullptr) {
-      const ChoicePlan plan = Work(problem, device).choice;
-      e = launch_block_mask(problem, params_of(problem, plan, {}), stream);
-    }
+    if (problem.block_mask != nullptr) e = enqueue_dense_mask(problem, device, stream);
   }
   return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
 }
