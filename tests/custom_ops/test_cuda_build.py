@@ -59,3 +59,23 @@ def test_the_hot_kernel_does_not_spill(report: str) -> None:
 def test_no_matrix_product_is_serialized(report: str) -> None:
     """ptxas says so when it cannot keep the products of a warpgroup in flight (C75xx)."""
     assert "wgmma" not in report, report
+
+
+def test_work_items_visit_every_row_and_block_once(tmp_path: Path) -> None:
+    """The integers of the kernels' plans, which need no GPU."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc: the CUDA kernels are not compiled here")
+    program = tmp_path / "check_items"
+    sources = [
+        Path(__file__).parent / "cuda_items" / "check_items.cu",
+        FOLDER / "cuda" / "plan.cu",
+        FOLDER / "block_sparse" / "cuda" / "choice_plan.cu",
+    ]
+    command = [nvcc, "-std=c++17", "-O1", "-arch=sm_80", f"-I{FOLDER}", "-o", str(program)]
+    done = subprocess.run(
+        [*command, *map(str, sources)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stdout
