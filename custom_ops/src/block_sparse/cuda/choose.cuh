@@ -157,6 +157,19 @@ __device__ inline void fill_rest(const ChoiceParams& params, int thread, int thr
   }
 }
 
+// 2^x by multiplications alone, within 8e-5 of it; of x below -126 next to nothing, above 120 that
+// of 120.
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: added, it leaves the nearest integer
+  x = fminf(fmaxf(x, -126.0f), 120.0f);
+  const float shifted = x + kToInteger;
+  const float f = x - (shifted - kToInteger);
+  float p = fmaf(0.05517167f, f, 0.24261113f);
+  p = fmaf(p, f, 0.69326099f);
+  p = fmaf(p, f, 0.99992807f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+}
+
 // Where the sums of a unit of the thread block's item lie.
 __device__ inline __nv_bfloat16* sums_of_unit(const ChoiceParams& params, int units, int unit) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * units + unit;
@@ -175,7 +188,8 @@ struct UnitSums {
   __nv_bfloat16* sums[2];  // [32 * words, 8] of each unit
   int tile[2];             // of each unit
   int last[2];             // key of the lane's row itself, counted from that of tile 0; -1: no row
-  float reference[2], whole[2], part[2], kept[2];
+  float reference[2], whole[2], part[2];
+  uint32_t kept;  // sums of both units of one of the last blocks, as bfloat16
 
   // Begins with units `unit` and the next of an item, whose sums lie at `place`.
   __device__ __forceinline__ void open(const ChoicePlan& plan, const ChoiceItem& item, int unit,
@@ -187,24 +201,25 @@ struct UnitSums {
       if (item.first_valid + last[r] >= item.sampled_end) last[r] = -1;
       sums[r] = place + r * (32 * int{kSamples}) * plan.words;
       reference[r] = kNoMax;
-      whole[r] = part[r] = kept[r] = 0.0f;
+      whole[r] = part[r] = 0.0f;
     }
+    kept = 0;
   }
 
-  // The lane's share of a row's sum.
+  // The lane's shares of both rows' sums. Half of the exponentials come from the special function
+  // unit, which takes several cycles for each, the others from multiplications meanwhile.
   template <bool kMasked, int kCount>
-  __device__ __forceinline__ float sum_row(const float (&s)[kCount], int r, float exponent,
-                                           int causal) const {
-    float sum[2] = {0.0f, 0.0f};
+  __device__ __forceinline__ void sum_rows(float (&sum)[2], const float (&s)[kCount],
+                                           float exponent, const int (&causal)[2]) const {
+    float parts[4] = {};
 #pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float x = exp2_approx(fmaf(s[i + 2 * r + e], exponent, -reference[r]));
-        if (!kMasked || 2 * i + e <= causal) sum[e] += x;
-      }
+    for (int i = 0; i < kCount; ++i) {
+      const int r = i / 2 % 2;
+      const float x = fmaf(s[i], exponent, -reference[r]);
+      const float weight = i % 2 ? exp2_polynomial(x) : exp2_approx(x);
+      if (!kMasked || 8 * (i / 4) + i % 2 <= causal[r]) parts[i % 4] += weight;
     }
-    return sum[0] + sum[1];
+    sum[0] = parts[0] + parts[1], sum[1] = parts[2] + parts[3];
   }
 
   // Where the sum of one of a row's four lanes is too high, the largest of their scores becomes the
@@ -228,7 +243,10 @@ struct UnitSums {
     const bool first = reference[r] == kNoMax;
     const float factor = moves ? exp2_approx(reference[r] - best) : 1.0f;
     reference[r] = moves ? best : reference[r];
-    whole[r] *= factor, part[r] *= factor, kept[r] *= factor;
+    whole[r] *= factor, part[r] *= factor;
+    const float own = __uint_as_float(r ? kept & 0xffff0000u : kept << 16) * factor;
+    kept = r ? (kept & 0xffffu) | (pack2<__nv_bfloat16>(0.0f, own) & 0xffff0000u)
+             : (kept & 0xffff0000u) | (pack2<__nv_bfloat16>(own, 0.0f) & 0xffffu);
     if (__any_sync(0xffffffff, moves && !first)) {
       const int from = (block / 4 + 1) * 4;  // what is written already
       for (int b = from + lane % 4; b <= tile[r]; b += 4) {
@@ -245,15 +263,14 @@ struct UnitSums {
     const int column = first + 2 * (threadIdx.x % 4);
     const int causal[2] = {last[0] - column, last[1] - column};
     float sum[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = sum_row<kMasked>(s, r, exponent, causal[r]);
+    sum_rows<kMasked>(sum, s, exponent, causal);
     const bool high[2] = {!(sum[0] <= kMostSum), !(sum[1] <= kMostSum)};
     if (__any_sync(0xffffffff, high[0] || high[1])) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         move_reference<kMasked>(s, r, exponent, causal[r], first / int{kBlock}, high[r]);
-        sum[r] = sum_row<kMasked>(s, r, exponent, causal[r]);
       }
+      sum_rows<kMasked>(sum, s, exponent, causal);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) part[r] += sum[r];
@@ -261,24 +278,24 @@ struct UnitSums {
 
   // Ends a block; four are written together.
   __device__ __forceinline__ void close(int block) {
-    const int lane = threadIdx.x % 32;
+    const int quad = threadIdx.x % 4;
+    float sum[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum = part[r];
-      sum += __shfl_xor_sync(0xffffffff, sum, 1);
-      sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      sum = __bfloat162float(__float2bfloat16_rn(sum));
-      whole[r] += sum;
-      kept[r] = block % 4 == lane % 4 ? sum : kept[r];
+      sum[r] = part[r] + __shfl_xor_sync(0xffffffff, part[r], 1);
       part[r] = 0.0f;
     }
-    if (block % 4 != 0) return;
-    const int place = (block + lane % 4) * int{kSamples} + lane / 4;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      sums[r][place] = __float2bfloat16_rn(kept[r]);
-      kept[r] = 0.0f;
-    }
+    for (int r = 0; r < 2; ++r) sum[r] += __shfl_xor_sync(0xffffffff, sum[r], 2);
+    const uint32_t both = pack2<__nv_bfloat16>(sum[0], sum[1]);
+    kept = block % 4 == quad ? both : kept;
+    whole[0] += __uint_as_float(both << 16);
+    whole[1] += __uint_as_float(both & 0xffff0000u);
+    if (block % 4 != 0) return;
+    const int place = (block + quad) * int{kSamples} + threadIdx.x % 32 / 4;
+    sums[0][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept));
+    sums[1][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept >> 16));
+    kept = 0;
   }
 
   // Of unit r, in all lanes.
