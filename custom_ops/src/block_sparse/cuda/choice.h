@@ -66,10 +66,9 @@ cudaError_t launch_block_mask(const BlockSparseProblem& problem, const ChoicePar
 constexpr int kTilesAhead = 2;
 constexpr int kLeastShare = 8;  // blocks: merging costs, too
 
-// Sampled rows of an item: Hopper, where they are enough to fill it and else; any other GPU.
-constexpr int choice_rows_sm90(int head_size, bool many) {
-  return head_size > 128 || !many ? 128 : 192;
-}
+// Sampled rows of an item: on Hopper at most these, or 128 or 64 where there are few; on any other
+// GPU; in float32.
+constexpr int choice_most_rows_sm90(int head_size) { return head_size > 128 ? 128 : 192; }
 constexpr int choice_rows_sm80(int head_size) { return head_size > 128 ? 64 : 128; }
 constexpr int choice_rows_float32 = 32;
 

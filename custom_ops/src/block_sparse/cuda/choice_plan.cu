@@ -23,10 +23,10 @@ ChoiceLayout layout_of(const ChoicePlan& plan, Kernel kernel) {
 int rows_of_item(Kernel kernel, const ChoicePlan& plan, const Device& device) {
   switch (kernel) {
     case Kernel::kSm90: {
-      const int64_t units = int64_t{plan.row_tiles} * plan.batch * plan.heads;
-      const int many = choice_rows_sm90(plan.head_size, true);
-      const bool fills = units * kSamples >= int64_t{2} * many * device.multiprocessors;
-      return choice_rows_sm90(plan.head_size, fills);
+      const int64_t rows = int64_t{plan.row_tiles} * plan.batch * plan.heads * kSamples;
+      const int most = choice_most_rows_sm90(plan.head_size);
+      if (rows >= int64_t{2} * most * device.multiprocessors) return most;
+      return rows >= int64_t{128} * device.multiprocessors ? 128 : 64;
     }
     case Kernel::kSm80:
       return choice_rows_sm80(plan.head_size);

@@ -90,7 +90,7 @@ struct Chooser {
   }
 
   // `first` is the first key of the tile, counted from the first of tile 0.
-  __device__ __forceinline__ void add(UnitSums& sums, float (&s)[Tile::kKeys / 2],
+  __device__ __forceinline__ void add(UnitSums<1>& sums, float (&s)[Tile::kKeys / 2],
                                       int first) const {
     const int block = first / int{kBlock};
     if (plan().softcap == 0.0f && block < sums.tile[0]) {
@@ -101,7 +101,7 @@ struct Chooser {
   }
 
   __device__ void pass(const ChoiceItem& item) const {
-    UnitSums sums[Tile::kStrips];
+    UnitSums<1> sums[Tile::kStrips];
 #pragma unroll
     for (int strip = 0; strip < Tile::kStrips; ++strip) {
       const int unit = unit_of(strip);

@@ -30,10 +30,14 @@ cudaError_t launch(const BlockSparseProblem& problem, const ChoiceParams& choice
 template <typename T, int kD>
 cudaError_t launch_rows(const BlockSparseProblem& problem, const ChoiceParams& choice,
                         cudaStream_t stream) {
-  constexpr int kMany = choice_rows_sm90(kD, true), kFew = choice_rows_sm90(kD, false);
-  return choice.plan.units * kSamples == kMany
-             ? launch<T, ChoiceTile<kD, kMany>>(problem, choice, stream)
-             : launch<T, ChoiceTile<kD, kFew>>(problem, choice, stream);
+  switch (choice.plan.units * kSamples) {
+    case 64:
+      return launch<T, ChoiceTile<kD, 64>>(problem, choice, stream);
+    case 128:
+      return launch<T, ChoiceTile<kD, 128>>(problem, choice, stream);
+    default:
+      return launch<T, ChoiceTile<kD, choice_most_rows_sm90(kD)>>(problem, choice, stream);
+  }
 }
 
 template <typename T>

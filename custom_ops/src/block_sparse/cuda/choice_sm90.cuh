@@ -4,8 +4,9 @@
 // sampled rows each (8 units), all of which each tile serves. Nothing but these tiles is shared: a
 // warp has the scores of its two units, sums them over each block, and chooses. Warpgroups set out
 // for their products in turn: else all would be done at once, and then all take exponentials, while
-// the tensor cores wait. Cost per item: rows * keys * 2 * D operations, and as many exponentials as
-// scores.
+// the tensor cores wait. (The two that share the rows of a small item have half of its blocks each,
+// and their own slots of the ring.) Cost per item: rows * keys * 2 * D operations, and as many
+// exponentials as scores.
 #pragma once
 
 #include <cuda.h>
@@ -18,15 +19,18 @@ namespace trianglemix {
 
 template <int kHeadSize, int kSampledRows>
 struct ChoiceTile {
-  static constexpr int kD = kHeadSize, kRows = kSampledRows, kGroups = kRows / 64;
+  static constexpr int kD = kHeadSize, kRows = kSampledRows;
+  // Two warpgroups share the rows of a small item, and take its blocks in turn.
+  static constexpr int kSplit = kRows == 64 ? 2 : 1, kGroups = kRows / 64 * kSplit;
   static constexpr int kUnits = kRows / int{kSamples}, kThreads = 128 * (1 + kGroups);
   static constexpr int kKeys = kBlock;
   static constexpr int kSwizzle = kD % 64 == 0 ? 128 : 64;
   static constexpr int kSlabColumns = kSwizzle / 2, kSlabs = kD / kSlabColumns;
   static constexpr int kQueryBytes = kRows * kD * 2, kSlotBytes = kKeys * kD * 2;
-  static constexpr int kSlots = Smaller(8, (225 * 1024 - kQueryBytes) / kSlotBytes);
+  static constexpr int kTableBytes = kSplit > 1 ? kRows * kSplit * int{sizeof(float2)} : 0;
+  static constexpr int kSlots = Smaller(8, (224 * 1024 - kQueryBytes) / kSlotBytes);
   static constexpr int kProducerRegisters = 56, kConsumerRegisters = kGroups == 3 ? 152 : 224;
-  static constexpr int kShared = 1024 + kQueryBytes + kSlots * (kSlotBytes + 16);
+  static constexpr int kShared = 1024 + kQueryBytes + kSlots * (kSlotBytes + 16) + kTableBytes;
 };
 
 struct ChoiceSm90Params {
@@ -37,9 +41,14 @@ struct ChoiceSm90Params {
 template <typename Tile>
 struct ChoiceShared {
   uint32_t base;
+  float2* table;  // [rows, kSplit]: reference and whole of a row, as each warpgroup has them
+
   __device__ explicit ChoiceShared(char* raw) {
-    base = shared_address(raw) + (1024 - shared_address(raw) % 1024) % 1024;
+    const int skipped = (1024 - shared_address(raw) % 1024) % 1024;
+    base = shared_address(raw) + skipped;
     asm volatile("" : "+r"(base));  // kept, not found again for each tile
+    table = reinterpret_cast<float2*>(raw + skipped + Tile::kQueryBytes +
+                                      Tile::kSlots * (Tile::kSlotBytes + 16));
   }
   __device__ uint32_t query() const { return base; }
   __device__ uint32_t slot(int i) const { return base + Tile::kQueryBytes + i * Tile::kSlotBytes; }
@@ -81,16 +90,22 @@ template <typename T, typename Tile>
 struct ChoiceConsumer {
   const ChoiceSm90Params& params;
   const ChoiceShared<Tile> shared;
-  const int group, warp, lane;  // warpgroup, warp of the block's consumers
+  using Sums = UnitSums<Tile::kSplit>;
+  const int strip, turn;  // rows 64 * strip ... of the item; which of its blocks
+  const int warp, lane;   // warp of the strip: it has two units
   Ring<Tile::kSlots> slots;
   int turns = 0;
 
   __device__ ChoiceConsumer(const ChoiceSm90Params& params, const ChoiceShared<Tile>& shared)
       : params(params),
         shared(shared),
-        group(threadIdx.x / 128 - 1),
-        warp(threadIdx.x / 32 - 4),
+        strip((threadIdx.x / 128 - 1) / Tile::kSplit),
+        turn((threadIdx.x / 128 - 1) % Tile::kSplit),
+        warp(threadIdx.x / 32 % 4),
         lane(threadIdx.x % 32) {}
+
+  __device__ int group() const { return strip * Tile::kSplit + turn; }
+  __device__ int unit() const { return 8 * strip + 2 * warp; }
 
   __device__ const ChoicePlan& plan() const { return params.choice.plan; }
 
@@ -98,7 +113,7 @@ struct ChoiceConsumer {
   __device__ void load_queries(const ChoiceItem& item) {
     constexpr int kPieces = Tile::kD / 8, kLinePieces = Tile::kSwizzle / 16;
     for (int i = threadIdx.x % 128; i < 64 * kPieces; i += 128) {
-      const int r = 64 * group + i / kPieces, piece = i % kPieces, unit = r / int{kSamples};
+      const int r = 64 * strip + i / kPieces, piece = i % kPieces, unit = r / int{kSamples};
       uint4 x = {0, 0, 0, 0};
       if (unit < item.count) {
         const int slot = item.first_valid + int{kBlock} * item.tile(plan(), unit) +
@@ -114,7 +129,7 @@ struct ChoiceConsumer {
                    x);
     }
     fence_async_shared();
-    named_barrier_sync(1 + group, 128);
+    named_barrier_sync(1 + group(), 128);
   }
 
   __device__ __forceinline__ void release(int slot) {
@@ -123,10 +138,12 @@ struct ChoiceConsumer {
 
   // A warpgroup's turn to set out for a product, one for each tile. The first is the first one's.
   __device__ __forceinline__ void begin_turn() {
-    if (group > 0 || turns++ > 0) named_barrier_sync(4 + group, 256);
+    if (Tile::kSplit > 1) return;
+    if (strip > 0 || turns++ > 0) named_barrier_sync(4 + strip, 256);
   }
   __device__ __forceinline__ void end_turn() {
-    named_barrier_arrive(4 + (group + 1) % Tile::kGroups, 256);
+    if (Tile::kSplit > 1) return;
+    named_barrier_arrive(4 + (strip + 1) % Tile::kGroups, 256);
   }
 
   // Scores of the warpgroup's rows with the next slot's keys.
@@ -136,7 +153,7 @@ struct ChoiceConsumer {
     begin_turn();
     wgmma_fence();
     issue_products<T, Tile::kD, Tile::kSwizzle, Tile::kRows, Tile::kKeys>(
-        s, shared.query() + 64 * group * Tile::kSwizzle, shared.slot(slot));
+        s, shared.query() + 64 * strip * Tile::kSwizzle, shared.slot(slot));
     end_turn();
     wgmma_wait<0>();
     pin(s);
@@ -144,7 +161,7 @@ struct ChoiceConsumer {
     slots.advance();
   }
 
-  __device__ __forceinline__ void visit(UnitSums& sums, int block, bool plain) {
+  __device__ __forceinline__ void visit(Sums& sums, int block, bool plain) {
     float s[Tile::kKeys / 2];
     score(s);
     if (plain) {
@@ -156,12 +173,43 @@ struct ChoiceConsumer {
     sums.close(block);
   }
 
+  // Chooses for the warp's units, or with another warp for one each: their sums have references of
+  // their own, and one whole.
+  __device__ __forceinline__ void choose(const ChoiceItem& item, const Sums& sums) const {
+    if constexpr (Tile::kSplit == 1) {
+      sums.choose(params.choice, item, unit());
+    } else {
+      float2* table = shared.table + 16 * warp * Tile::kSplit;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float whole = sums.last[r] >= 0 ? sums.whole[r] : 0.0f;
+        float2& place = table[(8 * r + lane / 4) * Tile::kSplit + turn];
+        if (lane % 4 == 0) place = {sums.reference[r], whole};
+      }
+      named_barrier_sync(4, 256);
+      Shares share;
+#pragma unroll
+      for (int k = 0; k < kSamples; ++k) {
+        const float2* both = table + (8 * turn + k) * Tile::kSplit;
+        const float peak = fmaxf(both[0].x, both[1].x);
+        const float factor[2] = {exp2_approx(both[0].x - peak), exp2_approx(both[1].x - peak)};
+        const float whole = both[0].y * factor[0] + both[1].y * factor[1];
+        share.of[k] = whole > 0.0f ? factor[lane % 2] / whole : 0.0f;  // lanes are blocks
+      }
+      if (unit() + turn < item.count) {
+        choose_blocks(params.choice, item, unit() + turn, turn ? sums.sums[1] : sums.sums[0],
+                      share);
+      }
+      named_barrier_sync(4, 256);
+    }
+  }
+
   __device__ __forceinline__ void pass(const ChoiceItem& item) {
     load_queries(item);
-    UnitSums sums;
-    sums.open(plan(), item, 2 * warp, sums_of_unit(params.choice, Tile::kUnits, 2 * warp));
+    Sums sums;
+    sums.open(plan(), item, unit(), sums_of_unit(params.choice, Tile::kUnits, unit()), turn);
     // Tiles ascend with units: the warpgroup's last, and the warp's first.
-    const int last = item.tile(plan(), Smaller(8 * group + 7, item.count - 1));
+    const int last = item.tile(plan(), Smaller(8 * strip + 7, item.count - 1));
     const int plain = plan().softcap > 0.0f ? 0 : sums.tile[0];
     int block = item.last_tile(plan());
     for (; block > last; --block) {
@@ -171,10 +219,14 @@ struct ChoiceConsumer {
       release(slots.index);
       slots.advance();
     }
+    if (block % Tile::kSplit != turn) --block, slots.advance();
 #pragma unroll 1
-    for (; block >= 0; --block) visit(sums, block, block < plain);
-    sums.choose(params.choice, item, 2 * warp);
-    named_barrier_sync(1 + group, 128);  // the queries are done with
+    for (; block >= 0; block -= Tile::kSplit) {
+      visit(sums, block, block < plain);
+      if (Tile::kSplit > 1 && block > 0) slots.advance();  // the other warpgroup's
+    }
+    choose(item, sums);
+    named_barrier_sync(1 + group(), 128);  // the queries are done with
   }
 
   __device__ void run() {
@@ -184,7 +236,7 @@ struct ChoiceConsumer {
       const ChoiceItem item = choice_item(plan(), params.choice.lengths, number);
       if (item.count > 0) pass(item);
     }
-    if (group == 0 && turns > 0) begin_turn();  // the last one's signal
+    if (strip == 0 && turns > 0) begin_turn();  // the last one's signal
   }
 };
 
@@ -196,7 +248,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::kSlots; ++i) {
       mbarrier_init(shared.full(i), 1);
-      mbarrier_init(shared.empty(i), 4 * Tile::kGroups);  // consumer warps
+      mbarrier_init(shared.empty(i), 4 * Tile::kGroups / Tile::kSplit);  // consumer warps
     }
     fence_barrier_init();
   }

@@ -184,16 +184,21 @@ __device__ inline __nv_bfloat16* sums_of_unit(const ChoiceParams& params, int un
 // sum is ever rescaled, and none needs a maximum, unless one is far above the reference. Then the
 // reference moves, and what was summed before is rescaled where it lies. So it is for the first
 // tile, too.
+//
+// kSplit warps may share a unit: each sums the blocks b % kSplit == turn.
+template <int kSplit>
 struct UnitSums {
   __nv_bfloat16* sums[2];  // [32 * words, 8] of each unit
   int tile[2];             // of each unit
   int last[2];             // key of the lane's row itself, counted from that of tile 0; -1: no row
   float reference[2], whole[2], part[2];
+  int turn;
   uint32_t kept;  // sums of both units of one of the last blocks, as bfloat16
 
   // Begins with units `unit` and the next of an item, whose sums lie at `place`.
   __device__ __forceinline__ void open(const ChoicePlan& plan, const ChoiceItem& item, int unit,
-                                       __nv_bfloat16* place) {
+                                       __nv_bfloat16* place, int own_turn = 0) {
+    turn = own_turn;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       tile[r] = item.tile(plan, Smaller(unit + r, item.count - 1));
@@ -247,9 +252,9 @@ struct UnitSums {
     const float own = __uint_as_float(r ? kept & 0xffff0000u : kept << 16) * factor;
     kept = r ? (kept & 0xffffu) | (pack2<__nv_bfloat16>(0.0f, own) & 0xffff0000u)
              : (kept & 0xffff0000u) | (pack2<__nv_bfloat16>(own, 0.0f) & 0xffffu);
-    if (__any_sync(0xffffffff, moves && !first)) {
+    if (__any_sync(0xffffffff, moves && !first && lane % kSplit == turn)) {
       const int from = (block / 4 + 1) * 4;  // what is written already
-      for (int b = from + lane % 4; b <= tile[r]; b += 4) {
+      for (int b = from + lane % 4; b <= tile[r] && lane % kSplit == turn; b += 4) {
         __nv_bfloat16& sum = sums[r][b * int{kSamples} + lane / 4];
         sum = __float2bfloat16_rn(__bfloat162float(sum) * factor);
       }
@@ -291,10 +296,12 @@ struct UnitSums {
     kept = block % 4 == quad ? both : kept;
     whole[0] += __uint_as_float(both << 16);
     whole[1] += __uint_as_float(both & 0xffff0000u);
-    if (block % 4 != 0) return;
-    const int place = (block + quad) * int{kSamples} + threadIdx.x % 32 / 4;
-    sums[0][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept));
-    sums[1][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept >> 16));
+    if (block % 4 >= kSplit) return;
+    const int place = (block / 4 * 4 + quad) * int{kSamples} + threadIdx.x % 32 / 4;
+    if (quad % kSplit == turn) {
+      sums[0][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept));
+      sums[1][place] = __ushort_as_bfloat16(static_cast<uint16_t>(kept >> 16));
+    }
     kept = 0;
   }
 
