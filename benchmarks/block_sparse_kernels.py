@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from benchmarks.machine import describe_run
 from tests.custom_ops.tolerances import BANDS, TOLERANCES
 
 ENTRY: Final = "trianglemix_cuda_block_sparse"
+ROUNDS: Final = 3
+EVERY: Final = 0.9999995  # a mass that keeps all blocks of random data, short of the dense one
 NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -260,43 +262,66 @@ def mass_of(library: Library, tokens: int, wanted: float) -> tuple[float, float]
     return mass, got
 
 
-def measure(libraries: tuple[Library, Library], tokens: int, wanted: list[float]) -> None:
-    """Prints one line a density: choice, attention, beside the dense mode and cuDNN."""
+def measure(
+    libraries: tuple[Library, Library], tokens: int, wanted: list[float]
+) -> dict[str, dict[str, float]]:
+    """Milliseconds by contender: `choice`, `attention`, `whole` (append apart), and densities."""
     blocks, dense = libraries
     torch.manual_seed(0)
     masses = {want: mass_of(blocks, tokens, want) for want in wanted}
-    every = (0.9999995, 1.0)  # scores computed, and all bits set
-    calls = {want: timed_call(tokens, BlockRule(mass, min_length=0))
-             for want, (mass, _) in (masses | {1.0: every}).items()}  # fmt: skip
+    masses[1.0] = (EVERY, 1.0)  # scores computed, and all bits set
+    calls = {
+        want: timed_call(tokens, BlockRule(mass, min_length=0))
+        for want, (mass, _) in masses.items()
+    }
     base = timed_call(tokens, BlockRule())
-    twin = Call(DENSE_PATTERN, base.query, base.key, base.value, base.cache, base.ends,
-                base.prompts, base.first_valid)  # fmt: skip
+    twin = Call(
+        DENSE_PATTERN, base.query, base.key, base.value, base.cache, base.ends, base.prompts,
+        base.first_valid,
+    )  # fmt: skip
     q, k, v = (x.transpose(1, 2).contiguous() for x in (base.query, base.key, base.value))
 
     def cudnn() -> None:
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    times: dict[str, list[tuple[float, ...]]] = {}
-
-    def note(name: str, run: Callable[[], object]) -> None:
-        kernels = kernel_times(run, 3)
-        parts = ("choice", "attention")
-        found = [sum(ms for kernel, ms in kernels.items() if part in kernel) for part in parts]
-        times.setdefault(name, []).append((*found, sum(kernels.values())))
-
-    for _ in range(3):
-        note("dense mode", lambda: dense.run(twin))
+    rounds: dict[str, list[tuple[float, float, float]]] = {}
+    for _ in range(ROUNDS):
+        rounds.setdefault("dense mode", []).append(parts_of(lambda: dense.run(twin)))
         for want, call in calls.items():
-            note(f"density {want}", lambda call=call: blocks.run(call))  # type: ignore[misc]
-        times.setdefault("cuDNN", []).append((0.0, 0.0, event_time(cudnn, 3)))
-    reference = statistics.median(row[2] for row in times["cuDNN"])
-    for name, rows in times.items():
-        choice, attention, whole = (statistics.median(c) for c in zip(*rows, strict=True))
-        ours = choice + attention or whole
-        print(f"{tokens:7} {name:14} choice {choice:8.3f} attention {attention:8.3f} "
-              f"both {ours:8.3f}  cuDNN / this {reference / ours:6.2f}", flush=True)  # fmt: skip
-    print(f"{tokens:7} masses and densities {masses}", flush=True)
+            times = parts_of(lambda call=call: blocks.run(call))  # type: ignore[misc]
+            rounds.setdefault(f"density {want}", []).append(times)
+        rounds.setdefault("cuDNN", []).append((0.0, 0.0, event_time(cudnn, 3)))
+    result = {}
+    for name, times in rounds.items():
+        columns = (statistics.median(column) for column in zip(*times, strict=True))
+        result[name] = dict(zip(("choice", "attention", "whole"), columns, strict=True))
+    for want, (mass, got) in masses.items():
+        result[f"density {want}"] |= {"mass": mass, "density": got}
+    return result
+
+
+def parts_of(run: Callable[[], object]) -> tuple[float, float, float]:
+    """Milliseconds of choice and attention, and of both."""
+    kernels = kernel_times(run, 3)
+    choice, attention = (
+        sum(ms for kernel, ms in kernels.items() if part in kernel)
+        for part in ("choice", "attention")
+    )
+    return choice, attention, choice + attention
+
+
+def show(tokens: int, result: dict[str, dict[str, float]]) -> None:
+    """Prints one line a contender."""
+    cudnn = result["cuDNN"]["whole"]
+    for name, times in result.items():
+        told = f"density {times['density']:.3f}" if "density" in times else ""
+        print(
+            f"{tokens:7} {name:12} choice {times['choice']:8.3f} "
+            f"attention {times['attention']:8.3f} both {times['whole']:8.3f} "
+            f"cuDNN / this {cudnn / times['whole']:6.2f}  {told}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -307,13 +332,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lengths", default="8192,32768,131072")
     parser.add_argument("--densities", default="0.15,0.3")
+    parser.add_argument("--output", type=Path, help="JSON")
     o = parser.parse_args()
-    print(json.dumps(describe_run(["torch"])))
+    results: dict[str, Any] = {"run": describe_run(["torch"]), "milliseconds": {}}
+    print(json.dumps(results["run"]))
     blocks = Library(o.library, ENTRY, BlockSparseProblem)
     check(blocks, o.calls, o.seed)
     wanted = [float(x) for x in o.densities.split(",")]
     for tokens in filter(None, o.lengths.split(",")):
-        measure((blocks, Library(o.library)), int(tokens), wanted)
+        result = measure((blocks, Library(o.library)), int(tokens), wanted)
+        results["milliseconds"][tokens] = result
+        show(int(tokens), result)
+        if o.output:
+            o.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ namespace trianglemix {
     attention_sm90<T, 128, Schedule::SCHEDULE>(const __grid_constant__ Sm90Params);
 #define CHOICE(T, ROWS) template __global__ void \\
     choice_sm90<T, ChoiceTile<128, ROWS>>(const __grid_constant__ ChoiceSm90Params);
-#define KERNELS(T) ATTENTION(T, kRanges) ATTENTION(T, kBlocks) CHOICE(T, 128) CHOICE(T, 192)
+#define KERNELS(T) ATTENTION(T, kRanges) ATTENTION(T, kBlocks) \\
+    CHOICE(T, 64) CHOICE(T, 128) CHOICE(T, 192)
 KERNELS(__half)
 KERNELS(__nv_bfloat16)
 }  // namespace trianglemix
 """
-KERNELS = 8
+KERNELS = 10
 
 
 @pytest.fixture(scope="module")
