@@ -140,12 +140,19 @@ class Call:
     softcap: float = 0.0
     output: torch.Tensor = field(init=False)
     workspace: torch.Tensor = field(init=False)
+    total: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.output = torch.full_like(self.query, math.nan)
         self.workspace = torch.empty(0, dtype=torch.uint8, device="cuda")
+        self._lengths = torch.empty((3, len(self.ends)), dtype=torch.int32, device="cuda")
+        self.total = max(self.ends)
+        self.write_lengths()
+
+    def write_lengths(self) -> None:
+        """To the device, where a captured graph finds them."""
         integers = [[end - 1 for end in self.ends], self.prompts, self.first_valid]
-        self._lengths = torch.tensor(integers, dtype=torch.int32, device="cuda")
+        self._lengths.copy_(torch.tensor(integers, dtype=torch.int32))
 
     def new_problem(self) -> Problem:
         """With what is the operator's own."""
@@ -162,7 +169,7 @@ class Call:
         p.batch, p.query_length, p.num_heads, p.kv_num_heads = B, S, H, G
         p.head_size = p.value_head_size = D
         p.past_capacity = p.present_capacity = T
-        p.total = max(self.ends)
+        p.total = self.total
         p.query_stride, p.key_stride, p.value_stride = H * D, G * D, G * D
         p.query, p.key, p.value, p.output = (
             t.data_ptr() for t in (self.query, self.key, self.value, self.output)
