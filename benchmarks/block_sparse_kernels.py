@@ -38,6 +38,7 @@ from tests.custom_ops.tolerances import BANDS, TOLERANCES
 ENTRY: Final = "trianglemix_cuda_block_sparse"
 ROUNDS: Final = 3
 EVERY: Final = 0.9999995  # a mass that keeps all blocks of random data, short of the dense one
+ALL: Final = slice(None)
 NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -79,18 +80,18 @@ class BlockCall(Call):
         start = max(0, self.ends[b] - self.query.shape[1])
         return Rows(self.first_valid[b], start, self.ends[b], self.prompts[b])
 
-    def scores(self, b: int) -> torch.Tensor:
+    def scores(self, b: int, rows: slice = ALL, heads: slice = ALL) -> torch.Tensor:
         """`[H, S, T]` in float64, of keys that the row has or not."""
         D, H = self.query.shape[-1], self.query.shape[2]
-        keys = self.cache[0][b].double().nan_to_num()
-        keys = keys.repeat_interleave(H // keys.shape[0], 0)
-        scores = torch.einsum("shd,htd->hst", self.query[b].double(), keys) * D**-0.5
+        keys = self.cache[0][b].repeat_interleave(H // self.cache[0].shape[1], 0)[heads]
+        keys, query = keys.double().nan_to_num(), self.query[b, rows, heads].double()
+        scores = torch.einsum("shd,htd->hst", query, keys) * D**-0.5
         return self.softcap * torch.tanh(scores / self.softcap) if self.softcap else scores
 
-    def causal(self, b: int) -> torch.Tensor:
+    def causal(self, b: int, which: slice = ALL) -> torch.Tensor:
         """`[S, T]`: the keys before each row, without any choice."""
         rows, S = self.rows(b), self.query.shape[1]
-        i = rows.start + torch.arange(S, device="cuda")[:, None]
+        i = rows.start + torch.arange(S, device="cuda")[which, None]
         j = torch.arange(self.cache[0].shape[2], device="cuda")[None]
         return (j >= rows.first_valid) & (j <= i) & (i < rows.end)
 
@@ -128,18 +129,40 @@ class BlockCall(Call):
     def _is_wrong(
         self, got: np.ndarray, rows: Rows, tile: int, masses: torch.Tensor, band: float
     ) -> bool:
-        """`got [C]` of one head, whose probabilities are `masses [S, T]`."""
+        """`got [C]` of one head, whose probabilities are `masses [S, T]`, or the tile's alone."""
         if not rows.has_rows(tile) or tile >= rows.num_tiles:
             return bool(got.any())
         if rows.is_dense(tile, self.rule):
             return not (got[: tile + 1] == 1).all() or bool(got[tile + 1 :].any())
-        sampled = masses[torch.from_numpy(rows.sampled(tile) - rows.start).cuda()]
+        first = rows.start if len(masses) == self.query.shape[1] else tile * TILE
+        sampled = masses[torch.from_numpy(rows.sampled(tile) - first).cuda()]
         sampled = sampled.sum(0)[rows.first_valid : rows.first_valid + TILE * (tile + 1)]
         padded = torch.nn.functional.pad(sampled, (0, TILE * (tile + 1) - len(sampled)))
         sums = padded.view(tile + 1, TILE).sum(1).cpu().numpy()
         differs = got[: tile + 1].astype(bool) != kept_blocks(sums, tile, self.rule)
         differs &= ~undecided_blocks(sums, tile, self.rule, band)
         return bool(differs.any() or got[tile + 1 :].any())
+
+    def check_tile(self, tile: int, head: int, what: str) -> None:
+        """Compares one whole tile of a prompt without padding, of one head.
+
+        Raises:
+            SystemExit: its blocks or its output are wrong.
+        """
+        rows, heads = slice(tile * TILE, (tile + 1) * TILE), slice(head, head + 1)
+        scores = self.scores(0, rows, heads)[0].masked_fill(~self.causal(0, rows), -math.inf)
+        name = NAMES[self.query.dtype]
+        got = self.mask[0, head, tile]
+        args = (got.cpu().numpy(), self.rows(0), tile, scores.softmax(-1), BANDS[name])
+        if self._is_wrong(*args):
+            raise SystemExit(f"{what}: blocks of tile {tile}, head {head}")
+        kept = got.bool().repeat_interleave(TILE)[: scores.shape[1]]
+        weights = scores.masked_fill(~kept, -math.inf).softmax(-1)
+        value = self.cache[1][0, head * self.cache[1].shape[1] // self.query.shape[2]]
+        expected = weights @ value.double()
+        off = float((self.output[0, rows, head].double() - expected).abs().max())
+        if not off <= TOLERANCES[name] * float(expected.abs().max()):
+            raise SystemExit(f"{what}: off by {off} in tile {tile}, head {head}")
 
 
 def random_call(pick: random.Random, dtype: torch.dtype, D: int) -> BlockCall:
@@ -265,14 +288,34 @@ def describe(call: BlockCall) -> str:
     )
 
 
-def timed_call(tokens: int, rule: BlockRule, wants_mask: bool = False) -> BlockCall:
-    """B=1, H=32, G=8, D=128, bfloat16, unit-normal."""
-    query, key, value = (
-        torch.randn(1, tokens, n, 128, device="cuda").bfloat16() for n in (32, 8, 8)
-    )
+def check_long(library: Library, tokens: int) -> None:
+    """Some tiles of a prompt whose scores have no room as a whole.
+
+    Raises:
+        SystemExit: a tile is wrong.
+    """
+    torch.manual_seed(1)
+    call = timed_call((tokens, tokens), BlockRule(0.5, min_length=0), wants_mask=True)
+    library.run(call)
+    torch.cuda.synchronize()
+    tiles = tokens // TILE
+    for tile in (0, 1, tiles // 3, tiles // 2 + 1, tiles - 2, tiles - 1):
+        for head in (0, 13, 31):
+            call.check_tile(tile, head, f"{library.name}: {tokens} tokens")
+    print(f"{tokens} tokens: 18 tiles right", flush=True)
+
+
+def timed_call(size: tuple[int, int], rule: BlockRule, wants_mask: bool = False) -> BlockCall:
+    """B=1, H=32, G=8, D=128, bfloat16, unit-normal; `size` is new tokens and keys.
+
+    A chunk ends in the middle of its prompt.
+    """
+    new, tokens = size
+    prompt = tokens if new == tokens else 2 * tokens
+    query, key, value = (torch.randn(1, new, n, 128, device="cuda").bfloat16() for n in (32, 8, 8))
     cache = tuple(torch.randn(1, 8, tokens, 128, device="cuda").bfloat16() for _ in range(2))
     return BlockCall(
-        DENSE_PATTERN, query, key, value, (cache[0], cache[1]), [tokens], [tokens], [0],
+        DENSE_PATTERN, query, key, value, (cache[0], cache[1]), [tokens], [prompt], [0],
         rule=rule, wants_mask=wants_mask,
     )  # fmt: skip
 
@@ -280,15 +323,16 @@ def timed_call(tokens: int, rule: BlockRule, wants_mask: bool = False) -> BlockC
 def density(library: Library, call: BlockCall) -> float:
     """Kept share of causal (tile, block) pairs, forced ones included."""
     library.run(call)
-    tiles = call.mask.shape[-1]
-    return float(call.mask.float().sum()) / (call.mask.shape[1] * tiles * (tiles + 1) / 2)
+    rows, tiles = call.rows(0), call.mask.shape[-1]
+    pairs = sum(tile + 1 for tile in range(tiles) if rows.has_rows(tile))
+    return float(call.mask.float().sum()) / (call.mask.shape[1] * pairs)
 
 
-def mass_of(library: Library, tokens: int, wanted: float) -> tuple[float, float]:
+def mass_of(library: Library, size: tuple[int, int], wanted: float) -> tuple[float, float]:
     """The mass that gives the wanted density on random data, and the density."""
     low, high = 0.0, 1.0
     torch.manual_seed(0)
-    call = timed_call(tokens, BlockRule(min_length=0), wants_mask=True)
+    call = timed_call(size, BlockRule(min_length=0), wants_mask=True)
     for _ in range(12):
         mass = (low + high) / 2
         call.rule = BlockRule(mass, min_length=0)
@@ -300,18 +344,17 @@ def mass_of(library: Library, tokens: int, wanted: float) -> tuple[float, float]
 
 
 def measure(
-    libraries: tuple[Library, Library], tokens: int, wanted: list[float]
+    libraries: tuple[Library, Library], size: tuple[int, int], wanted: list[float]
 ) -> dict[str, dict[str, float]]:
     """Milliseconds by contender: `choice`, `attention`, `whole` (append apart), and densities."""
     blocks, dense = libraries
     torch.manual_seed(0)
-    masses = {want: mass_of(blocks, tokens, want) for want in wanted}
+    masses = {want: mass_of(blocks, size, want) for want in wanted}
     masses[1.0] = (EVERY, 1.0)  # scores computed, and all bits set
     calls = {
-        want: timed_call(tokens, BlockRule(mass, min_length=0))
-        for want, (mass, _) in masses.items()
+        want: timed_call(size, BlockRule(mass, min_length=0)) for want, (mass, _) in masses.items()
     }
-    base = timed_call(tokens, BlockRule())
+    base = timed_call(size, BlockRule())
     twin = Call(
         DENSE_PATTERN, base.query, base.key, base.value, base.cache, base.ends, base.prompts,
         base.first_valid,
@@ -328,7 +371,8 @@ def measure(
         for want, call in calls.items():
             times = parts_of(lambda call=call: blocks.run(call))  # type: ignore[misc]
             rounds.setdefault(f"density {want}", []).append(times)
-        rounds.setdefault("cuDNN", []).append((0.0, 0.0, event_time(cudnn, 3)))
+        if size[0] == size[1]:  # its causal mask is the square one
+            rounds.setdefault("cuDNN", []).append((0.0, 0.0, event_time(cudnn, 3)))
     result = {}
     for name, times in rounds.items():
         columns = (statistics.median(column) for column in zip(*times, strict=True))
@@ -348,15 +392,17 @@ def parts_of(run: Callable[[], object]) -> tuple[float, float, float]:
     return choice, attention, choice + attention
 
 
-def show(tokens: int, result: dict[str, dict[str, float]]) -> None:
+def show(size: str, result: dict[str, dict[str, float]]) -> None:
     """Prints one line a contender."""
-    cudnn = result["cuDNN"]["whole"]
+    dense = result["dense mode"]["whole"]
+    cudnn = result.get("cuDNN", {"whole": math.nan})["whole"]
     for name, times in result.items():
         told = f"density {times['density']:.3f}" if "density" in times else ""
         print(
-            f"{tokens:7} {name:12} choice {times['choice']:8.3f} "
+            f"{size:>10} {name:12} choice {times['choice']:8.3f} "
             f"attention {times['attention']:8.3f} both {times['whole']:8.3f} "
-            f"cuDNN / this {cudnn / times['whole']:6.2f}  {told}",
+            f"cuDNN / this {cudnn / times['whole']:6.2f} "
+            f"this / dense mode {times['whole'] / dense:6.3f}  {told}",
             flush=True,
         )
 
@@ -367,7 +413,8 @@ def main() -> None:
     parser.add_argument("library", type=Path)
     parser.add_argument("--calls", type=int, default=40, help="random calls for each head size")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lengths", default="8192,32768,131072")
+    parser.add_argument("--lengths", default="8192,32768,131072", help="or new tokens/keys")
+    parser.add_argument("--long", type=int, default=262144, help="a long prompt to check; 0: none")
     parser.add_argument("--densities", default="0.15,0.3")
     parser.add_argument("--output", type=Path, help="JSON")
     o = parser.parse_args()
@@ -375,11 +422,14 @@ def main() -> None:
     print(json.dumps(results["run"]))
     blocks = Library(o.library, ENTRY, BlockSparseProblem)
     check(blocks, o.calls, o.seed)
+    if o.long:
+        check_long(blocks, o.long)
     wanted = [float(x) for x in o.densities.split(",")]
-    for tokens in filter(None, o.lengths.split(",")):
-        result = measure((blocks, Library(o.library)), int(tokens), wanted)
-        results["milliseconds"][tokens] = result
-        show(int(tokens), result)
+    for told in filter(None, o.lengths.split(",")):
+        new, _, keys = told.partition("/")
+        size = (int(new), int(keys or new))
+        results["milliseconds"][told] = measure((blocks, Library(o.library)), size, wanted)
+        show(told, results["milliseconds"][told])
         if o.output:
             o.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
