@@ -8,7 +8,6 @@ namespace trianglemix {
 template <int kD, Schedule kSchedule>
 struct Producer {
   using Tile = Sm90Tile<kD, kSchedule>;
-  using Tiles = KeyTiles<kD, kSchedule>;
   const Sm90Params& params;
   const Sm90Shared<Tile>& shared;
   Ring<Tile::kSlots> slots;
@@ -89,10 +88,11 @@ struct Producer {
     const Item* item = nullptr;
     previous_grid_wait();  // for the keys, the list of items and zeroed counters
     fetch();
+    int before = 0;  // first key of the tile whose values are next
     while (true) {
       const Item& next = next_item();
       load_queries(next);
-      int before = 0;  // first key of the tile whose values are next
+      const int last = before;  // of the item before
       KeyCursor<kD, kSchedule> keys(params.scratch, next);
       if (next.rows > 0) {
         if constexpr (Tile::kHasSmall) {
@@ -102,10 +102,7 @@ struct Producer {
           load_tile(params.key, next, before);
         }
       }
-      if (item != nullptr) {
-        const Tiles tiles(*item);
-        load_tile(params.value, *item, tiles.first(*item, tiles.count - 1));
-      }
+      if (item != nullptr) load_tile(params.value, *item, last);
       if (next.rows == 0) return;
       item = &next;
       fetch();

@@ -82,7 +82,7 @@ bool shares_are_the_kept(const ChoicePlan& plan, const TiledRow& row, int b, int
   for (int i = number * items; i < (number + 1) * items; ++i) {
     const Item item = block_item(plan, row, b, head, tile, kept, i);
     const int part = i % items / plan.splits;
-    if (item.rows == 0) continue;
+    if (item.rows == 0 && item.skipped == 0) continue;
     const bool follows = item.skipped == blocks[part] && item.blocks >= 0 && item.bits == number;
     if (!follows) return std::printf("share %d of tile %d: wrong blocks\n", i, tile), false;
     blocks[part] += item.blocks;

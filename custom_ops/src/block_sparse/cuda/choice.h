@@ -137,7 +137,8 @@ TM_HOST_DEVICE int choice_number(const ChoicePlan& plan, int block, int round) {
 }
 
 // Attention's items of a part of a tile that keeps `kept` blocks, its own among them: shares of
-// those, in turn. Where there are fewer shares the others have no rows.
+// those, in turn. Where there are fewer shares, none of a tile that there is not, the others have
+// no rows.
 TM_HOST_DEVICE Item block_item(const ChoicePlan& plan, const TiledRow& row, int b, int head,
                                int tile, int kept, int number) {
   const int part = number / plan.splits % plan.tile_items;
@@ -157,10 +158,11 @@ TM_HOST_DEVICE Item block_item(const ChoicePlan& plan, const TiledRow& row, int 
   item.split = number % plan.splits;
   item.splits = CeilDivide(kept, share);
   item.slot = number - item.split;
-  item.rows = item.split < item.splits ? Larger(0, to - from) : 0;
+  item.low = item.high = item.first_valid;
+  if (item.split >= item.splits || from >= to) return item;
+  item.rows = to - from;
   item.skipped = item.split * share;
   item.blocks = Smaller(share, kept - item.skipped);
-  item.low = item.high = item.first_valid;
   if (item.split == item.splits - 1) {
     item.blocks -= 1;
     item.low = first;

@@ -145,8 +145,7 @@ __device__ inline void fill_rest(const ChoiceParams& params, int thread, int thr
     }
     const int items = plan.tile_items * plan.splits;
     for (int item = number * items; item < (number + 1) * items; ++item) {
-      params.items[item] = block_item(plan, row, b, head, tile, tile + 1, item);
-      if (!exists) params.items[item].rows = 0;
+      params.items[item] = block_item(plan, row, b, head, tile, exists ? tile + 1 : 0, item);
     }
   }
   const int64_t line = static_cast<int64_t>(plan.heads) * plan.value_head_size * bytes / 16;
