@@ -156,19 +156,6 @@ __device__ inline void fill_rest(const ChoiceParams& params, int thread, int thr
   }
 }
 
-// 2^x by multiplications alone, within 8e-5 of it; of x below -126 next to nothing, above 120 that
-// of 120.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: added, it leaves the nearest integer
-  x = fminf(fmaxf(x, -126.0f), 120.0f);
-  const float shifted = x + kToInteger;
-  const float f = x - (shifted - kToInteger);
-  float p = fmaf(0.05517167f, f, 0.24261113f);
-  p = fmaf(p, f, 0.69326099f);
-  p = fmaf(p, f, 0.99992807f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
-}
-
 // Where the sums of a unit of the thread block's item lie.
 __device__ inline __nv_bfloat16* sums_of_unit(const ChoiceParams& params, int units, int unit) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * units + unit;
@@ -210,20 +197,20 @@ struct UnitSums {
     kept = 0;
   }
 
-  // The lane's shares of both rows' sums. Half of the exponentials come from the special function
-  // unit, which takes several cycles for each, the others from multiplications meanwhile.
+  // The lane's share of a row's sum.
   template <bool kMasked, int kCount>
-  __device__ __forceinline__ void sum_rows(float (&sum)[2], const float (&s)[kCount],
-                                           float exponent, const int (&causal)[2]) const {
-    float parts[4] = {};
+  __device__ __forceinline__ float sum_row(const float (&s)[kCount], int r, float exponent,
+                                           int causal) const {
+    float sum[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int r = i / 2 % 2;
-      const float x = fmaf(s[i], exponent, -reference[r]);
-      const float weight = i % 2 ? exp2_polynomial(x) : exp2_approx(x);
-      if (!kMasked || 8 * (i / 4) + i % 2 <= causal[r]) parts[i % 4] += weight;
+    for (int i = 0; i < kCount; i += 4) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float x = exp2_approx(fmaf(s[i + 2 * r + e], exponent, -reference[r]));
+        if (!kMasked || 2 * i + e <= causal) sum[e] += x;
+      }
     }
-    sum[0] = parts[0] + parts[1], sum[1] = parts[2] + parts[3];
+    return sum[0] + sum[1];
   }
 
   // Where the sum of one of a row's four lanes is too high, the largest of their scores becomes the
@@ -267,14 +254,15 @@ struct UnitSums {
     const int column = first + 2 * (threadIdx.x % 4);
     const int causal[2] = {last[0] - column, last[1] - column};
     float sum[2];
-    sum_rows<kMasked>(sum, s, exponent, causal);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = sum_row<kMasked>(s, r, exponent, causal[r]);
     const bool high[2] = {!(sum[0] <= kMostSum), !(sum[1] <= kMostSum)};
     if (__any_sync(0xffffffff, high[0] || high[1])) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         move_reference<kMasked>(s, r, exponent, causal[r], first / int{kBlock}, high[r]);
+        sum[r] = sum_row<kMasked>(s, r, exponent, causal[r]);
       }
-      sum_rows<kMasked>(sum, s, exponent, causal);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) part[r] += sum[r];
