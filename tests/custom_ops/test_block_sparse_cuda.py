@@ -72,6 +72,7 @@ def test_all_the_mass_keeps_every_block(dtype: str) -> None:
 def with_size(case: BlockSparseCase, size: int) -> BlockSparseCase:
     """The same case with heads of `size`."""
     shape = replace(case.attention.shape, head_size=size, value_head_size=size)
+    folding = replace(case.folding, rotary_size=min(case.folding.rotary_size, size))
     own = replace(case.attention, shape=shape, scale=0.0)
     heads = replace(case.case.attention, shape=shape, scale=0.0)
-    return replace(case, attention=own, case=replace(case.case, attention=heads))
+    return replace(case, attention=own, case=replace(case.case, attention=heads), folding=folding)
