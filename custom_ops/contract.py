@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 from trianglemix.custom_ops.errors import ConfigurationError
 
 DOMAIN: Final = "trianglemix"
@@ -68,6 +69,35 @@ DENSE_WINDOW: Final = -1
 """`sliding_window_size` of the dense mode: every row keeps all keys behind itself."""
 MAX_HEAD_SIZE: Final = 256
 HEAD_SIZE_STEP: Final = 8
+LARGEST: Final = 2**63 - 1
+"""The largest number that an attribute can hold."""
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """An attribute that counts tokens: a plan's file may hold anything.
+
+    Raises:
+        ConfigurationError: no whole number, or one that is out of the attribute's range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ConfigurationError(f"{name} is {value!r}, but must be a whole number")
+    if value < least:
+        raise ConfigurationError(f"{name} is {value}, but must be {least} or more")
+    if value > LARGEST:
+        raise ConfigurationError(f"{name} is {value}, but must be at most {LARGEST}")
+
+
+def check_window(value: int) -> None:
+    """`sliding_window_size`: one key or more, or the dense mode.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    check_count(ATTR_WINDOW, value, -LARGEST)
+    if value < 1 and value != DENSE_WINDOW:
+        raise ConfigurationError(
+            f"{ATTR_WINDOW} is {value}, but must be 1 or more, or {DENSE_WINDOW} to keep every key"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import numpy as np
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.errors import ConfigurationError
 
@@ -49,27 +50,17 @@ class BlockRule:
     num_last_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 < self.mass <= 1:
+        if not 0 < self.mass <= 1 or not np.float32(self.mass):  # nodes hold 32 bits of it
             raise ConfigurationError(f"{ATTR_MASS} is {self.mass}, but must be in (0, 1]")
-        for name, least in (
-            (ATTR_MIN_LENGTH, 0),
-            (contract.ATTR_SINK, 0),
-            (contract.ATTR_LAST, 1),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}, but must be {least} or more")
-        window = self.sliding_window_size
-        if window < 1 and window != contract.DENSE_WINDOW:
-            raise ConfigurationError(
-                f"{contract.ATTR_WINDOW} is {window}, but must be 1 or more, "
-                f"or {contract.DENSE_WINDOW} to keep every key"
-            )
+        contract.check_count(ATTR_MIN_LENGTH, self.min_length, 0)
+        contract.check_count(contract.ATTR_SINK, self.num_sink_tokens, 0)
+        contract.check_count(contract.ATTR_LAST, self.num_last_tokens, 1)
+        contract.check_window(self.sliding_window_size)
 
     @property
     def is_dense(self) -> bool:
         """Whether every tile keeps every block, whatever the scores are."""
-        return self.mass == 1 or self.sliding_window_size == contract.DENSE_WINDOW
+        return bool(np.float32(self.mass) == 1) or self.sliding_window_size == contract.DENSE_WINDOW
 
     @property
     def exact_length(self) -> int | None:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from trianglemix.custom_ops import contract
-from trianglemix.custom_ops.errors import ConfigurationError
 
 OP_TYPE: Final = "TriangleAttention"
 ATTRIBUTES: Final = (
@@ -37,19 +36,9 @@ class TrianglePattern:
     num_last_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.num_sink_tokens < 0:
-            raise ConfigurationError(
-                f"{contract.ATTR_SINK} is {self.num_sink_tokens}, but must be 0 or more"
-            )
-        if self.sliding_window_size < 1 and self.sliding_window_size != contract.DENSE_WINDOW:
-            raise ConfigurationError(
-                f"{contract.ATTR_WINDOW} is {self.sliding_window_size}, but must be 1 or more, "
-                f"or {contract.DENSE_WINDOW} to keep every key"
-            )
-        if self.num_last_tokens < 1:
-            raise ConfigurationError(
-                f"{contract.ATTR_LAST} is {self.num_last_tokens}, but must be 1 or more"
-            )
+        contract.check_count(contract.ATTR_SINK, self.num_sink_tokens, 0)
+        contract.check_count(contract.ATTR_LAST, self.num_last_tokens, 1)
+        contract.check_window(self.sliding_window_size)
 
     @property
     def is_dense(self) -> bool:

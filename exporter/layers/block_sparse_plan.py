@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,17 @@ from trianglemix.exporter.errors import PlanError
 from trianglemix.exporter.options import layer_ranges
 
 Densities = Mapping[int, Mapping[int, float]]
+
+
+def layer_numbers(content: object) -> tuple[int, ...]:
+    """A plan file's list of layers.
+
+    Raises:
+        TypeError: anything else, as a text, whose digits would each be taken for a layer.
+    """
+    if not isinstance(content, list) or not all(type(layer) is int for layer in content):
+        raise TypeError(f"{content!r} is no list of layers")
+    return tuple(content)
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,12 @@ class BlockSparsePlan:
         Raises:
             ConfigurationError, KeyError, PlanError, TypeError, ValueError: it is not understood.
         """
+        unknown = sorted(content.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise TypeError(f"block_sparse has {', '.join(unknown)}, which says nothing to it")
         densities = content.get("densities") or {}
         return cls(
-            layers=tuple(int(layer) for layer in content["layers"]),
+            layers=layer_numbers(content["layers"]),
             rule=BlockRule(**{**asdict(BlockRule()), **(content.get("rule") or {})}),
             densities={
                 int(length): {int(layer): float(share) for layer, share in by_layer.items()}

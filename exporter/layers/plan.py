@@ -34,7 +34,7 @@ from typing import Any, Final
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import PlanError
-from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
+from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan, layer_numbers
 from trianglemix.exporter.options import layer_ranges
 
 FORMAT_VERSION: Final = 1
@@ -173,11 +173,11 @@ class Plan:
             name=str(content["model"]["name"]),
             fingerprint=Fingerprint(**content["model"]["fingerprint"]),
             pattern=TrianglePattern(**pattern) if pattern else None,
-            layers_by_importance=tuple(int(x) for x in content.get("layers_by_importance") or ()),
-            triangle_layers=tuple(int(x) for x in content.get("triangle_layers") or ()),
+            layers_by_importance=layer_numbers(content.get("layers_by_importance") or []),
+            triangle_layers=layer_numbers(content.get("triangle_layers") or []),
             origin=str(content.get("origin", "")),
             figures=dict(content.get("figures") or {}),
-            block_sparse=BlockSparsePlan.from_json(blocks) if blocks else None,
+            block_sparse=None if blocks is None else BlockSparsePlan.from_json(blocks),
         )
 
     @property

@@ -75,10 +75,11 @@ def summary_lines(report: ExportReport) -> list[str]:
 
 def _block_line(report: ExportReport, rule: BlockRule) -> str:
     layers = layer_ranges(report.layers_of(LayerRole.BLOCK_SPARSE), ", ")
-    kept = "keep every block" if rule.is_dense else f"keep {100 * rule.mass:g} % of the mass"
+    if rule.is_dense:
+        return f"block-sparse layers {layers}: keep every block, as dense layers do"
     return (
-        f"block-sparse layers {layers}: {kept}, by the scores of 8 rows of each 128; "
-        f"prompts of up to {rule.min_length} tokens are read densely"
+        f"block-sparse layers {layers}: keep {100 * rule.mass:g} % of the mass, by the scores of 8 "
+        f"rows of each 128; prompts of up to {rule.min_length} tokens are read densely"
     )
 
 

@@ -193,7 +193,11 @@ def test_block_sums_are_of_the_blocks_that_begin_at_the_first_key() -> None:
     ("values", "words"),
     [({"mass": 0.0}, "mass is 0.0"), ({"mass": 1.5}, "mass is 1.5"),
      ({"min_length": -1}, "min_length is -1"), ({"sliding_window_size": 0}, "window_size is 0"),
-     ({"num_last_tokens": 0}, "num_last_tokens is 0")],
+     ({"num_last_tokens": 0}, "num_last_tokens is 0"), ({"mass": 1e-50}, "mass is 1e-50"),
+     ({"min_length": 3.5}, "min_length is 3.5, but must be a whole number"),
+     ({"num_sink_tokens": True}, "num_sink_tokens is True"),
+     ({"sliding_window_size": 128.0}, "window_size is 128.0"),
+     ({"min_length": 2**63}, "must be at most 9223372036854775807")],
 )  # fmt: skip
 def test_values_out_of_range_are_named(values: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
@@ -214,3 +218,8 @@ def test_up_to_the_exact_length_every_block_is_kept(
     assert rule.exact_length is not None
     assert whole == (length <= rule.exact_length)
     assert BlockRule(mass=1).exact_length is None
+
+
+def test_a_mass_that_32_bits_round_to_one_is_dense() -> None:
+    assert BlockRule(mass=1 - 1e-9).is_dense
+    assert not BlockRule(mass=float(np.nextafter(np.float32(1), np.float32(0)))).is_dense

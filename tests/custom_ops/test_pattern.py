@@ -100,6 +100,8 @@ def test_vllm_ascend_spelling(length: int, sink: int, window: int, tail: int) ->
         ((8, 0, 128), "sliding_window_size is 0"),
         ((8, -2, 128), "sliding_window_size is -2"),
         ((8, 512, 0), "num_last_tokens is 0"),
+        ((8, 512.0, 128), "sliding_window_size is 512.0, but must be a whole number"),
+        ((2**63, 512, 128), "num_sink_tokens is 9223372036854775808, but must be at most"),
     ],
 )
 def test_values_out_of_range_are_refused(values: tuple[int, int, int], message: str) -> None:

@@ -67,7 +67,12 @@ def test_layers_alone_make_a_section(tmp_path: Path) -> None:
         ({"layers": [1], "densities": {"8000": {"1": 1.1}}}, "layer 1 keeps 1.1 at 8000 tokens"),
         ({"layers": [1], "densities": {"0": {"1": 0.5}}}, "layer 1 keeps 0.5 at 0 tokens"),
         ({"layers": [1], "densities": [0.5]}, "is not understood"),
+        ({"layers": [1], "rule": {"min_length": 10.5}}, "min_length is 10.5, but must be a whole"),
+        ({"layers": [1], "mass": 0.8}, "block_sparse has mass, which says nothing to it"),
+        ({"layers": "12"}, "'12' is no list of layers"),
+        ({"layers": [0.5]}, "is no list of layers"),
         ({"rule": {}}, "is not understood"),
+        ({}, "is not understood"),
         ([1], "is not understood"),
     ],
 )
