@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from trianglemix.analysis.block_check import BlockCheck, check_blocks
 from trianglemix.analysis.block_page import MEASURED
-from trianglemix.analysis.block_select import RULE, BlockChoice, choose_block_layers
+from trianglemix.analysis.block_select import (
+    RULE,
+    BlockChoice,
+    choose_block_layers,
+    shortest_sparse,
+)
 from trianglemix.analysis.block_shares import (
     BlockSample,
     Measured,
@@ -33,6 +39,7 @@ from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
 from trianglemix.exporter.layers.plan import Plan
 
 _LEAST_TOKENS: Final = 1024
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -196,13 +203,21 @@ def _show_check(console: Console, check: BlockCheck) -> None:
     console.print(table, f"check: {check.verdict}")
 
 
-def check_setup(task: str, tokens: int, samples: int) -> Setup | None:
-    """The check that the command line asks for.
+def check_setup(task: str, tokens: int, samples: int, lengths: tuple[int, ...]) -> Setup | None:
+    """The check that the command line asks for, of layers that were measured at these lengths.
 
     Raises:
-        ConfigurationError: there is no such task.
+        ConfigurationError: there is no such task, or its prompts are so short that all is dense.
     """
-    return Setup(pick_tasks([task]), tokens, samples) if samples else None
+    if not samples:
+        return None
+    shortest = shortest_sparse(lengths)
+    if tokens <= shortest:
+        raise ConfigurationError(
+            f"--check-tokens is {tokens}, but prompts of up to {shortest} tokens stay dense, by "
+            "the shortest of --lengths, so that the check would prove nothing; give more"
+        )
+    return Setup(pick_tasks([task]), tokens, samples)
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
@@ -211,7 +226,7 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     Raises:
         ConfigurationError: no numbers, or prompts too short to hold a block that could go.
     """
-    lengths = tuple(sorted({int(x) for x in _numbers("--lengths", text)}))
+    lengths = tuple(sorted(set(_numbers("--lengths", text, int))))
     if lengths[0] < _LEAST_TOKENS:
         raise ConfigurationError(
             f"--lengths has {lengths[0]} tokens, but prompts of at least {_LEAST_TOKENS} tell how "
@@ -226,11 +241,11 @@ def parse_masses(text: str) -> tuple[float, ...]:
     Raises:
         ConfigurationError: no numbers, or one that is no share.
     """
-    return tuple(BlockRule(mass=x).mass for x in sorted(set(_numbers("--masses", text))))
+    return tuple(BlockRule(mass=x).mass for x in sorted(set(_numbers("--masses", text, float))))
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def _numbers(option: str, text: str, read: Callable[[str], Number]) -> list[Number]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [read(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigurationError(f"{option} {text!r} is no list of numbers such as 1,2") from error

@@ -46,11 +46,10 @@ class BlockProbe:
         Raises:
             UnsupportedModelError: a layer is no plain causal attention.
         """
-        rule = BlockRule(mass=max(self.masses), min_length=0)
         config = replace(
             TriangleMixConfig.from_pattern(self.pattern, self.triangle_layers),
             block_sparse_layer_indices=self.layers,
-            block_rule=rule,
+            block_rule=BlockRule(min_length=0),  # a mass of 1 among them would make it dense
         )
         meter = _Meter(self.masses)
         any_model: Any = patch(model, config)

@@ -10,7 +10,7 @@ length stay dense, since nobody looked at them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,12 +61,18 @@ def choose_block_layers(measured: Measured) -> BlockChoice:
     layers = tuple(layer for layer in longest if layer not in left_out)
     if not layers:
         reasons = "; ".join(f"layer {layer} {why}" for layer, why in left_out.items())
+        other = "smaller ones" if faithful else "a larger one"
         raise AnalysisError(
             f"no layer may be block-sparse ({reasons}); try longer prompts, where heads keep less, "
-            "or a larger mass"
+            f"or other masses: {other}"
         )
-    rule = BlockRule(mass=mass, min_length=int(SHORTEST * min(measured)))
+    rule = BlockRule(mass=mass, min_length=shortest_sparse(measured))
     return BlockChoice(layers, rule, left_out)
+
+
+def shortest_sparse(lengths: Collection[int]) -> int:
+    """`min_length` of layers that were measured at these lengths."""
+    return int(SHORTEST * min(lengths))
 
 
 def _is_faithful(figures: BlockFigures) -> bool:

@@ -33,7 +33,7 @@ from trianglemix.analysis.select import (
     ranked_layers,
 )
 from trianglemix.analysis.trials import TaskScorer, open_model
-from trianglemix.command_line import run_command, version_option, wrong_usage
+from trianglemix.command_line import run_command, version_option, wide_console, wrong_usage
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
@@ -139,16 +139,23 @@ def command(**given: Any) -> None:
     their attention. Writes a plan for `trianglemix-export --plan`, and pictures beside it. A broken
     run goes on where it stopped when the same command is given again.
     """
-    _analyze(_Options(**given), Console(stderr=True))
+    _analyze(_Options(**given), wide_console(stderr=True))
 
 
 def _analyze(options: _Options, console: Console) -> None:
     _check_rules(options)
     blocks = _block_options(options) if options.block_sparse else None
-    plan, check = (Plan.load(options.plan), None) if options.plan else _gradients(options, console)
-    plan.save(options.output)
+    if options.plan:  # an older section goes: what a refused check leaves must not name layers
+        plan, check = replace(Plan.load(options.plan), block_sparse=None), None
+    else:
+        plan, check = _gradients(options, console)
+        plan.save(options.output)
     if blocks:
-        plan = add_block_sparse(plan, blocks, console)
+        try:
+            plan = add_block_sparse(plan, blocks, console)
+        except AnalysisError:
+            plan.save(options.output)
+            raise
         plan.save(options.output)
     console.print(f"plan: {options.output}", markup=False)
     if options.plots:
@@ -176,16 +183,17 @@ def _gradients(options: _Options, console: Console) -> tuple[Plan, Check | None]
 
 def _block_options(options: _Options) -> BlockOptions:
     with wrong_usage():
+        lengths = parse_lengths(options.lengths)
         return BlockOptions(
             options.folder,
             options.output,
             options.data,
-            parse_lengths(options.lengths),
+            lengths,
             parse_masses(options.masses),
             options.block_samples,
             options.device,
             options.precision,
-            check_setup(options.check_task, options.check_tokens, options.check_samples),
+            check_setup(options.check_task, options.check_tokens, options.check_samples, lengths),
             _allowed_loss(options),
         )
 

@@ -9,8 +9,15 @@ from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
-from trianglemix.command_line import THREADS, run_command, version_option, wrong_usage
+from trianglemix.command_line import (
+    THREADS,
+    run_command,
+    version_option,
+    wide_console,
+    wrong_usage,
+)
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.huggingface import (
     HuggingFaceModel,
@@ -19,7 +26,14 @@ from trianglemix.evaluation.huggingface import (
 )
 from trianglemix.evaluation.model import Loader
 from trianglemix.evaluation.page import save_page
-from trianglemix.evaluation.report import Comparison, check_output, save_json, table_of
+from trianglemix.evaluation.report import (
+    Comparison,
+    check_output,
+    drops_nothing,
+    save_json,
+    table_of,
+    warnings_of,
+)
 from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
 from trianglemix.exporter.layers.plan import Plan
@@ -112,7 +126,7 @@ def command(tasks: str, **given: Any) -> None:
     --block-sparse-layers. Without --against such a FOLDER is compared with itself, dense.
     """
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    _evaluate(_Options(tasks=names, **given), Console(stderr=True))
+    _evaluate(_Options(tasks=names, **given), wide_console(stderr=True))
 
 
 def _evaluate(options: _Options, console: Console) -> None:
@@ -124,6 +138,12 @@ def _evaluate(options: _Options, console: Console) -> None:
         blocks = _block_request(options)
     check_output(options.output)
     chosen = _hugging_face_layers(options, named, blocks)
+    if chosen.block_sparse_layers and drops_nothing(chosen.rule, setup.tokens):
+        _warn(
+            console,
+            f"block-sparse layers will drop nothing of prompts of up to {setup.tokens} tokens: "
+            "give more --tokens, or a smaller --min-length or --mass",
+        )
     replaced = chosen.triangle_layers or chosen.block_sparse_layers
     baseline = options.against or (options.folder if replaced else None)
     models = [(options.folder.resolve().name, _loader(options.folder, options, chosen))]
@@ -139,8 +159,14 @@ def _evaluate(options: _Options, console: Console) -> None:
     save_json(comparison, options.output)
     page = options.output.with_suffix(".html")
     save_page(comparison, page)
-    Console().print(table_of(comparison))
+    wide_console().print(table_of(comparison))
+    for text in warnings_of(comparison):
+        _warn(console, text)
     console.print(f"answers: {options.output}; page: {page}", markup=False, soft_wrap=True)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> list[ModelRun]:
@@ -169,8 +195,9 @@ def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Load
 
 
 def _block_request(options: _Options) -> BlockRequest:
-    text = options.block_sparse_layers
-    layers = () if text == "none" else parse_layers(text, "--block-sparse-layers") if text else None
+    text, layers = options.block_sparse_layers, None
+    if text is not None:
+        layers = () if text == "none" else parse_layers(text, "--block-sparse-layers")
     return BlockRequest(layers, options.mass, options.min_length)
 
 

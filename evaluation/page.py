@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from trianglemix.evaluation.report import Comparison, percent
+from trianglemix.evaluation.report import Comparison, percent, warnings_of
 from trianglemix.evaluation.run import ModelRun, Row
 
 _LEFT: Final = 150
@@ -37,6 +37,7 @@ def save_page(comparison: Comparison, path: Path) -> None:
         f"<h1>{title}</h1>",
         f"<p>Prompts of up to {setup.tokens} tokens (answer included), {setup.samples} samples a "
         "task, the same for each model. Intervals hold 95%; the difference is of pairs.</p>",
+        *(f'<p class="note">{escape(text)}.</p>' for text in warnings_of(comparison)),
         f'<div class="wide">{_chart(comparison, runs)}</div>',
         f'<div class="wide">{_table(comparison)}</div>',
         "<h2>Models</h2>",

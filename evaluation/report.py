@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.run import ModelRun, Row, Setup
 from trianglemix.evaluation.statistics import Interval
@@ -92,6 +93,28 @@ def table_of(comparison: Comparison) -> Table:
             f"{row.ttft_ratio:.2f}",
         )
     return table
+
+
+def warnings_of(comparison: Comparison) -> list[str]:
+    """Of each model with block-sparse layers: prompts so short that these were dense."""
+    warnings = []
+    for run in (comparison.baseline, comparison.candidate):
+        if run is None or not run.facts.get("rule"):
+            continue
+        rule, lengths = BlockRule(**run.facts["rule"]), [o.prompt_tokens for o in run.outcomes]
+        dense = sum(drops_nothing(rule, tokens) for tokens in lengths)
+        if dense:
+            warnings.append(
+                f"{run.name}: the block-sparse layers dropped nothing of {dense} of the "
+                f"{len(lengths)} prompts, which are too short for it ({min(lengths)} to "
+                f"{max(lengths)} tokens, min_length {rule.min_length})"
+            )
+    return warnings
+
+
+def drops_nothing(rule: BlockRule, tokens: int) -> bool:
+    """Whether the rule keeps every block of a prompt for certain."""
+    return rule.exact_length is None or tokens <= rule.exact_length
 
 
 def percent(interval: Interval, signed: bool = False) -> str:

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from trianglemix.command_line import run_command, version_option, wrong_usage
+from trianglemix.command_line import run_command, version_option, wide_console, wrong_usage
 from trianglemix.exporter.attention.sites import Sites
 from trianglemix.exporter.inspection import inspect_model, print_inspection
 from trianglemix.exporter.options import (
@@ -29,7 +29,6 @@ from trianglemix.exporter.registry import all_targets
 from trianglemix.exporter.report.print_report import print_near_misses, print_report
 
 PROGRAM: Final = "trianglemix-export"
-_PIPE_WIDTH: Final = 200
 _TARGETS: Final = all_targets()
 _SUMMARIES: Final = "; ".join(f"{name}: {target.summary}" for name, target in _TARGETS.items())
 
@@ -152,12 +151,12 @@ def command(context: click.Context, /, **_: object) -> None:
     """
     given = context.params
     quiet = bool(given["quiet"])
-    console = _console(quiet)
+    console = wide_console(quiet=quiet)
     if any(target.runs_alone(given, console) for target in _TARGETS.values()):
         return
     if given["inspect"]:
         _check_alone(context)
-        print_inspection(inspect_model(given["source"]), _console(False), quiet=quiet)
+        print_inspection(inspect_model(given["source"]), wide_console(), quiet=quiet)
         return
     options = _options(given)
     handler = RichHandler(console=Console(stderr=True), show_path=False)
@@ -224,12 +223,6 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         dtype=given["dtype"],
         settings=settings[given["target"]],
     )
-
-
-def _console(quiet: bool) -> Console:
-    """The screen; a table that goes to a file or a pipe is not squeezed."""
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(quiet=quiet, soft_wrap=True, width=width)
 
 
 class _Screen:

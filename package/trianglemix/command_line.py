@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final, NoReturn
 
 import click
+from rich.console import Console
 
 from trianglemix.custom_ops.errors import TriangleMixError
 
@@ -23,6 +24,16 @@ THREADS: Final = click.IntRange(1, 4096)
 
 ONNX Runtime starts what it is asked for: 2,000 took 0.1 GB and ran, 100,000 hung.
 """
+
+
+_PIPE_WIDTH: Final = 200
+
+
+def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """The screen; a table that goes to a file or a pipe is not squeezed."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, width=width)
 
 
 def run_command(command: click.Command, program: str, left: str | None = None) -> NoReturn:

@@ -107,3 +107,10 @@ def test_the_probe_measures_what_the_rule_keeps() -> None:
     assert low[0] < high[0] < 1, "a smaller mass keeps less"
     unpatched = unpatch(patch(model, TriangleMixConfig(triangle_layer_indices=[1])))
     assert unpatched is model
+
+
+def test_a_mass_of_one_is_measured_like_any_other() -> None:
+    sample = replace(PROBE, masses=(0.9, 1.0))(copy.deepcopy(_model()), _ids(), N)
+    for at_less, at_one in sample.values:
+        assert at_one[2] == pytest.approx(1), "recall"
+        assert at_less[0] < at_one[0] <= 1, "density"

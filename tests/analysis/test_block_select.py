@@ -49,6 +49,12 @@ def test_no_layer_is_an_error_with_the_reasons() -> None:
         choose_block_layers({4000: {3: {0.9: LOW}, 4: {0.9: FULL}}})
 
 
+@pytest.mark.parametrize(("figures", "advice"), [(FULL, "smaller ones"), (HEAD, "a larger one")])
+def test_other_masses_are_advised_by_what_was_wrong(figures: BlockFigures, advice: str) -> None:
+    with pytest.raises(AnalysisError, match=f"other masses: {advice}"):
+        choose_block_layers({4000: {3: {0.9: figures}}})
+
+
 def test_means_are_by_length_layer_and_mass() -> None:
     rows = [
         BlockSample(100, [[[0.2] * 5, [0.4] * 5], [[0.6] * 5, [0.8] * 5]]),
@@ -81,7 +87,10 @@ def test_verdicts(rule: float, random: float, verdict: str) -> None:
 def test_lists_of_numbers_are_read_or_refused() -> None:
     assert parse_lengths("8000,4000,8000") == (4000, 8000)
     assert parse_masses(".95,0.8") == (0.8, 0.95)
-    for text, words in (("many", "no list of numbers"), ("100", "at least 1024")):
+    for text, words in (
+        ("many", "no list of numbers"), ("nan", "no list"), ("inf", "no list"),
+        ("4000.5", "no list"), ("100", "at least 1024"),
+    ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=words):
             parse_lengths(text)
     with pytest.raises(ConfigurationError, match=r"mass is 1.5"):

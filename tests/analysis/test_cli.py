@@ -10,6 +10,7 @@ from trianglemix.analysis import block_select
 from trianglemix.analysis.block_probe import BlockProbe
 from trianglemix.analysis.cli import main
 from trianglemix.exporter.errors import PlanError
+from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
 from trianglemix.exporter.layers.plan import Fingerprint, Plan
 
 from tests.commands import Finished, run_main
@@ -84,12 +85,14 @@ def test_block_sparse_layers_are_measured_on_top_of_a_plan(tmp_path: Path) -> No
 @pytest.mark.usefixtures("diffuse_heads")
 def test_an_unproved_choice_of_block_sparse_layers_is_not_written(tmp_path: Path) -> None:
     start, output = tmp_path / "start.json", tmp_path / "plan.json"
-    Plan("tiny", Fingerprint(3, 4, 2, 16), triangle_layers=(2,)).save(start)
-    check = ["--check-samples", "2", "--check-tokens", "700", "--no-plots", *BLOCKS[2:]]
+    older = BlockSparsePlan((0, 1), origin="of another day")
+    Plan("tiny", Fingerprint(3, 4, 2, 16), triangle_layers=(2,), block_sparse=older).save(start)
+    check = ["--check-samples", "2", "--check-tokens", "1100", "--no-plots", *BLOCKS[2:]]
     result = _analyze(tiny_folder("qwen3"), "--block-sparse", "--plan", start, "-o", output, *check)
     assert result.code == 1
     assert "does not tell random blocks from the rule's" in result.err
     assert Plan.load(output).block_sparse is None
+    assert Plan.load(start).block_sparse == older
 
 
 def test_a_plan_is_for_block_sparse_alone(tmp_path: Path) -> None:
@@ -98,6 +101,7 @@ def test_a_plan_is_for_block_sparse_alone(tmp_path: Path) -> None:
         (["--plan", "p.json"], "--plan is for --block-sparse"),
         (["--plan", "p.json", "--block-sparse", "--threshold", "0.5"], "has its triangle layers"),
         (["--block-sparse", "--lengths", "many"], "no list of numbers"),
+        (["--block-sparse", "--lengths", "16000"], "up to 14000 tokens stay dense"),
     ):
         result = _analyze(tiny_folder("llama"), *output, *arguments)
         assert result.code == 2

@@ -131,8 +131,24 @@ def test_block_sparse_layers_of_a_plan_or_of_the_options(tmp_path: Path) -> None
     assert "of the causal blocks kept" in output.with_suffix(".html").read_text()
     off = facts("--plan", plan, "--block-sparse-layers", "none")[1]
     assert (off["block_sparse_layers"], off["triangle_layers"]) == ([], list(LAYERS))
+    assert "dropped nothing" not in output.with_suffix(".html").read_text()
     more = facts("--block-sparse-layers", "0-1", "--mass", "0.5", "--min-length", "100")[1]
     assert (more["name"], more["density"] < sparse["density"]) == ("2 block-sparse layers", True)
+
+
+def test_prompts_too_short_for_block_sparse_layers_are_told(tmp_path: Path) -> None:
+    """A comparison of a model with itself must not look like one that proves something."""
+    output = tmp_path / "result.json"
+    small = ["--tasks", "vt", "--tokens", "900", "--samples", "1", "--layers", "2"]
+    command = [tiny_folder("llama"), "-o", output, *small, "--block-sparse-layers", "0-1"]
+    result = run_main(main, *command)
+    assert result.code == 0, result.err
+    assert "will drop nothing of prompts of up to 900 tokens" in result.err
+    words = "dropped nothing of 1 of the 1 prompts"
+    assert words in result.err
+    assert words in output.with_suffix(".html").read_text()
+    assert "drop" not in run_main(main, *command, "--min-length", "0").err
+    assert run_main(main, *command[:-1], "").code == 2, "no list is not the plan's"
 
 
 def test_an_exported_folder_says_its_block_sparse_layers(tmp_path: Path) -> None:
