@@ -147,7 +147,7 @@ def masked(peer: Peer, case: Case) -> Contender:
     run = peer.prepare(case.given)
     torch.cuda.synchronize()
     facts: dict[str, Any] = {"prepare_ms": 1e3 * (time.perf_counter() - started)}
-    keeps = case.given.keeps(peer.shared) if peer.sparse else None
+    keeps = case.given.keeps(peer.shared, peer.block) if peer.sparse else None
     facts |= {"density": _density_of(case, peer), "note": peer.note}
     return Contender(run, keeps, peer.causal, facts, {})
 

@@ -44,13 +44,14 @@ class Masked:
         group = self.query.shape[1] // self.key.shape[1]
         return self.key.repeat_interleave(group, 1), self.value.repeat_interleave(group, 1)
 
-    def keeps(self, shared: bool = False) -> Keeps:
-        """The mask by key; `shared`: head 0's, for every head."""
-        return functools.partial(_keys_of, self.mask[:1] if shared else self.mask)
+    def keeps(self, shared: bool = False, block: int = TILE) -> Keeps:
+        """The mask by key; `shared`: head 0's, for every head; `block` 64: as `halved` has it."""
+        mask = self.mask[:1] if shared else self.mask
+        return functools.partial(_keys_of, mask if block == TILE else halved(mask), block)
 
 
-def _keys_of(mask: torch.Tensor, head: int, rows: torch.Tensor) -> torch.Tensor:
-    return mask[min(head, len(mask) - 1), rows // TILE].repeat_interleave(TILE, -1)
+def _keys_of(mask: torch.Tensor, block: int, head: int, rows: torch.Tensor) -> torch.Tensor:
+    return mask[min(head, len(mask) - 1), rows // block].repeat_interleave(block, -1)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Peer:
     causal: bool = True  # False: rows also see later keys of kept blocks
     shared: bool = False  # True: head 0's mask for all heads
     sparse: bool = True
+    block: int = TILE
     note: str = ""
 
 
@@ -180,7 +182,10 @@ PEERS: Final = {
         functools.partial(cudnn_frontend, size=128), causal=False, note="not causal in a block"
     ),
     "cudnn-frontend 64": Peer(
-        functools.partial(cudnn_frontend, size=64), causal=False, note="not causal in a block"
+        functools.partial(cudnn_frontend, size=64),
+        causal=False,
+        block=64,
+        note="not causal in a block",
     ),
     "flashinfer": Peer(flashinfer_shared, shared=True, note="head 0's mask for all"),
     "flashinfer variable": Peer(flashinfer_variable, note="K and V copied to every head"),

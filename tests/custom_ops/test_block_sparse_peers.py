@@ -163,6 +163,14 @@ def test_shared_mask_is_the_first_heads(given: Masked) -> None:
     assert torch.equal(given.keeps(shared=True)(3, rows), given.keeps()(0, rows))
 
 
+def test_halves_lack_the_later_half_of_the_rows_own_block(given: Masked) -> None:
+    rows = torch.tensor([400])
+    causal = torch.arange(given.tokens) <= rows[:, None]
+    halves = given.keeps(block=64)(1, rows)
+    assert torch.equal(halves & causal, given.keeps()(1, rows) & causal)
+    assert halves.sum() < given.keeps()(1, rows).sum()
+
+
 def test_estimate_sums_columns_and_diagonals(given: Masked) -> None:
     key, _ = given.repeated()
     columns, diagonals = vertical_slash.estimate(given.query, key)
