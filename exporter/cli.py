@@ -52,7 +52,10 @@ def _of_targets(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--start-layer", type=click.IntRange(0), help="Triangle layers: this one and all deeper ones."
 )
-@click.option("--layers", help="Triangle layers, as in 5,7,10,15-35.")
+@click.option(
+    "--layers",
+    help="Triangle layers, as in 5,7,10,15-35; none leaves block-sparse layers alone.",
+)
 @click.option(
     "--num-triangle-layers",
     "count",
@@ -207,10 +210,17 @@ def _options(given: dict[str, Any]) -> ExportOptions:
         output=given["output"],
         target=given["target"],
         layers=LayerRequest(
-            given["start_layer"], _layers(given["layers"]), given["count"], given["plan"]
+            given["start_layer"],
+            _listed(given["layers"], "--layers"),
+            given["count"],
+            given["plan"],
         ),
         pattern=PatternRequest(given["sink"], given["window"], given["last"]),
-        blocks=BlockRequest(_blocks(given["block_layers"]), given["mass"], given["min_length"]),
+        blocks=BlockRequest(
+            _listed(given["block_layers"], _BLOCKS["block_layers"]),
+            given["mass"],
+            given["min_length"],
+        ),
         dense=given["dense"],
         last_token_logits=given["last_token_logits"],
         weights=given["weights"],
@@ -282,18 +292,11 @@ _BLOCKS: Final = {
 }
 
 
-def _blocks(text: str | None) -> tuple[int, ...] | None:
+def _listed(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None or text == _NO_LAYERS:
         return None if text is None else ()
     with wrong_usage():
-        return parse_layers(text, _BLOCKS["block_layers"])
-
-
-def _layers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    with wrong_usage():
-        return parse_layers(text)
+        return parse_layers(text, option)
 
 
 def main() -> NoReturn:

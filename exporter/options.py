@@ -19,12 +19,20 @@ Dtype = Literal["auto", "float32", "float16"]
 
 @dataclass(frozen=True)
 class LayerRequest:
-    """How the triangle layers are chosen: at most one of the fields is set."""
+    """How the triangle layers are chosen: at most one of the fields is set.
+
+    No `layers` at all, an empty tuple, is for exports whose only replaced layers are block-sparse.
+    """
 
     start_layer: int | None = None
     layers: tuple[int, ...] | None = None
     count: int | None = None
     plan: Path | None = None
+
+    @property
+    def none_wanted(self) -> bool:
+        """Whether no triangle layer is asked for by name."""
+        return self.layers == ()
 
 
 @dataclass(frozen=True)

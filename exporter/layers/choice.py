@@ -91,16 +91,16 @@ def choose_layers(
     choice = _choose(options.layers, plan, len(sites), windowed)
     kept = frozenset(choice.layers - windowed)
     skipped = tuple(sorted(choice.layers & windowed))
-    if not kept:
+    section = plan.block_sparse if plan is not None else None
+    blocks = choose_blocks(options.blocks, section, Taken(len(sites), kept, windowed))
+    if not block_sparse:
+        blocks = keep_dense(blocks, options.target)
+    if not kept and not (options.layers.none_wanted and blocks.layers):
         raise ExportError(
             "no layer would become a triangle layer"
             + (" (all chosen ones slide a window of their own)" if skipped else "")
             + "; choose layers, or ask for the dense twin with --dense"
         )
-    section = plan.block_sparse if plan is not None else None
-    blocks = choose_blocks(options.blocks, section, Taken(len(sites), kept, windowed))
-    if not block_sparse:
-        blocks = keep_dense(blocks, options.target)
     return LayerChoice(kept, pattern, choice.origin, choice.warning, skipped, blocks)
 
 
@@ -167,7 +167,7 @@ def _named(layers: tuple[int, ...], count: int, windowed: set[int]) -> _Choice:
                 f"--layers names layer {layer}, which slides a window of its own; such a layer "
                 "stays as it is: leave it out"
             )
-    return _Choice(frozenset(layers), "--layers")
+    return _Choice(frozenset(layers), "--layers" if layers else "--layers none")
 
 
 def _from_start(start: int, count: int) -> _Choice:

@@ -71,6 +71,17 @@ def test_mass_one_is_the_source(source: Path, target: str, tmp_path: Path) -> No
     assert_close(Session.of(tmp_path / "out").logits(ids), expected)
 
 
+def test_block_sparse_layers_need_no_triangle_layers(source: Path, tmp_path: Path) -> None:
+    report = export_to(source, tmp_path / "out", layers=(), blocks=SPARSE, verify=True)
+    assert [row.action for row in report.layers] == ["block-sparse", "block-sparse", "dense"]
+    assert (report.pattern, report.layer_choice) == (None, "--layers none")
+    ids = random_ids(1, TOKENS)
+    expected = example_logits(odd_models.peaked(), ids, {0: RULE, 1: RULE})
+    assert_close(Session.of(tmp_path / "out").logits(ids), expected)
+    with pytest.raises(ExportError, match="no layer would become a triangle layer"):
+        export_to(source, tmp_path / "out", layers=(), blocks=BlockRequest(), force=True)
+
+
 def test_nodes_are_complete_and_the_folder_says_what_they_are(source: Path, tmp_path: Path) -> None:
     report = export_to(source, tmp_path / "out", layers=(2,), blocks=SPARSE)
     model = ir.load(tmp_path / "out" / "model.onnx")
@@ -204,6 +215,9 @@ def test_on_the_command_line(
     assert "block-sparse layers chosen by: --block-sparse-layers" in shown
     assert "block-sparse layers 0-1: keep 60 % of the mass" in shown
     assert Manifest.load(tmp_path / "out").block_rule == RULE
+    alone = ["--layers", "none", "--block-sparse-layers", "0-1", "--dry-run"]
+    assert run_main(monkeypatch, source, *alone) == 0
+    assert "layers chosen by: --layers none" in capsys.readouterr().out
     assert run_main(monkeypatch, tmp_path / "out", "--inspect") == 0
     assert capsys.readouterr().out.count("block-sparse 0.6 ") == 2
 
