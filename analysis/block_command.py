@@ -91,9 +91,7 @@ def _measure(plan: Plan, options: BlockOptions, console: Console) -> Measured:
     subject = load_model(options.folder, options.device, options.precision)
     plan.check_fits(subject.fingerprint)
     layers = tuple(
-        layer
-        for layer in candidate_layers(subject.model.config)
-        if layer not in plan.triangle_layers
+        layer for layer in candidate_layers(subject.model.config) if layer not in plan.chosen_layers
     )
     if not layers:
         raise AnalysisError(
@@ -109,6 +107,11 @@ def _measure(plan: Plan, options: BlockOptions, console: Console) -> Measured:
     return mean_figures(done, layers, options.masses)
 
 
+def _triangles(plan: Plan) -> tuple[int, ...]:
+    """As an export has them: a plan may only rank its layers, and then they all are."""
+    return tuple(sorted(plan.chosen_layers))
+
+
 def _probe_all(
     plan: Plan,
     subject: AnalysedModel,
@@ -120,7 +123,7 @@ def _probe_all(
     from trianglemix.analysis.block_probe import BlockProbe  # torch, which load_model has found
 
     pattern = plan.pattern or TrianglePattern()
-    probe = BlockProbe(pattern, plan.triangle_layers, layers, options.masses)
+    probe = BlockProbe(pattern, _triangles(plan), layers, options.masses)
     settings = asdict(probe) | {
         "model": asdict(plan.fingerprint),
         "data": [options.settings(length).description for length in options.lengths],
@@ -140,7 +143,7 @@ def _check(plan: Plan, choice: BlockChoice, options: BlockOptions, console: Cons
     assert options.check is not None
     pattern = plan.pattern or TrianglePattern()
     model = open_model(options.folder, options.device, options.precision, pattern, choice.rule)
-    layers = plan.triangle_layers, choice.layers
+    layers = _triangles(plan), choice.layers
     with Progress(console=console) as bar:
         task = bar.add_task("check", total=3 * options.check.samples * len(options.check.tasks))
         score = BlockTaskScorer(

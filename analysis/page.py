@@ -59,7 +59,7 @@ def _page(plan: Plan, pictures: Mapping[str, bytes], length: int) -> str:
     parts = [
         f"<h1>Layers of {name}</h1>",
         f"<p>Triangle layers: <code>--layers {plan.layer_list}</code> "
-        f"({len(plan.triangle_layers)} of {plan.fingerprint.num_layers} layers). "
+        f"({len(plan.chosen_layers)} of {plan.fingerprint.num_layers} layers). "
         f"{escape(plan.origin)}.</p>",
     ]
     if "gradients" in pictures:

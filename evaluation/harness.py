@@ -121,6 +121,7 @@ class TriangleMixLM(LM):  # type: ignore[misc]
             "block_sparse_layers": list(session.manifest.block_sparse_layers),
             "layers": session.manifest.num_layers,
             "pattern": asdict(session.manifest.pattern),
+            "block_rule": asdict(rule) if (rule := session.manifest.block_rule) else None,
         }
 
 

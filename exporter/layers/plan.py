@@ -116,7 +116,7 @@ class Plan:
     @property
     def layer_list(self) -> str:
         """The triangle layers as `--layers` takes them."""
-        return layer_ranges(self.triangle_layers)
+        return layer_ranges(self.chosen_layers)
 
     def check_fits(self, model: Fingerprint) -> None:
         """Raises PlanError when the plan was made for a model of another shape."""

@@ -83,6 +83,18 @@ def test_block_sparse_layers_are_measured_on_top_of_a_plan(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("diffuse_heads")
+def test_layers_that_a_plan_only_ranks_are_triangle_layers(tmp_path: Path) -> None:
+    start, output = tmp_path / "start.json", tmp_path / "plan.json"
+    Plan("tiny", Fingerprint(3, 4, 2, 16), layers_by_importance=(2,)).save(start)
+    given = ["--block-sparse", "--plan", start, "-o", output, "--no-plots", *BLOCKS]
+    result = _analyze(tiny_folder("llama"), *given)
+    assert result.code == 0, result.err
+    section = Plan.load(output).block_sparse
+    assert section is not None
+    assert sorted(section.densities[1200]) == [0, 1]
+
+
+@pytest.mark.usefixtures("diffuse_heads")
 def test_an_unproved_choice_of_block_sparse_layers_is_not_written(tmp_path: Path) -> None:
     start, output = tmp_path / "start.json", tmp_path / "plan.json"
     older = BlockSparsePlan((0, 1), origin="of another day")

@@ -211,6 +211,7 @@ def test_the_record_says_what_ran(plain: Run) -> None:
     )
     assert (config["triangle_layers"], config["layers"]) == ([1, 2], 3)
     assert config["pattern"]["sliding_window_size"] == 24
+    assert (config["block_sparse_layers"], config["block_rule"]) == ([], None)
 
 
 @needs_harness
