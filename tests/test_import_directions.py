@@ -19,8 +19,10 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final = (
     "custom_ops", "manifest", "hf", "exporter", "runtime", "pytorch", "evaluation", "analysis",
-    "models",
+    "models", "vllm",
 )  # fmt: skip
+FOLDERS: Final = {"vllm": "vllm_plugin"}
+"""Packages whose folder has another name: `vllm` at the top would be taken for vLLM itself."""
 ANYTHING: Final = frozenset({"*"})
 DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("manifest", "custom_ops"): ANYTHING,
@@ -43,6 +45,9 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("analysis", "evaluation"): ANYTHING,
     ("analysis", "exporter"): frozenset({"layers.plan", "layers.block_sparse_plan"}),
     ("analysis", "runtime"): frozenset({"tokenizer"}),
+    ("vllm", "custom_ops"): ANYTHING,
+    ("vllm", "pytorch"): ANYTHING,
+    ("vllm", "exporter"): frozenset({"layers.plan", "options"}),
 }
 """Modules of the second package that the first may import."""
 AROUND: Final[dict[str, tuple[str, ...]]] = {
@@ -51,15 +56,19 @@ AROUND: Final[dict[str, tuple[str, ...]]] = {
     "tools": ("tools", "source_models", "tests.sources"),
     "tests": ("tests", "source_models", "benchmarks", "tools"),
     **dict.fromkeys(PACKAGES, ()),
+    "vllm": ("vllm",),  # the engine itself
 }
 """What each folder may import by the folder's name; packages are imported from `trianglemix`."""
 
 _TORCH: Final = (
     "analysis/", "pytorch/", "evaluation/huggingface.py", "exporter/sources/huggingface/",
+    "vllm_plugin/",
 )  # fmt: skip
+_TRANSFORMERS: Final = _TORCH[:-1]
 HOMES: Final = {
+    "vllm": ("vllm_plugin/",),
     "torch": _TORCH,
-    "transformers": _TORCH,
+    "transformers": _TRANSFORMERS,
     "onnxruntime": (
         "runtime/backends/ort",
         "runtime/backends/device_memory.py",
@@ -71,6 +80,12 @@ HOMES: Final = {
 
 def _within(name: str, module: str) -> bool:
     return f"{name}.".startswith(f"{module}.")
+
+
+def _package(file: str) -> str:
+    """The package that a file belongs to, or its folder at the top."""
+    folder = file.split("/", 1)[0]
+    return next((name for name, place in FOLDERS.items() if place == folder), folder)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
@@ -87,7 +102,7 @@ def _imports(folders: tuple[str, ...] = PACKAGES) -> tuple[tuple[str, str], ...]
     """`(file, imported name)` of the folders' sources."""
     found = []
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted((ROOT / FOLDERS.get(folder, folder)).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found += [(str(path.relative_to(ROOT)), name) for name in _imported(tree)]
     return tuple(found)
@@ -97,7 +112,7 @@ def _directions() -> Iterator[tuple[str, tuple[str, str], str]]:
     """`(file, (importing, imported package), what of it)` across packages."""
     for file, name in _imports():
         root, *rest = name.split(".")
-        importing = file.split("/", 1)[0]
+        importing = _package(file)
         if root == "trianglemix" and rest and rest[0] in PACKAGES and rest[0] != importing:
             yield file, (importing, rest[0]), ".".join(rest[1:])
 
@@ -126,7 +141,7 @@ def test_models_are_made_below_benchmarks_and_tools() -> None:
         f"{file} imports {name}"
         for file, name in _imports(tuple(AROUND))
         if name.split(".", 1)[0] in AROUND
-        and not any(_within(name, allowed) for allowed in AROUND[file.split("/", 1)[0]])
+        and not any(_within(name, allowed) for allowed in AROUND[_package(file)])
     ]
     assert not wrong, "\n".join(wrong)
 

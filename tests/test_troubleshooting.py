@@ -14,7 +14,7 @@ _REFUSING: Final = frozenset(
      "FrozenDecisionError", "_MaskUsedError", "ExportError", "PlanError", "FolderError",
      "ProviderError", "PromptError", "FallbackError", "ExecutionError", "MissingPackageError",
      "ManifestError", "LibraryNotFoundError", "FeedError", "ConfigurationError",
-     "WeightsError"}
+     "WeightsError", "ServingError"}
 )  # fmt: skip
 _REASONS: Final = (
     "attention/foreign_operators.py", "attention/why_no_attention.py", "patterns/_carried.py",
@@ -43,7 +43,7 @@ def _text(node: ast.expr) -> str:
 
 def _messages() -> Iterator[tuple[str, str]]:
     """Where, and the message."""
-    for package in ("exporter", "runtime", "manifest", "hf", "custom_ops"):
+    for package in ("exporter", "runtime", "manifest", "hf", "custom_ops", "vllm_plugin"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):

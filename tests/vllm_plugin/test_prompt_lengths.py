@@ -1,0 +1,67 @@
+"""How prompt lengths reach a step, on objects of the shape of vLLM's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from trianglemix.vllm.errors import ServingError
+from trianglemix.vllm.prompt_lengths import ENDLESS, ask_for_prompt_lengths, requests_of
+from trianglemix.vllm.row_split import Request
+
+
+class _Model:
+    def __init__(self, window: int | None, follows: bool = True) -> None:
+        self.model_arch_config = SimpleNamespace(rswa_window=window)
+        self._frozen = None if follows else (window,)
+
+    @property
+    def rswa_window(self) -> int | None:
+        given: int | None = self.model_arch_config.rswa_window
+        return given if self._frozen is None else self._frozen[0]
+
+
+def _metadata(**changes: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{
+        "query_start_loc_cpu": torch.tensor([0, 5, 6, 6]),
+        "seq_lens_cpu_upper_bound": torch.tensor([9, 4, 0]),
+        "seq_lens": torch.tensor([9, 4, 0]),
+        "rswa_prefix_lens": torch.tensor([12, 3, 77]),
+        "max_query_len": 5,
+    } | changes)  # fmt: skip
+
+
+def test_lengths_are_asked_for_once_or_twice() -> None:
+    model = _Model(None)
+    for _ in range(2):
+        ask_for_prompt_lengths(model)
+        assert model.rswa_window == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [(_Model(128), "a window behind a reference of 128"), (_Model(None, False), "does not take")],
+)
+def test_a_model_that_would_not_hand_them_over(model: _Model, words: str) -> None:
+    with pytest.raises(ServingError, match=words):
+        ask_for_prompt_lengths(model)
+
+
+def test_requests_of_a_step() -> None:
+    expected = (Request(0, 5, 9, 12), Request(5, 6, 4, 3), Request(6, 6, 0, 77))
+    assert requests_of(_metadata()) == expected
+    assert requests_of(_metadata(seq_lens_cpu_upper_bound=None)) == expected
+
+
+def test_missing_lengths_are_an_error() -> None:
+    with pytest.raises(ServingError, match="did not hand over the lengths"):
+        requests_of(_metadata(rswa_prefix_lens=None))
+
+
+def test_a_device_s_lengths_are_waited_for_only_where_rows_may_stream() -> None:
+    lengths = SimpleNamespace(device=torch.device("meta"), tolist=lambda: [12, 3, 77])
+    decode = _metadata(rswa_prefix_lens=lengths, max_query_len=1)
+    assert requests_of(decode) is None
+    assert requests_of(_metadata(rswa_prefix_lens=lengths)) is not None

@@ -1,0 +1,140 @@
+"""What our backends have in common: a step is split when it is built, and a layer runs the parts.
+
+`TriangleBuilding` stands before a metadata builder of vLLM, `TriangleForward` before an attention
+implementation of vLLM, as bases of one class. Neither changes anything where nothing is configured,
+where the layer is no triangle layer, or where no row of the step streams: then vLLM's own code runs
+on vLLM's own metadata. Dense rows of a split step run vLLM's own code too, on metadata that vLLM's
+builder makes for those rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from trianglemix.vllm.engine_config import configuration
+from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, requests_of
+from trianglemix.vllm.row_split import split_rows
+from trianglemix.vllm.segments import SegmentTensors, segment_tensors
+from trianglemix.vllm.served_layers import TriangleLayer, prepare_layers
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """The dense rows of a split step, and vLLM's metadata for them alone."""
+
+    segments: SegmentTensors
+    metadata: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step in which rows stream. `dense` is None where every row does."""
+
+    streaming: SegmentTensors
+    dense: DenseRows | None
+    streaming_rows: int
+    dense_rows: int
+
+
+class TriangleBuilding:
+    """Base of a metadata builder: puts a `Step` or None on the metadata, as `trianglemix`."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        config = configuration(vllm_config)
+        self._layers: tuple[TriangleLayer, ...] = ()
+        if config is not None:
+            self._layers = prepare_layers(vllm_config, layer_names, kv_cache_spec, config)
+        if self._layers:
+            ask_for_prompt_lengths(vllm_config.model_config)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        """vLLM's metadata, with the step's split where there are triangle layers."""
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        if self._layers:
+            metadata.trianglemix = self._split(common_attn_metadata)
+        return metadata
+
+    def _split(self, common: Any) -> Step | None:
+        """The step, where some of its rows stream."""
+        requests = requests_of(common)
+        if requests is None:
+            return None
+        split = split_rows(requests, self._layers[0].pattern)
+        if not split.streaming:
+            return None
+        table = common.block_table_tensor
+        streaming = segment_tensors(split.streaming, table)
+        dense = None
+        if split.dense:
+            segments = segment_tensors(split.dense, table, common.seq_lens)
+            dense = DenseRows(segments, self._metadata_of(segments, common))
+        return Step(streaming, dense, split.streaming_rows, split.dense_rows)
+
+    def _metadata_of(self, segments: SegmentTensors, common: Any) -> Any:
+        """vLLM's metadata for a step of these segments alone, each as if it were a request.
+
+        `fast_build` keeps it from the buffers of the whole step's schedule.
+        """
+        slots = segments.rows.take(common.slot_mapping)
+        part = {
+            "query_start_loc": segments.starts,
+            "query_start_loc_cpu": segments.starts_cpu,
+            "seq_lens": segments.keys,
+            "num_reqs": segments.count,
+            "num_actual_tokens": slots.shape[0],
+            "max_query_len": segments.longest_rows,
+            "max_seq_len": segments.longest_keys,
+            "block_table_tensor": segments.table,
+            "slot_mapping": slots,
+            "causal": True,
+        }
+        return super().build(0, type(common)(**part), True)  # type: ignore[misc]
+
+
+class TriangleForward:
+    """Base of an attention implementation: in a triangle layer, runs the two parts of a step."""
+
+    triangle: TriangleLayer | None = None
+    """What the builder makes of the layer; None: vLLM's own attention in every step."""
+
+    def forward(
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor,
+        attn_metadata: Any, output: Tensor, *scales: Any, **more_scales: Any,
+    ) -> Tensor:  # fmt: skip
+        """vLLM's interface: `query [rows, H, D]`, the pages, into `output [rows, H, D]`."""
+        given = (layer, query, key, value, kv_cache)
+        step: Step | None = getattr(attn_metadata, "trianglemix", None)
+        if self.triangle is None or step is None:
+            if self.triangle is not None and attn_metadata is not None:
+                self.triangle.count.add(0, attn_metadata.num_actual_tokens)
+            result: Tensor = super().forward(*given, attn_metadata, output, *scales, **more_scales)  # type: ignore[misc]
+            return result
+        if step.dense is not None:
+            self._forward_dense(step.dense, given, output)
+        rows = step.streaming.rows
+        target = rows.target(output)
+        self.stream(layer, rows.take(query), kv_cache, step.streaming, target)
+        rows.put(output, target)
+        self.triangle.count.add(step.streaming_rows, step.dense_rows)
+        return output
+
+    def _forward_dense(self, dense: DenseRows, given: tuple[Any, ...], output: Tensor) -> None:
+        layer, query, key, value, kv_cache = given
+        rows = dense.segments.rows
+        target = rows.target(output)
+        parts = (rows.take(query), rows.take(key), rows.take(value))
+        super().forward(layer, *parts, kv_cache, dense.metadata, target)  # type: ignore[misc]
+        rows.put(output, target)
+
+    def stream(
+        self, layer: Any, query: Tensor, kv_cache: Tensor, segments: SegmentTensors, output: Tensor
+    ) -> None:
+        """`query [rows, H, D]` of segments that see sinks and window only, into `output`."""
+        raise NotImplementedError
