@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, requests_of
 from trianglemix.vllm.row_split import split_rows
 from trianglemix.vllm.segments import SegmentTensors, segment_tensors
-from trianglemix.vllm.served_layers import TriangleLayer, prepare_layers
+from trianglemix.vllm.served_layers import TriangleLayer, count_board, prepare_layers
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class DenseRows:
 
 @dataclass(frozen=True)
 class Step:
-    """A step in which rows stream. `dense` is None where every row does."""
+    """A step in which rows stream. `dense` is None where every row does.
+
+    `sinks [n]` int32 are the keys that each streaming segment sees at its prompt's beginning.
+    """
 
     streaming: SegmentTensors
+    sinks: Tensor
     dense: DenseRows | None
     streaming_rows: int
     dense_rows: int
@@ -48,9 +53,13 @@ class TriangleBuilding:
         config = configuration(vllm_config)
         self._layers: tuple[TriangleLayer, ...] = ()
         if config is not None:
-            self._layers = prepare_layers(vllm_config, layer_names, kv_cache_spec, config)
+            self._board = count_board(vllm_config)
+            self._layers = prepare_layers(
+                vllm_config, layer_names, kv_cache_spec, config, self._board
+            )
         if self._layers:
             ask_for_prompt_lengths(vllm_config.model_config)
+            self.supports_update_block_table = False  # a split holds pages of its own
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
@@ -59,7 +68,16 @@ class TriangleBuilding:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
         if self._layers:
             metadata.trianglemix = self._split(common_attn_metadata)
+            self._board.log_sometimes()
         return metadata
+
+    def build_for_drafting(self, common_attn_metadata: Any, draft_index: int) -> Any:
+        """vLLM's metadata: layers that guess tokens are never triangle layers."""
+        layers, self._layers = self._layers, ()
+        try:
+            return super().build_for_drafting(common_attn_metadata, draft_index)  # type: ignore[misc]
+        finally:
+            self._layers = layers
 
     def _split(self, common: Any) -> Step | None:
         """The step, where some of its rows stream."""
@@ -70,12 +88,14 @@ class TriangleBuilding:
         if not split.streaming:
             return None
         table = common.block_table_tensor
+        pattern = self._layers[0].pattern
         streaming = segment_tensors(split.streaming, table)
+        sinks = torch.full_like(streaming.keys, pattern.num_sink_tokens)
         dense = None
         if split.dense:
             segments = segment_tensors(split.dense, table, common.seq_lens)
             dense = DenseRows(segments, self._metadata_of(segments, common))
-        return Step(streaming, dense, split.streaming_rows, split.dense_rows)
+        return Step(streaming, sinks, dense, split.streaming_rows, split.dense_rows)
 
     def _metadata_of(self, segments: SegmentTensors, common: Any) -> Any:
         """vLLM's metadata for a step of these segments alone, each as if it were a request.
@@ -120,7 +140,7 @@ class TriangleForward:
             self._forward_dense(step.dense, given, output)
         rows = step.streaming.rows
         target = rows.target(output)
-        self.stream(layer, rows.take(query), kv_cache, step.streaming, target)
+        self.stream(layer, rows.take(query), kv_cache, step, target)
         rows.put(output, target)
         self.triangle.count.add(step.streaming_rows, step.dense_rows)
         return output
@@ -134,7 +154,11 @@ class TriangleForward:
         rows.put(output, target)
 
     def stream(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, segments: SegmentTensors, output: Tensor
+        self, layer: Any, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor
     ) -> None:
-        """`query [rows, H, D]` of segments that see sinks and window only, into `output`."""
+        """`query [rows, H, D]`, the step's streaming rows, into `output`."""
         raise NotImplementedError
+
+    def refusal(self) -> str | None:
+        """Why this implementation cannot run a triangle layer, or None."""
+        return None

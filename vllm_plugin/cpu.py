@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from trianglemix.pytorch.blocks import Attention
-from trianglemix.vllm.backend import TriangleBuilding, TriangleForward
+from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.compact_past import Pages, read_back, stream_compact
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.errors import ServingError
-from trianglemix.vllm.segments import SegmentTensors
 from vllm import _custom_ops as ops
 from vllm.config import get_current_vllm_config_or_none
 from vllm.v1.attention.backends.cpu_attn import (
@@ -51,13 +50,13 @@ class TriangleCPUImpl(TriangleForward, CPUAttentionBackendImpl):
     """Streaming rows by PyTorch on what they keep; everything else is vLLM's."""
 
     def stream(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, segments: SegmentTensors, output: Tensor
+        self, layer: Any, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor
     ) -> None:
         """See `TriangleForward.stream`."""
         assert self.triangle is not None
         attention = Attention(self.triangle.pattern, self.scale, float(self.logits_soft_cap))
         pages = Pages(kv_cache, self.head_size)
-        begin = 0
+        begin, segments = 0, step.streaming
         for segment, table in zip(segments.segments, segments.table, strict=True):
             piece = slice(begin, begin + segment.rows)
             output[piece] = stream_compact(query[piece], pages, table, segment, attention)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.config import ServingConfig
-from trianglemix.vllm.counters import LayerCount
+from trianglemix.vllm.counters import CountBoard, LayerCount, count_folder
 from trianglemix.vllm.errors import ServingError
 
 _PLAIN_CACHES: Final = ("auto", "float16", "bfloat16", "float32")
@@ -36,7 +36,11 @@ def layer_index(name: str) -> int | None:
 
 
 def prepare_layers(
-    vllm_config: Any, layer_names: Iterable[str], kv_cache_spec: Any, config: ServingConfig
+    vllm_config: Any,
+    layer_names: Iterable[str],
+    kv_cache_spec: Any,
+    config: ServingConfig,
+    board: CountBoard,
 ) -> tuple[TriangleLayer, ...]:
     """Makes triangle layers of those that the configuration names, among `layer_names`.
 
@@ -46,15 +50,21 @@ def prepare_layers(
     """
     modules = vllm_config.compilation_config.static_forward_context
     _check_all_there(vllm_config, modules, config)
-    prepared = []
-    for name in layer_names:
-        index = layer_index(name)
-        if index in config.layers and index is not None:
-            attention = modules[name].impl
-            _check_attention(name, attention, kv_cache_spec)
-            attention.triangle = TriangleLayer(index, config.pattern, LayerCount(index))
-            prepared.append(attention.triangle)
-    return tuple(prepared)
+    named = {name: index for name in layer_names if (index := layer_index(name)) is not None}
+    chosen = {name: index for name, index in named.items() if index in config.layers}
+    for name in chosen:
+        _check_attention(name, modules[name].impl, kv_cache_spec)
+    counts = board.count_layers(chosen.values())
+    for (name, index), count in zip(chosen.items(), counts, strict=True):
+        modules[name].impl.triangle = TriangleLayer(index, config.pattern, count)
+    return tuple(modules[name].impl.triangle for name in chosen)
+
+
+def count_board(vllm_config: Any) -> CountBoard:
+    """Where this worker counts: in a file, if it is the first of its tensor-parallel group."""
+    parallel = vllm_config.parallel_config
+    first = parallel.rank % parallel.tensor_parallel_size == 0
+    return CountBoard(count_folder(vllm_config.instance_id) if first else None)
 
 
 def _check_all_there(vllm_config: Any, modules: Mapping[str, Any], config: ServingConfig) -> None:
@@ -96,4 +106,5 @@ def _refused(attention: Any, kv_cache_spec: Any) -> str | None:
         return "it has sinks in its softmax"
     if attention.kv_cache_dtype not in _PLAIN_CACHES:
         return f"its cache is quantised ({attention.kv_cache_dtype})"
-    return None
+    reason: str | None = attention.refusal()
+    return reason

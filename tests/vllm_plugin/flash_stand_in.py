@@ -1,0 +1,102 @@
+"""FlashAttention's calls in plain PyTorch, in float64, and random steps over pages for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.pattern import keep_mask
+from trianglemix.vllm.row_split import Request
+
+H: Final = 4
+G: Final = 2
+D: Final = 16
+PAGE: Final = 16
+SCALE: Final = D**-0.5
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, max_seqlen_q: int, cu_seqlens_q: Tensor, max_seqlen_k: int,
+    seqused_k: Tensor, softmax_scale: float, causal: bool, window_size: Sequence[int] | None,
+    block_table: Tensor, return_softmax_lse: bool = False, out: Tensor | None = None,
+    **ignored: Any,
+) -> Any:  # fmt: skip
+    """`flash_attn_varlen_func` over pages `[pages, page, G, D]`: masks from the bottom right."""
+    starts, outputs, sums = cu_seqlens_q.tolist(), [], []
+    assert max_seqlen_q >= max(b - a for a, b in pairwise(starts))
+    assert max_seqlen_k >= int(seqused_k.max())
+    for r, (begin, end) in enumerate(pairwise(starts)):
+        j = torch.arange(int(seqused_k[r]))
+        page = block_table[r, j // PAGE].long()
+        i = (torch.arange(end - begin) + len(j) - (end - begin))[:, None]
+        mask = (j <= i) if causal else torch.ones(end - begin, len(j), dtype=torch.bool)
+        if window_size is not None and window_size[0] >= 0:
+            mask = mask & (j >= i - window_size[0])
+        result = _attend(q[begin:end], k[page, j % PAGE], v[page, j % PAGE], mask, softmax_scale)
+        outputs.append(result[0])
+        sums.append(result[1])
+    output, lse = torch.cat(outputs).to(q.dtype), torch.cat(sums, 1).float()
+    if out is not None:
+        output = out.copy_(output)
+    return (output, lse) if return_softmax_lse else output
+
+
+def merge(output: Tensor, one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> None:
+    """`merge_attn_states`: `[rows, H, D]` with `[H, rows]`."""
+    share = torch.sigmoid(one_sums - other_sums).T[..., None]
+    output.copy_(one * share + other * (1 - share))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    k, v = (x.double().repeat_interleave(H // G, 1) for x in (k, v))
+    scores = torch.einsum("ihd,jhd->hij", q.double(), k) * scale
+    scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step over pages: what vLLM hands to a layer, and the right answer of a triangle layer."""
+
+    query: Tensor
+    cache: Tensor
+    table: Tensor
+    expected: Tensor
+    dense: Tensor
+
+
+def random_batch(requests: Sequence[Request], pattern: TrianglePattern, seed: int) -> Batch:
+    """Pages `[pages, G, page, 2 D]` (heads inside pages, as vLLM sees them), shuffled; float32.
+
+    Slots that hold no token are NaN, so that a key too many cannot pass unseen.
+    """
+    torch.manual_seed(seed)
+    wide = max((-(-request.tokens // PAGE) for request in requests), default=0) + 1
+    table = torch.randperm(wide * len(requests)).view(-1, wide).int()
+    memory = torch.full((max(1, table.numel()), PAGE, G, 2 * D), float("nan"))
+    queries, answers, plain = [torch.empty(0, H, D)], [torch.empty(0, H, D)], []
+    for r, request in enumerate(requests):
+        T, rows = request.tokens, request.end - request.begin
+        both, position = torch.randn(T, G, 2 * D), torch.arange(T)
+        memory[table[r, position // PAGE].long(), position % PAGE] = both
+        q = torch.randn(rows, H, D)
+        longer = max(T, request.prompt_length)
+        kept = keep_mask(longer, pattern)
+        i = position[:, None]
+        kept_here = torch.from_numpy(kept)[:T, :T] if request.prompt_length == longer else None
+        if kept_here is None:  # rows after the prompt are dense
+            short = torch.from_numpy(keep_mask(request.prompt_length, pattern))
+            kept_here = position <= i
+            kept_here[: request.prompt_length, : request.prompt_length] = short
+        for masks, found in ((kept_here, answers), (position <= i, plain)):
+            found.append(_attend(q, both[..., :D], both[..., D:], masks[T - rows :], SCALE)[0])
+        queries.append(q)
+    return Batch(
+        torch.cat(queries), memory.transpose(1, 2), table, torch.cat(answers),
+        torch.cat(plain) if plain else torch.empty(0, H, D),
+    )  # fmt: skip

@@ -1,0 +1,225 @@
+"""A whole step through builder and layer, vLLM's classes and kernels replaced by small ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
+from trianglemix.vllm.errors import ServingError
+from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
+from trianglemix.vllm.row_split import Request
+
+from tests.vllm_plugin.flash_stand_in import SCALE, D, attend, merge, random_batch
+from tests.vllm_plugin.test_row_split import steps
+
+LAYERS = 3
+
+
+@dataclass
+class Common:
+    """The fields of vLLM's `CommonAttentionMetadata` that a plain step fills."""
+
+    query_start_loc: Tensor
+    query_start_loc_cpu: Tensor
+    seq_lens: Tensor
+    num_reqs: int
+    num_actual_tokens: int
+    max_query_len: int
+    max_seq_len: int
+    block_table_tensor: Tensor
+    slot_mapping: Tensor
+    causal: bool = True
+    seq_lens_cpu_upper_bound: Tensor | None = None
+    rswa_prefix_lens: Tensor | None = None
+
+
+class PlainBuilder:
+    """In the place of vLLM's builder: its metadata are the step's own numbers."""
+
+    def __init__(self, spec: Any, names: list[str], vllm_config: Any, device: Any) -> None:
+        self.drafted = 0
+
+    def build(self, prefix: int, common: Common, fast_build: bool = False) -> SimpleNamespace:
+        assert common.seq_lens.dtype == torch.int32
+        return SimpleNamespace(common=common, num_actual_tokens=common.num_actual_tokens)
+
+    def build_for_drafting(self, common: Common, index: int) -> SimpleNamespace:
+        return self.build(0, common, True)
+
+
+class PlainAttention:
+    """In the place of vLLM's implementation: dense, over pages."""
+
+    attn_type, sliding_window, alibi_slopes, sinks = "decoder", None, None, None
+    kv_cache_dtype = "auto"
+
+    def forward(
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, cache: Tensor, metadata: Any,
+        output: Tensor,
+    ) -> Tensor:  # fmt: skip
+        if metadata is None or metadata.num_actual_tokens == 0:
+            return output
+        common: Common = metadata.common
+        both = cache.transpose(1, 2)
+        attend(
+            query, both[..., :D], both[..., D:], common.max_query_len, common.query_start_loc,
+            common.max_seq_len, common.seq_lens, SCALE, True, None, common.block_table_tensor,
+            out=output,
+        )  # fmt: skip
+        return output
+
+
+class Builder(TriangleBuilding, PlainBuilder):
+    """Ours over the small one."""
+
+
+class Layer(TriangleForward, PlainAttention):
+    """Ours over the small one, with the calls that the CUDA backend makes."""
+
+    def stream(self, layer: Any, query: Tensor, cache: Tensor, step: Step, output: Tensor) -> None:
+        assert self.triangle is not None
+        both = cache.transpose(1, 2)
+        keys = PagedKeys(both[..., :D], both[..., D:])
+        calls = FlashCalls(attend, merge, {"softmax_scale": SCALE})
+        pattern = self.triangle.pattern
+        stream_paged(query, keys, step.streaming, step.sinks, pattern, calls, output)
+
+
+class FullAttentionSpec:
+    """The name is what is looked at."""
+
+    sliding_window = None
+
+
+def engine(pattern: TrianglePattern, layers: str = "1", **changes: Any) -> SimpleNamespace:
+    """A `VllmConfig` as far as the plug-in looks into it, with `LAYERS` layers of ours."""
+    names = [f"model.layers.{n}.self_attn.attn" for n in range(LAYERS)]
+    modules = {name: SimpleNamespace(impl=Layer()) for name in names}
+    numbers = list(pattern.as_attributes().values())
+    architecture = SimpleNamespace(
+        total_num_attention_heads=4, total_num_kv_heads=2, rswa_window=None
+    )
+
+    class Model(SimpleNamespace):
+        rswa_window = property(lambda self: self.model_arch_config.rswa_window)
+
+    model = Model(
+        model_arch_config=architecture,
+        get_total_num_hidden_layers=lambda: LAYERS,
+        get_head_size=lambda: D,
+        get_hidden_size=lambda: 64,
+        get_vocab_size=lambda: 99,
+        get_layers_start_end_indices=lambda parallel: (0, LAYERS),
+    )
+    return SimpleNamespace(**{
+        "model_config": model,
+        "additional_config": {"trianglemix": {"layers": layers, "pattern": numbers}},
+        "compilation_config": SimpleNamespace(static_forward_context=modules),
+        "parallel_config": SimpleNamespace(rank=1, tensor_parallel_size=2),
+        "instance_id": "test",
+    } | changes)  # fmt: skip
+
+
+def builder_of(config: SimpleNamespace) -> Builder:
+    names = list(config.compilation_config.static_forward_context)
+    return Builder(FullAttentionSpec(), names, config, torch.device("cpu"))
+
+
+def common_of(requests: list[Request], table: Tensor) -> Common:
+    starts = torch.tensor([0, *(r.end for r in requests)], dtype=torch.int32)
+    tokens = torch.tensor([r.tokens for r in requests], dtype=torch.int32)
+    rows = [r.end - r.begin for r in requests]
+    return Common(
+        starts, starts, tokens, len(requests), int(starts[-1]), max(rows, default=0),
+        max((r.tokens for r in requests), default=0), table, torch.arange(int(starts[-1])),
+        seq_lens_cpu_upper_bound=tokens,
+        rswa_prefix_lens=torch.tensor([r.prompt_length for r in requests], dtype=torch.int32),
+    )  # fmt: skip
+
+
+def run(config: SimpleNamespace, layer: int, common: Common, batch: Any, extra: int = 0) -> Tensor:
+    metadata = builder_of(config).build(0, common)
+    name = f"model.layers.{layer}.self_attn.attn"
+    module = config.compilation_config.static_forward_context[name]
+    output = torch.full((len(batch.query) + extra, *batch.query.shape[1:]), float("nan"))
+    key = torch.zeros(len(batch.query), 2, D)
+    module.impl.forward(module, batch.query, key, key, batch.cache, metadata, output)
+    return output
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps(),
+    st.builds(TrianglePattern, st.integers(0, 6), st.integers(1, 20), st.integers(1, 12)),
+    st.integers(0, 2**31),
+)
+def test_a_triangle_layer_keeps_what_the_predicate_keeps(
+    requests: list[Request], pattern: TrianglePattern, seed: int
+) -> None:
+    batch = random_batch(requests, pattern, seed)
+    common = common_of(requests, batch.table)
+    config = engine(pattern)
+    found = run(config, 1, common, batch)
+    torch.testing.assert_close(found.double(), batch.expected.double(), rtol=0, atol=2e-6)
+    dense = run(config, 0, common, batch)
+    torch.testing.assert_close(dense.double(), batch.dense.double(), rtol=0, atol=2e-6)
+
+
+def test_where_nothing_streams_the_metadata_are_vllm_s() -> None:
+    pattern = TrianglePattern(4, 16, 8)
+    requests = [Request(0, 28, 28, 28), Request(28, 29, 60, 50)]
+    batch = random_batch(requests, pattern, 0)
+    metadata = builder_of(engine(pattern)).build(0, common_of(requests, batch.table))
+    assert metadata.trianglemix is None
+    longer = [Request(0, 29, 29, 29), Request(29, 30, 60, 50)]
+    batch = random_batch(longer, pattern, 0)
+    step = builder_of(engine(pattern)).build(0, common_of(longer, batch.table)).trianglemix
+    assert (step.streaming_rows, step.dense_rows) == (1, 29)
+
+
+def test_an_engine_without_the_section_is_left_alone() -> None:
+    config = engine(TrianglePattern(4, 16, 8), additional_config={})
+    requests = [Request(0, 60, 60, 60)]
+    batch = random_batch(requests, TrianglePattern(4, 16, 8), 1)
+    common = common_of(requests, batch.table)
+    common.rswa_prefix_lens = None
+    metadata = builder_of(config).build(0, common)
+    assert not hasattr(metadata, "trianglemix")
+    assert config.model_config.rswa_window is None
+    found = run(config, 1, common, batch)
+    torch.testing.assert_close(found.double(), batch.dense.double(), rtol=0, atol=2e-6)
+
+
+def test_rows_are_counted_by_layer() -> None:
+    pattern = TrianglePattern(4, 16, 8)
+    config = engine(pattern, "0,2")
+    requests = [Request(0, 40, 40, 50), Request(40, 41, 30, 20)]
+    batch = random_batch(requests, pattern, 2)
+    builder = builder_of(config)
+    metadata = builder.build(0, common_of(requests, batch.table))
+    key = torch.zeros(41, 2, D)
+    for module in config.compilation_config.static_forward_context.values():
+        output = torch.empty_like(batch.query)
+        module.impl.forward(module, batch.query, key, key, batch.cache, metadata, output)
+    counts = [(layer.index, layer.count.triangle_rows, layer.count.dense_rows)
+              for layer in builder._layers]  # fmt: skip
+    assert counts == [(0, 20, 21), (2, 20, 21)]
+
+
+def test_guessing_layers_get_vllm_s_metadata_and_need_no_lengths() -> None:
+    pattern = TrianglePattern(4, 16, 8)
+    requests = [Request(0, 60, 60, 60)]
+    common = common_of(requests, random_batch(requests, pattern, 0).table)
+    common.rswa_prefix_lens = None
+    builder = builder_of(engine(pattern))
+    assert not hasattr(builder.build_for_drafting(common, 0), "trianglemix")
+    with pytest.raises(ServingError, match="did not hand over"):
+        builder.build(0, common)

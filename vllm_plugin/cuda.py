@@ -1,0 +1,79 @@
+"""vLLM's FlashAttention backend with triangle layers (CUDA, FlashAttention 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
+from trianglemix.vllm.engine_config import configuration
+from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
+from trianglemix.vllm.refusals import FLASH_ATTENTION
+from vllm.config import get_current_vllm_config_or_none
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.attention.backends import flash_attn
+from vllm.v1.attention.backends.flash_attn import (
+    FlashAttentionBackend,
+    FlashAttentionImpl,
+    FlashAttentionMetadataBuilder,
+)
+from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
+
+
+class TriangleFlashBuilder(TriangleBuilding, FlashAttentionMetadataBuilder):
+    """Splits the steps; a step that may hold rows of a prompt is never a whole CUDA graph."""
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        """vLLM's interface. A graph would replay one split for every step."""
+        if configuration(vllm_config) is not None:
+            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+
+
+class TriangleFlashImpl(TriangleForward, FlashAttentionImpl):
+    """Streaming rows by two calls over the page table; everything else is vLLM's."""
+
+    def stream(
+        self, layer: Any, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor
+    ) -> None:
+        """See `TriangleForward.stream`."""
+        assert self.triangle is not None
+        settings = {
+            "softmax_scale": self.scale,
+            "softcap": self.logits_soft_cap,
+            "fa_version": self.vllm_flash_attn_version,
+            "num_splits": 1 if self.batch_invariant_enabled else 0,
+        }
+        calls = FlashCalls(flash_attn.flash_attn_varlen_func, merge_attn_states, settings)
+        both = kv_cache.transpose(1, 2)
+        key, value = both[..., : self.head_size], both[..., self.head_size :]
+        fixed = flash_attn.canonicalize_singleton_dim_strides
+        keys = PagedKeys(fixed(key), fixed(value))
+        pattern = self.triangle.pattern
+        stream_paged(query, keys, step.streaming, step.sinks, pattern, calls, output)
+
+    def refusal(self) -> str | None:
+        """See `TriangleForward.refusal`."""
+        version = self.vllm_flash_attn_version
+        if version == FLASH_ATTENTION:
+            return None
+        return (
+            f"vLLM runs it by FlashAttention {version}, and the plug-in was run with "
+            f"{FLASH_ATTENTION} only (an H100 or H200 has it)"
+        )
+
+
+class TriangleFlashBackend(FlashAttentionBackend):
+    """vLLM's own backend, unless the engine being made is configured for triangle layers."""
+
+    @staticmethod
+    def get_impl_cls() -> type[FlashAttentionImpl]:
+        """vLLM's interface."""
+        configured = configuration(get_current_vllm_config_or_none()) is not None
+        return TriangleFlashImpl if configured else FlashAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
+        """vLLM's interface."""
+        return TriangleFlashBuilder
