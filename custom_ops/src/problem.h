@@ -54,8 +54,8 @@ struct AttentionProblem {
   int64_t value_stride;
 
   const void* query;       // [B, S, H*D]
-  const void* key;         // [B, S, G*D]
-  const void* value;       // [B, S, G*Dv]
+  const void* key;         // [B, S, G*D]; null: the new tokens are in the cache already (CUDA only)
+  const void* value;       // [B, S, G*Dv]; null with `key`
   const void* past_key;    // [B, G, P, D]   null without a past; may equal present_key
   const void* past_value;  // [B, G, P, Dv]
   void* output;            // [B, S, H*Dv]
@@ -65,6 +65,9 @@ struct AttentionProblem {
   const int32_t* seqlens_k;      // [B], L_b - 1
   const int32_t* prompt_length;  // [B], N; null = L_b
   const int32_t* first_valid;    // [B]; null = 0
+
+  // Else the cache, `present_*`, is read alone, and `past_*` are not looked at.
+  bool appends() const { return key != nullptr; }
 
   // Of row b, where the lengths are in host memory.
   int64_t end(int64_t b) const { return int64_t{seqlens_k[b]} + 1; }

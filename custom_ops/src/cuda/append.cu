@@ -1,9 +1,10 @@
 // Appends the new tokens' keys and values to the cache, and readies the attention kernel's scratch.
 //
-// In place it writes the new tokens only; else it copies the past too. Keys are turned where the
-// node rotates; queries then go, turned, to the output, where attention reads them. It also lists
-// the work items of the attention kernel that follows, zeroes its counters, and zeroes the output
-// of rows that it never visits (past their row's end). Cost: each byte read and written once.
+// In place it writes the new tokens only; else it copies the past too; a cache that holds the new
+// tokens already is left alone. Keys are turned where the node rotates; queries then go, turned, to
+// the output, where attention reads them. It also lists the work items of the attention kernel that
+// follows, zeroes its counters, and zeroes the output of rows that it never visits (past their
+// row's end). Cost: each byte read and written once.
 #include "launch.h"
 #include "partial.cuh"
 
@@ -13,7 +14,7 @@ namespace {
 // New tokens of one tensor and where they go, in pieces of 16 bytes: piece p of head h of token s
 // of batch row b goes to target + b * target_batch + h * target_head + s * target_token + p.
 struct NewTokens {
-  const uint4* source;
+  const uint4* source;  // null: none
   int64_t source_batch, source_token;
   uint4* target;
   int64_t target_batch, target_head, target_token;
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(kThreads)
   NewTokens x = params.fresh[blockIdx.z];
   if (is_cache) x.target += range.start * x.target_token;
   const int fitting = is_cache ? Smaller(plan.length, plan.capacity - range.start) : range.rows;
-  const int tokens = range.writes ? fitting : 0;
+  const int tokens = range.writes && x.source != nullptr ? fitting : 0;
   if (x.rotates) {
     rotate_new<T>(x, params.rotation, tokens, range.start, b);
   } else {
@@ -255,7 +256,7 @@ cudaError_t launch(const AppendParams& params, dim3 grid, cudaStream_t stream) {
 cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan,
                           const Preparation& preparation, cudaStream_t stream) {
   const int bytes = problem.dtype == DType::kFloat32 ? 4 : 2;
-  const bool queries = problem.prepares_queries();
+  const bool queries = problem.prepares_queries(), appends = problem.appends();
   AppendParams params{};
   params.fresh[kKeys] = cache_tokens(problem, kKeys, bytes);
   params.fresh[kValues] = cache_tokens(problem, kValues, bytes);
@@ -264,7 +265,7 @@ cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan,
   void* present[2] = {problem.present_key, problem.present_value};
   for (int i = 0; i < 2; ++i) {
     params.past[i] = {static_cast<const uint4*>(past[i]), static_cast<uint4*>(present[i]),
-                      params.fresh[i].pieces, past[i] == present[i]};
+                      params.fresh[i].pieces, !appends || past[i] == present[i]};
   }
   params.rotation = problem.rotation;
   params.plan = plan;
@@ -275,12 +276,12 @@ cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan,
   params.row_pieces = plan.heads * plan.value_head_size * bytes / 16;
   // Enough threads for the copies and for the list of items.
   const int64_t tokens = plan.length + (params.past[0].in_place ? 0 : plan.capacity - plan.length);
-  int64_t pieces = tokens * plan.kv_heads * params.fresh[kKeys].pieces;
+  int64_t pieces = !appends ? 0 : tokens * plan.kv_heads * params.fresh[kKeys].pieces;
   if (queries) pieces = max(pieces, static_cast<int64_t>(plan.length) * params.row_pieces);
   const int64_t wanted =
       Clamp((pieces + 1023) / 1024, CeilDivide(preparation.item_count, kThreads), 2048);
   const int blocks = static_cast<int>(Clamp(wanted, 1, 2048));
-  const dim3 grid(blocks, plan.batch, queries ? kParts : 2);
+  const dim3 grid(blocks, plan.batch, queries ? kParts : appends ? 2 : 1);
   switch (problem.dtype) {
     case DType::kFloat32:
       return launch<float>(params, grid, stream);

@@ -1,10 +1,11 @@
 // The C interface between the registration library and the CUDA kernels' own shared library,
-// which is opened (dlopen) only when a CUDA session creates a kernel.
+// which is opened (dlopen) only when a CUDA session creates a kernel; and between PyTorch and that
+// library, through the structures of custom_ops/cuda_library.py.
 #pragma once
 
 #include "../problem.h"
 
-#define TRIANGLEMIX_CUDA_ABI 2
+#define TRIANGLEMIX_CUDA_ABI 3
 
 namespace trianglemix {
 
@@ -20,7 +21,8 @@ struct CudaKernels {
   // right.
   size_t (*workspace_bytes)(const AttentionProblem* problem);
 
-  // Enqueues everything (append to the cache, attention) on `stream` (a cudaStream_t).
+  // Enqueues everything (append to the cache where there is something to, attention) on `stream`
+  // (a cudaStream_t).
   // Null on success, else a text that lives for ever.
   const char* (*run)(const AttentionProblem* problem, void* workspace, void* stream);
 };
