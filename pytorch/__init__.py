@@ -1,5 +1,6 @@
 """The pattern inside PyTorch and transformers, and the reference card's Python API."""
 
+import trianglemix.pytorch.operators_on_cpu  # noqa: F401 (torch.ops.trianglemix)
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.pytorch.ascend import AscendNPUTriangleMixOptimizer, AscendTriangleMixAttention
 from trianglemix.pytorch.attention_call import UnsupportedModelError

@@ -10,6 +10,7 @@ from typing import Final
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from trianglemix.pytorch.blocks import Attention, block_attention
+from trianglemix.pytorch.cuda_backend import kernel_triangle, why_not_kernels
 from trianglemix.pytorch.flex import flex_triangle
 from trianglemix.pytorch.layout import Rows
 
@@ -50,6 +51,8 @@ def flex_takes(query: Tensor, value: Tensor) -> bool:
 
 
 def _cuda(query: Tensor, key: Tensor, value: Tensor, rows: Rows, attention: Attention) -> Tensor:
+    if why_not_kernels(query, key, value) is None:
+        return kernel_triangle(query, key, value, rows, attention)
     run = flex_triangle if flex_takes(query, value) else block_attention
     return run(query, key, value, rows, attention)
 

@@ -199,14 +199,14 @@ def tiles_at_once(query: Tensor, span: TileSpan, step: int = SAMPLE_STEP) -> int
     return max(1, SCORES // max(1, of_a_tile))
 
 
-def _by_the_rule(
+def by_the_rule(
     layer: int, query: Tensor, key: Tensor, rows: Rows, attention: BlockSparse
 ) -> Tensor:
     return choose_blocks(query, key, rows, attention)
 
 
 _CHOOSER: Final[ContextVar[BlockChooser]] = ContextVar(
-    "trianglemix_block_chooser", default=_by_the_rule
+    "trianglemix_block_chooser", default=by_the_rule
 )
 
 

@@ -1,7 +1,7 @@
 """Attention over the blocks that each head keeps; rows of dense tiles go the way of dense layers.
 
-A CUDA device runs compiled flex_attention, a CPU masked SDPA by groups of tiles. No `S x T` of all
-heads is ever held.
+A CUDA device runs the library's kernels, which choose the blocks themselves, or else compiled
+flex_attention; a CPU masked SDPA by groups of tiles. No `S x T` of all heads is ever held.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from trianglemix.pytorch.backends import flex_takes, triangle_attention
 from trianglemix.pytorch.block_choice import (
     BlockSparse,
     TileSpan,
+    by_the_rule,
     current_chooser,
     sparse_spans,
 )
 from trianglemix.pytorch.blocks import Attention, sdpa_block
+from trianglemix.pytorch.cuda_backend import kernel_blocks, why_not_kernels
 from trianglemix.pytorch.flex import flex_span
 from trianglemix.pytorch.layout import Rows
 
@@ -46,8 +48,11 @@ def block_sparse_attention(
     spans = sparse_spans(rows, query.shape[2], attention.rule)
     if all(span.is_empty for span, _ in spans):
         return _dense(query, key, value, rows, attention)
+    chooser = current_chooser()
+    if chooser is by_the_rule and why_not_kernels(query, key, value) is None:
+        return kernel_blocks(query, key, value, rows, attention)
     kernel = _kernel_of(query)
-    blocks = current_chooser()(layer, query, key, rows, attention)
+    blocks = chooser(layer, query, key, rows, attention)
     output = query.new_zeros(*query.shape[:3], value.shape[3])
     for span, batch in spans:
         tensors = query[batch], key[batch], value[batch]

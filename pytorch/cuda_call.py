@@ -1,0 +1,261 @@
+"""One call of the CUDA library on torch tensors: what it takes, and the hand-over.
+
+A call costs the host a few microseconds before its two launches: the C structure is built once for
+all calls that differ in lengths and addresses only, and scratch is kept for each stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from trianglemix.custom_ops.contract import AttentionShape
+from trianglemix.custom_ops.cuda_library import (
+    BFLOAT16,
+    BLOCK_SPARSE,
+    FLOAT16,
+    FLOAT32,
+    TRIANGLE,
+    CudaKernels,
+    Problem,
+    load_kernels,
+)
+from trianglemix.custom_ops.errors import ConfigurationError
+
+DTYPES: Final = {
+    torch.float32: FLOAT32,
+    torch.float16: FLOAT16,
+    torch.bfloat16: BFLOAT16,
+}
+_ENTRIES: Final = {"triangle": TRIANGLE, "block_sparse": BLOCK_SPARSE}
+_ALIGNMENT: Final = 16
+_MOST_PREPARED: Final = 64
+
+
+class Inputs(NamedTuple):
+    """`query [B, H, S, D]`, `key [B, G, T, D]`, `value [B, G, T, Dv]`; lengths int32 `[B]` on the
+    same device: `seqlens_k` (end of the row's keys, minus one), `prompt_length`, `first_valid`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    seqlens_k: Tensor
+    prompt_length: Tensor
+    first_valid: Tensor
+
+
+@dataclass
+class _Prepared:
+    """A problem whose sizes but `S` and `T` are set, and the scratch of the last `S` and `T`."""
+
+    kernels: CudaKernels
+    problem: Any
+    address: int
+    sizes: tuple[int, int] = (-1, -1)
+    workspace_bytes: int = 0
+
+
+@dataclass
+class _Thread(threading.local):
+    """A thread's own: a problem is read, and scratch is used, while other threads run."""
+
+    prepared: dict[tuple[Any, ...], _Prepared] = field(default_factory=dict)
+    workspaces: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
+
+
+_thread: Final = _Thread()
+
+
+def run_kernels(
+    operator: str, inputs: Inputs, numbers: dict[str, float], block_mask: Tensor | None = None
+) -> Tensor:
+    """Enqueues one call on the current stream: `[B, H, S, Dv]`, which lies as `[B, S, H, Dv]`.
+
+    `operator` is "triangle" or "block_sparse"; `numbers` are the fields of its problem that say
+    what is computed. Keys and values are read where they are, also as the first `T` slots of a
+    larger buffer; queries too, where they lie as `[B, S, H, D]`. Else they are copied.
+    `block_mask` is the operator's optional output, uint8 `[B, H, C, C]`, `C = ceil(T / 128)` with
+    the buffer's slots for `T`.
+
+    Raises:
+        ConfigurationError: tensors that are no call of the operator.
+        LibraryNotFoundError: there is no CUDA library.
+        RuntimeError: CUDA's own error.
+    """
+    query, key, value = inputs.query, inputs.key, inputs.value
+    prepared = _prepare(operator, inputs, numbers)
+    B, H, S, D = query.shape
+    T, Dv = key.shape[2], value.shape[3]
+    if T == 0 or S == 0 or B == 0:
+        return query.new_zeros(B, S, H, Dv).transpose(1, 2)
+    if query.stride() != (S * H * D, D, H * D, 1) or query.data_ptr() % _ALIGNMENT:
+        query = _aligned(query.transpose(1, 2)).transpose(1, 2)
+    capacity = buffer_slots(key)
+    if capacity is None or buffer_slots(value) != capacity:
+        key, value, capacity = _aligned(key), _aligned(value), T
+    output = torch.empty_strided(
+        (B, H, S, Dv), (S * H * Dv, Dv, H * Dv, 1), dtype=query.dtype, device=query.device
+    )
+    problem = prepared.problem
+    problem.query_length, problem.total = S, T
+    problem.past_capacity = problem.present_capacity = capacity
+    problem.query, problem.output = query.data_ptr(), output.data_ptr()
+    problem.past_key = problem.present_key = key.data_ptr()
+    problem.past_value = problem.present_value = value.data_ptr()
+    problem.seqlens_k = inputs.seqlens_k.data_ptr()
+    problem.prompt_length = inputs.prompt_length.data_ptr()
+    problem.first_valid = inputs.first_valid.data_ptr()
+    if operator == "block_sparse":
+        problem.block_mask = None if block_mask is None else block_mask.data_ptr()
+    with _Current(query.device):
+        _enqueue(prepared, query.device, (S, capacity))
+    return output
+
+
+def buffer_slots(x: Tensor) -> int | None:
+    """Slots of the buffer `[B, G, slots, D]` whose first `T` the tensor `[B, G, T, D]` is.
+
+    None where it is not that: other strides, an address that the kernels' loads do not take, or a
+    buffer whose last slots do not exist.
+    """
+    if x.data_ptr() % _ALIGNMENT:
+        return None
+    B, G, T, D = x.shape
+    if x.is_contiguous():
+        return T
+    of_batch, of_head, of_slot, of_number = x.stride()
+    span = of_head if G > 1 else of_batch
+    slots = span // D
+    if of_number != 1 or (of_slot != D and T > 1) or slots < T or span != slots * D:
+        return None
+    if B > 1 and of_batch != G * span:
+        return None
+    numbers = x.untyped_storage().nbytes() // x.element_size()
+    return slots if x.storage_offset() + B * G * span <= numbers else None
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous, at an address that the kernels' loads take."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % _ALIGNMENT else x
+
+
+class _Current:
+    """Makes a device the current one where it is not; cheaper than torch's own where it is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.other: Any = None
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            self.other = torch.cuda.device(device)
+
+    def __enter__(self) -> None:
+        if self.other is not None:
+            self.other.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.other is not None:
+            self.other.__exit__(*error)
+
+
+def _enqueue(prepared: _Prepared, device: torch.device, sizes: tuple[int, int]) -> None:
+    if prepared.sizes != sizes:
+        prepared.workspace_bytes = prepared.kernels.workspace_bytes(prepared.address)
+        prepared.sizes = sizes
+    stream, is_captured = current_stream(device)
+    workspace = _workspace(prepared.workspace_bytes, device, stream, is_captured)
+    error = prepared.kernels.run(prepared.address, workspace.data_ptr(), stream)
+    if error:
+        raise RuntimeError(f"the CUDA kernels say: {error.decode()}")
+
+
+def current_stream(device: torch.device) -> tuple[int, bool]:
+    """The device's current stream as CUDA knows it, and whether it is captured into a graph."""
+    private: Any = torch._C
+    return (
+        private._cuda_getCurrentRawStream(device.index),
+        torch.cuda.is_current_stream_capturing(),
+    )
+
+
+def _workspace(size: int, device: torch.device, stream: int, is_captured: bool) -> Tensor:
+    """Scratch; a graph's own while it is captured, since it may run beside the stream later."""
+    if is_captured:
+        return torch.empty(size, dtype=torch.uint8, device=device)
+    workspace = _thread.workspaces.get((device, stream))
+    if workspace is None or workspace.numel() < size:
+        workspace = torch.empty(size, dtype=torch.uint8, device=device)
+        _thread.workspaces[device, stream] = workspace
+    return workspace
+
+
+def _prepare(operator: str, inputs: Inputs, numbers: dict[str, float]) -> _Prepared:
+    query, key, value = inputs.query, inputs.key, inputs.value
+    lengths = inputs.seqlens_k, inputs.prompt_length, inputs.first_valid
+    B, H, _, D = query.shape
+    if key.shape[:3] != value.shape[:3]:
+        raise ConfigurationError(
+            f"key is {list(key.shape)} and value {list(value.shape)}, but they must agree in "
+            "batch, heads and tokens"
+        )
+    signature = (
+        operator, *numbers.values(), B, H, D, key.shape[0], key.shape[1], key.shape[3],
+        value.shape[3], *((x.dtype, x.device) for x in (query, key, value)),
+        *((x.dtype, x.device, x.shape, x.is_contiguous()) for x in lengths),
+    )  # fmt: skip
+    prepared = _thread.prepared.get(signature)
+    if prepared is None:
+        check_inputs(inputs)
+        if len(_thread.prepared) >= _MOST_PREPARED:
+            _thread.prepared.clear()
+        prepared = _thread.prepared[signature] = _new_problem(operator, inputs, numbers)
+    return prepared
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Raises ConfigurationError for tensors that are no call of the operators."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ConfigurationError(
+            f"query is {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)}, "
+            "but must be [B, H, S, D], [B, G, T, D] and [B, G, T, Dv]"
+        )
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ConfigurationError(
+            f"query is {list(query.shape)} and key {list(key.shape)}, but they must agree in batch "
+            "and head size"
+        )
+    AttentionShape(query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
+        raise ConfigurationError(
+            f"query is {query.dtype}, key {key.dtype} and value {value.dtype}, but must be one of "
+            "float32, float16, bfloat16, and the same"
+        )
+    for name in ("seqlens_k", "prompt_length", "first_valid"):
+        x = getattr(inputs, name)
+        if x.dtype != torch.int32 or x.shape != query.shape[:1] or not x.is_contiguous():
+            raise ConfigurationError(
+                f"{name} is {x.dtype} {list(x.shape)}, but must be contiguous int32 "
+                f"[{query.shape[0]}]"
+            )
+    others = (key, value, inputs.seqlens_k, inputs.prompt_length, inputs.first_valid)
+    if any(x.device != query.device for x in others):
+        raise ConfigurationError(
+            f"query is on {query.device}, but its other tensors are on "
+            f"{sorted({str(x.device) for x in others})}; put all on one device"
+        )
+
+
+def _new_problem(operator: str, inputs: Inputs, numbers: dict[str, float]) -> _Prepared:
+    kernels = load_kernels(*_ENTRIES[operator])
+    problem: Problem = kernels.problem(dtype=DTYPES[inputs.query.dtype], **numbers)
+    B, H, _, D = inputs.query.shape
+    G, Dv = inputs.value.shape[1], inputs.value.shape[3]
+    problem.batch, problem.num_heads, problem.kv_num_heads = B, H, G
+    problem.head_size, problem.value_head_size = D, Dv
+    problem.query_stride, problem.key_stride, problem.value_stride = H * D, G * D, G * Dv
+    return _Prepared(kernels, problem, ctypes.addressof(problem))
