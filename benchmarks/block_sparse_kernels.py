@@ -12,7 +12,6 @@ medians.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import random
@@ -28,28 +27,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
 from trianglemix.custom_ops.block_sparse.rule import Rows, kept_blocks, undecided_blocks
+from trianglemix.custom_ops.cuda_library import BLOCK_SPARSE, BlockSparseProblem, Problem
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 
 from benchmarks.device_time import event_time, kernel_times
-from benchmarks.kernel_versions import Call, Library, Problem
+from benchmarks.kernel_versions import Call, Library
 from benchmarks.machine import describe_run
 from tests.custom_ops.tolerances import BANDS, TOLERANCES
 
-ENTRY: Final = "trianglemix_cuda_block_sparse"
 ROUNDS: Final = 3
 EVERY: Final = 0.9999995  # a mass that keeps all blocks of random data, short of the dense one
 ALL: Final = slice(None)
 NAMES: Final = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-
-
-class BlockSparseProblem(Problem):
-    """`BlockSparseProblem` of custom_ops/src/block_sparse/problem.h."""
-
-    _fields_ = (
-        ("mass", ctypes.c_float),
-        ("min_length", ctypes.c_int64),
-        ("block_mask", ctypes.c_void_p),
-    )
 
 
 @dataclass
@@ -420,7 +409,7 @@ def main() -> None:
     o = parser.parse_args()
     results: dict[str, Any] = {"run": describe_run(["torch"]), "milliseconds": {}}
     print(json.dumps(results["run"]))
-    blocks = Library(o.library, ENTRY, BlockSparseProblem)
+    blocks = Library(o.library, *BLOCK_SPARSE)
     check(blocks, o.calls, o.seed)
     if o.long:
         check_long(blocks, o.long)

@@ -29,9 +29,10 @@ from typing import Any, Final
 
 import torch
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.cuda_library import BLOCK_SPARSE
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 
-from benchmarks.block_sparse_kernels import ENTRY, BlockCall, BlockSparseProblem, density
+from benchmarks.block_sparse_kernels import BlockCall, density
 from benchmarks.device_time import event_time, kernel_times
 from benchmarks.kernel_versions import Library
 from benchmarks.machine import describe_run
@@ -356,7 +357,7 @@ def main() -> None:
     o = parse()
     run = describe_run(["torch"])
     print(json.dumps(run), flush=True)
-    library = Library(o.library, ENTRY, BlockSparseProblem)
+    library = Library(o.library, *BLOCK_SPARSE)
     o.output.parent.mkdir(parents=True, exist_ok=True)
     done = results_in(o.output)
     for tokens in map(int, o.lengths.split(",")):

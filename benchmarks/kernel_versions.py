@@ -22,6 +22,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from trianglemix.custom_ops.cuda_library import BFLOAT16, FLOAT16, FLOAT32, KernelTable, Problem
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep
 
@@ -30,7 +31,7 @@ from benchmarks.machine import describe_run
 from tests.custom_ops.tolerances import TOLERANCES
 
 APPEND: Final = "append_kernel"
-DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES: Final = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 TIMED: Final = {  # name: new tokens, keys, dense
     "prompt 1K": (1024, 1024, False),
     "prompt 8K": (8192, 8192, False),
@@ -44,59 +45,6 @@ TIMED: Final = {  # name: new tokens, keys, dense
 }
 
 
-class _Rotation(ctypes.Structure):
-    _fields_ = [
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-        ("positions", ctypes.c_int64),
-        ("size", ctypes.c_int64),
-        ("interleaved", ctypes.c_bool),
-    ]
-
-
-class Problem(ctypes.Structure):
-    """`AttentionProblem` of custom_ops/src/problem.h."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int32),
-        *((name, ctypes.c_int64) for name in ("sink", "window", "last")),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "batch", "query_length", "num_heads", "kv_num_heads", "head_size",
-                "value_head_size", "past_capacity", "present_capacity", "total",
-            )
-        ),
-        ("rotation", _Rotation),
-        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "query", "key", "value", "past_key", "past_value", "output", "present_key",
-                "present_value", "seqlens_k", "prompt_length", "first_valid",
-            )
-        ),
-    ]  # fmt: skip
-
-
-class _Table(ctypes.Structure):
-    """`CudaKernels` of custom_ops/src/cuda/cuda_library.h."""
-
-    _fields_ = [
-        ("abi", ctypes.c_int32),
-        ("problem_bytes", ctypes.c_size_t),
-        ("workspace_bytes", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(Problem))),
-        (
-            "run",
-            ctypes.CFUNCTYPE(
-                ctypes.c_char_p, ctypes.POINTER(Problem), ctypes.c_void_p, ctypes.c_void_p
-            ),
-        ),
-    ]
-
-
 class Library:
     """One build, by the path of its shared library, and one operator of it by its entry."""
 
@@ -108,7 +56,7 @@ class Library:
     ) -> None:
         self.name = str(path)
         function = getattr(ctypes.CDLL(str(path.resolve())), entry)
-        function.restype = ctypes.POINTER(_Table)
+        function.restype = ctypes.POINTER(KernelTable)
         self._table = function().contents
         if self._table.problem_bytes != ctypes.sizeof(problem):
             raise SystemExit(f"{path} has another {problem.__name__} than this script; build anew")
@@ -116,11 +64,11 @@ class Library:
     def run(self, call: Call) -> None:
         """Enqueues append and attention on the current stream."""
         problem = call.problem()
-        size = self._table.workspace_bytes(problem)
+        size = self._table.workspace_bytes(ctypes.addressof(problem))
         if call.workspace.numel() < size:
             call.workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
         stream = torch.cuda.current_stream().cuda_stream
-        error = self._table.run(problem, call.workspace.data_ptr(), stream)
+        error = self._table.run(ctypes.addressof(problem), call.workspace.data_ptr(), stream)
         if error:
             raise SystemExit(f"{self.name}: {error.decode()}")
 

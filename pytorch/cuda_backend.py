@@ -60,9 +60,13 @@ def _too_large(query: Tensor, key: Tensor, value: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=64)
 def why_not_device(index: int) -> str | None:
-    """Why the library does not run on CUDA device `index`; None where it does. Asked once."""
+    """Why the library does not run on CUDA device `index`; None where it does. Looked up once."""
+    return _why_not_device(index)
+
+
+@lru_cache(maxsize=64)
+def _why_not_device(index: int) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if capability < LEAST_CAPABILITY:
         return (
@@ -130,8 +134,8 @@ def device_lengths(rows: Rows, length: int, device: torch.device) -> tuple[Tenso
     if torch.compiler.is_compiling() or device.type != "cuda":
         made = [_made(values, device) for values in numbers]
     else:
-        stream, is_captured = current_stream(device)
-        make = _made if is_captured else _shared
+        stream = current_stream(device)
+        make = _made if torch.cuda.is_current_stream_capturing() else _shared
         made = [make(values, device, stream) for values in numbers]
     return made[0], made[1], made[2]
 
@@ -139,7 +143,9 @@ def device_lengths(rows: Rows, length: int, device: torch.device) -> tuple[Tenso
 def _made(values: tuple[int, ...], device: torch.device, stream: int = 0) -> Tensor:
     """By fills, which no copy from the host holds up: one where all rows of the batch agree."""
     bounded = [max(-_LONGEST, min(value, _LONGEST)) for value in values]
-    made = torch.full((len(values),), bounded[0] if bounded else 0, dtype=torch.int32, device=device)
+    made = torch.full(
+        (len(values),), bounded[0] if bounded else 0, dtype=torch.int32, device=device
+    )
     for b, value in enumerate(bounded):
         if value != bounded[0]:
             made[b] = value

@@ -1,7 +1,7 @@
 """One call of the CUDA library on torch tensors: what it takes, and the hand-over.
 
 A call costs the host a few microseconds before its two launches: the C structure is built once for
-all calls that differ in lengths and addresses only, and scratch is kept for each stream.
+all calls that differ in lengths and addresses only, and scratch comes from torch's allocator.
 """
 
 from __future__ import annotations
@@ -62,10 +62,9 @@ class _Prepared:
 
 @dataclass
 class _Thread(threading.local):
-    """A thread's own: a problem is read, and scratch is used, while other threads run."""
+    """A thread's own: a problem is read while other threads run."""
 
     prepared: dict[tuple[Any, ...], _Prepared] = field(default_factory=dict)
-    workspaces: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
 
 
 _thread: Final = _Thread()
@@ -166,31 +165,19 @@ def _enqueue(prepared: _Prepared, device: torch.device, sizes: tuple[int, int]) 
     if prepared.sizes != sizes:
         prepared.workspace_bytes = prepared.kernels.workspace_bytes(prepared.address)
         prepared.sizes = sizes
-    stream, is_captured = current_stream(device)
-    workspace = _workspace(prepared.workspace_bytes, device, stream, is_captured)
+    # torch's allocator keeps it for the stream, or in the pool of the graph that is captured.
+    workspace = torch.empty(prepared.workspace_bytes, dtype=torch.uint8, device=device)
+    stream = current_stream(device)
     error = prepared.kernels.run(prepared.address, workspace.data_ptr(), stream)
     if error:
         raise RuntimeError(f"the CUDA kernels say: {error.decode()}")
 
 
-def current_stream(device: torch.device) -> tuple[int, bool]:
-    """The device's current stream as CUDA knows it, and whether it is captured into a graph."""
+def current_stream(device: torch.device) -> int:
+    """The device's current stream as CUDA knows it: torch's own object of it takes 1 us."""
     private: Any = torch._C
-    return (
-        private._cuda_getCurrentRawStream(device.index),
-        torch.cuda.is_current_stream_capturing(),
-    )
-
-
-def _workspace(size: int, device: torch.device, stream: int, is_captured: bool) -> Tensor:
-    """Scratch; a graph's own while it is captured, since it may run beside the stream later."""
-    if is_captured:
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    workspace = _thread.workspaces.get((device, stream))
-    if workspace is None or workspace.numel() < size:
-        workspace = torch.empty(size, dtype=torch.uint8, device=device)
-        _thread.workspaces[device, stream] = workspace
-    return workspace
+    stream: int = private._cuda_getCurrentRawStream(device.index)
+    return stream
 
 
 def _prepare(operator: str, inputs: Inputs, numbers: dict[str, float]) -> _Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +35,7 @@ def _library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path = host_library(tmp_path_factory.mktemp("library"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_library, "cuda_library_path", lambda: path)
-        patch.setattr(cuda_call, "current_stream", lambda _: (STREAM, False))
+        patch.setattr(cuda_call, "current_stream", lambda _: STREAM)
         patch.setattr(cuda_call, "_thread", cuda_call._Thread())
         cuda_library.load_kernels.cache_clear()
         yield
@@ -56,7 +57,7 @@ def rows(x: Tensor) -> Tensor:
 def in_buffer(x: Tensor) -> Tensor:
     """The first slots of a larger buffer, the others NaN."""
     B, G, T, D = x.shape
-    buffer = torch.full((B, G, T + 5, D), torch.nan, dtype=x.dtype)
+    buffer = torch.full((B, G, T + 5, D), torch.nan, dtype=x.dtype, device=x.device)
     buffer[:, :, :T] = x
     return buffer[:, :, :T]
 
@@ -64,14 +65,14 @@ def in_buffer(x: Tensor) -> Tensor:
 def behind(x: Tensor) -> Tensor:
     """The last slots of a larger buffer: of the last head no slots are behind them."""
     B, G, T, D = x.shape
-    buffer = torch.full((B, G, T + 3, D), torch.nan, dtype=x.dtype)
+    buffer = torch.full((B, G, T + 3, D), torch.nan, dtype=x.dtype, device=x.device)
     buffer[:, :, 3:] = x
     return buffer[:, :, 3:]
 
 
 def askew(x: Tensor) -> Tensor:
     """At an address that is no multiple of 16 bytes."""
-    storage = torch.empty(x.numel() + 1, dtype=x.dtype)
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
     storage[1:] = x.flatten()
     return storage[1:].view(x.shape)
 
@@ -79,7 +80,7 @@ def askew(x: Tensor) -> Tensor:
 def in_packed(x: Tensor) -> Tensor:
     """A part of queries, keys and values that were computed as one."""
     B, H, S, D = x.shape
-    packed = torch.full((B, S, 3 * H * D), torch.nan, dtype=x.dtype)
+    packed = torch.full((B, S, 3 * H * D), torch.nan, dtype=x.dtype, device=x.device)
     packed[..., H * D : 2 * H * D] = x.transpose(1, 2).reshape(B, S, H * D)
     return packed[..., H * D : 2 * H * D].view(B, S, H, D).transpose(1, 2)
 
@@ -206,29 +207,29 @@ def test_what_is_kept_is_bounded(thread: Any) -> None:
     assert len(thread.prepared) <= 64
 
 
-def test_scratch_is_each_streams_and_a_graphs_own(
-    thread: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    make = cuda_call._workspace
+def test_scratch_is_as_large_as_the_library_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on both lengths, so a change of either asks again."""
+    asked = list[tuple[int, int]]()
+    inputs = (small(20, 30), small(20, 30), small(20, 31), small(19, 31), small(19, 31))
+    run_kernels("triangle", inputs[0], NUMBERS)
+    (prepared,) = cuda_call._thread.prepared.values()
+    ask = prepared.kernels.workspace_bytes
 
-    def watch(*given: Any) -> Tensor:
-        workspace = make(*given)
-        seen.append(workspace.data_ptr())
-        kept.append(workspace)
-        return workspace
+    def watch(address: int) -> int:
+        problem = prepared.problem
+        asked.append((problem.query_length, problem.present_capacity))
+        return ask(address)
 
-    kept: list[Tensor] = []
-    monkeypatch.setattr(cuda_call, "_workspace", watch)
-    for is_captured in (False, False, True, True, False):
-        monkeypatch.setattr(cuda_call, "current_stream", lambda _, c=is_captured: (STREAM, c))
-        run_kernels("triangle", small(), NUMBERS)
-    assert seen[0] == seen[1] == seen[4]
-    assert len({seen[0], seen[2], seen[3]}) == 3
-    monkeypatch.setattr(cuda_call, "current_stream", lambda _: (STREAM + 1, False))
+    prepared.kernels = dataclasses.replace(prepared.kernels, workspace_bytes=watch)
+    for one in inputs:
+        run_kernels("triangle", one, NUMBERS)
+    assert asked == [(20, 31), (19, 31)]
+
+
+def test_the_librarys_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_call, "current_stream", lambda _: STREAM + 1)
     with pytest.raises(RuntimeError, match="the CUDA kernels say: not on the current stream"):
         run_kernels("triangle", small(), NUMBERS)
-    assert len(thread.workspaces) == 2
 
 
 def test_threads_share_nothing() -> None:

@@ -262,7 +262,7 @@ def test_what_the_kernels_do_not_take_says_why(
 def test_gpus_and_libraries_that_are_not_there_say_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    ask = cuda_backend.why_not_device.__wrapped__
+    ask = cuda_backend._why_not_device.__wrapped__
     capability = [(7, 5)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
     assert ask(0) == "the GPU has compute capability 7.5, but the kernels need 8.0"
@@ -273,6 +273,17 @@ def test_gpus_and_libraries_that_are_not_there_say_so(
         lambda *_: (_ for _ in ()).throw(cuda_backend.LibraryNotFoundError("not here")),
     )
     assert ask(0) == "not here"
+
+
+def test_a_compiled_layer_knows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a library is nothing that a graph can hold."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+
+    def layer(x: Tensor) -> Tensor:
+        return x if cuda_backend.why_not_device(0) is None else x * 2
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize(("why", "operator"), [(None, True), ("for some reason", False)])
