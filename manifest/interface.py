@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal
+
+from trianglemix.custom_ops.strict import STRICT
 
 Size = int | str | None
 """A dimension: fixed, named, or left open."""
@@ -65,6 +67,8 @@ class GraphInput:
     `permutation` is the order in which the output's axes are the input's (None: as they are).
     """
 
+    __pydantic_config__: ClassVar[Any] = STRICT
+
     name: str
     role: InputRole
     dtype: str
@@ -90,6 +94,8 @@ class GraphInput:
 @dataclass(frozen=True)
 class GraphOutput:
     """One output; `dtype` and `shape` as in `GraphInput`."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     name: str
     role: OutputRole
@@ -162,24 +168,7 @@ def fixed_total(inputs: Iterable[GraphInput]) -> int | None:
     return None
 
 
-def read_inputs(content: Iterable[Mapping[str, Any]]) -> tuple[GraphInput, ...]:
-    """From the manifest's JSON; KeyError or TypeError where it is not whole."""
-    return tuple(GraphInput(**_read(item, get_args(InputRole))) for item in content)
-
-
-def read_outputs(content: Iterable[Mapping[str, Any]]) -> tuple[GraphOutput, ...]:
-    """From the manifest's JSON; KeyError or TypeError where it is not whole."""
-    return tuple(GraphOutput(**_read(item, get_args(OutputRole))) for item in content)
-
-
 def _size(value: GraphInput, axis: int) -> Size:
     if not value.shape or axis >= len(value.shape):
         return None
     return value.shape[axis]
-
-
-def _read(item: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
-    if item["role"] not in roles:
-        raise TypeError(f"role {item['role']} of {item['name']}")
-    lists = {name: tuple(value) for name, value in item.items() if isinstance(value, list)}
-    return {**item, **lists}

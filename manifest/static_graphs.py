@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from trianglemix.custom_ops.arrays import Array
+from trianglemix.custom_ops.strict import STRICT
+from trianglemix.manifest.checked_json import Count, FileName
 
 Lowering = Literal["block", "custom"]
 """What became of the attentions: standard operators in block form, or the custom operator."""
@@ -17,6 +19,8 @@ Lowering = Literal["block", "custom"]
 @dataclass(frozen=True)
 class StaticTensor:
     """An input or an output of a static graph; `dtype` as NumPy spells it, or "bfloat16"."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     name: str
     dtype: str
@@ -37,8 +41,10 @@ class StaticTensor:
 class StaticGraph:
     """One file. `rows` S: `input_ids [1, S]`; `sha256` of the file without its weights."""
 
-    file: str
-    rows: int
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    file: FileName
+    rows: Count
     inputs: tuple[StaticTensor, ...]
     outputs: tuple[StaticTensor, ...]
     sha256: str
@@ -68,8 +74,10 @@ class StaticGraphs:
     be installed first.
     """
 
+    __pydantic_config__: ClassVar[Any] = STRICT
+
     soc: str
-    slots: int
+    slots: Count
     start: str
     length: str
     stream: StaticGraph
@@ -103,20 +111,3 @@ class StaticGraphs:
         if part.graph is self.tail:
             feeds[self.length] = np.array([rows], np.int32)
         return feeds
-
-    @classmethod
-    def from_content(cls, content: Mapping[str, Any]) -> StaticGraphs:
-        """Reads the section as JSON holds it; KeyError or TypeError where it is not whole."""
-        graphs = {kind: _graph(content[kind]) for kind in ("stream", "tail", "decode")}
-        return cls(**{**content, **graphs})
-
-
-def _graph(content: Mapping[str, Any]) -> StaticGraph:
-    sides = {
-        side: tuple(
-            StaticTensor(item["name"], item["dtype"], tuple(item["shape"]))
-            for item in content[side]
-        )
-        for side in ("inputs", "outputs")
-    }
-    return StaticGraph(**{**content, **sides})

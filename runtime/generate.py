@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 from trianglemix.runtime.backends.backend import Logits
@@ -65,7 +64,7 @@ class Generation(Iterator[Token]):
         self._tokenizer = tokenizer
         self._prepared_s = prepared_s  # spent before the first step, a part of the first token's
         self._results: list[GenerationResult] = []
-        self._tokens = chain.from_iterable(self._run(group) for group in groups)
+        self._tokens = self._run_all(groups)
 
     def __next__(self) -> Token:
         return next(self._tokens)
@@ -80,9 +79,18 @@ class Generation(Iterator[Token]):
         """The first prompt's result."""
         return self.results()[0]
 
-    def _run(self, group: Group) -> Iterator[Token]:
+    def close(self) -> None:
+        """Ends it early: what it has generated stays in its cache, which others may go on from."""
+        self._tokens.close()
+
+    def _run_all(self, groups: Sequence[Group]) -> Generator[Token]:
+        for group in groups:
+            cache = group.open_cache()
+            with cache.in_use():
+                yield from self._run(group, cache)
+
+    def _run(self, group: Group, cache: KVCache) -> Iterator[Token]:
         started = time.perf_counter() - self._prepared_s
-        cache = group.open_cache()
         rows = [
             _Row(len(ids), TextStream(self._tokenizer) if self._tokenizer else None)
             for ids in group.prompts

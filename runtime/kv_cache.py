@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -38,6 +41,27 @@ class KVCache:
         self._device: DeviceCache | None = None
         self._mask: IntArray = np.zeros((batch, 0), np.int64)
         self._tokens: IntArray = np.zeros(batch, np.int64)  # [B], real ones
+        self._busy = Lock()
+
+    def belongs_to(self, backend: Backend) -> bool:
+        """Whether it holds keys and values of that very model."""
+        return self._backend is backend
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While one generation goes on from it: two would mix their tokens.
+
+        Raises:
+            PromptError: another one has not ended.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise PromptError(
+                "another generation on this cache has not ended; finish or close() it first"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     @property
     def kernel(self) -> Kernel:

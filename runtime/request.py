@@ -47,6 +47,11 @@ def plan_groups(request: Request, backend: Backend, cache: KVCache | None) -> li
         PromptError: a setting is out of its range, or the text exceeds the context.
         FallbackError: a fallback that needs more memory than there is.
     """
+    if cache is not None and not cache.belongs_to(backend):
+        raise PromptError(
+            "this cache was made by another session, whose keys and values it holds; make one "
+            "with this session's new_cache()"
+        )
     _check_settings(request, backend.manifest, cache)
     _check_steps(request, backend.manifest, cache)
     _check_switches(request, backend.manifest, cache)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from trianglemix.custom_ops import contract
 from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.strict import STRICT
 
 OP_TYPE: Final = "BlockSparseAttention"
 ATTR_MASS: Final = "mass"
@@ -42,6 +43,8 @@ class BlockRule:
     Raises:
         ConfigurationError: a value is out of its range; the message holds name and value.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     mass: float = 0.95
     min_length: int = 4096

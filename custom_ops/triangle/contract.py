@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from trianglemix.custom_ops import contract
+from trianglemix.custom_ops.strict import STRICT
 
 OP_TYPE: Final = "TriangleAttention"
 ATTRIBUTES: Final = (
@@ -30,6 +31,8 @@ class TrianglePattern:
     Raises:
         ConfigurationError: a value is out of its range; the message holds name and value.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     num_sink_tokens: int = 8
     sliding_window_size: int = 512

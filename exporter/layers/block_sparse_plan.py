@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.strict import STRICT
 from trianglemix.exporter.errors import PlanError
 from trianglemix.exporter.options import layer_ranges
+from trianglemix.manifest.checked_json import Index
 
 Densities = Mapping[int, Mapping[int, float]]
-
-
-def layer_numbers(content: object) -> tuple[int, ...]:
-    """A plan file's list of layers.
-
-    Raises:
-        TypeError: anything else, as a text, whose digits would each be taken for a layer.
-    """
-    if not isinstance(content, list) or not all(type(layer) is int for layer in content):
-        raise TypeError(f"{content!r} is no list of layers")
-    return tuple(content)
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,9 @@ class BlockSparsePlan:
         PlanError: no layer, a layer twice, a length or a share out of its range.
     """
 
-    layers: tuple[int, ...]
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    layers: tuple[Index, ...]
     rule: BlockRule = field(default_factory=BlockRule)
     densities: Densities = field(default_factory=dict)
     origin: str = ""
@@ -93,25 +86,3 @@ class BlockSparsePlan:
             "origin": self.origin,
             "figures": dict(self.figures),
         }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> BlockSparsePlan:
-        """Reads the section; a rule need not name what is the default's.
-
-        Raises:
-            ConfigurationError, KeyError, PlanError, TypeError, ValueError: it is not understood.
-        """
-        unknown = sorted(content.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise TypeError(f"block_sparse has {', '.join(unknown)}, which says nothing to it")
-        densities = content.get("densities") or {}
-        return cls(
-            layers=layer_numbers(content["layers"]),
-            rule=BlockRule(**{**asdict(BlockRule()), **(content.get("rule") or {})}),
-            densities={
-                int(length): {int(layer): float(share) for layer, share in by_layer.items()}
-                for length, by_layer in densities.items()
-            },
-            origin=str(content.get("origin", "")),
-            figures=dict(content.get("figures") or {}),
-        )

@@ -29,13 +29,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from trianglemix.custom_ops.errors import ConfigurationError
+from trianglemix.custom_ops.strict import STRICT
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.exporter.errors import PlanError
-from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan, layer_numbers
+from trianglemix.exporter.layers.block_sparse_plan import BlockSparsePlan
 from trianglemix.exporter.options import layer_ranges
+from trianglemix.manifest.checked_json import (
+    Count,
+    Index,
+    JsonFileError,
+    JsonVersionError,
+    read_checked,
+    shown,
+)
 
 FORMAT_VERSION: Final = 1
 FILE_NAME: Final = "plan.json"
@@ -45,12 +53,14 @@ FILE_NAME: Final = "plan.json"
 class Fingerprint:
     """The shape of a model. Sizes that a file does not tell are None and fit everything."""
 
-    num_layers: int
-    num_heads: int
-    kv_num_heads: int
-    head_size: int
-    hidden_size: int | None = None
-    vocabulary_size: int | None = None
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    num_layers: Count
+    num_heads: Count
+    kv_num_heads: Count
+    head_size: Count
+    hidden_size: Count | None = None
+    vocabulary_size: Count | None = None
 
     def mismatches(self, other: Fingerprint) -> list[str]:
         """`name a != b` for each size that both know and that differs."""
@@ -60,6 +70,31 @@ class Fingerprint:
             for name in mine
             if None not in (mine[name], theirs[name]) and mine[name] != theirs[name]
         ]
+
+
+@dataclass(frozen=True)
+class _PlanModel:
+    """The section `model` of the file."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    name: str
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class _PlanFile:
+    """What stands in the file."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    model: _PlanModel
+    pattern: TrianglePattern | None = None
+    layers_by_importance: tuple[Index, ...] | None = None
+    triangle_layers: tuple[Index, ...] | None = None
+    origin: str = ""
+    figures: dict[str, Any] | None = None
+    block_sparse: BlockSparsePlan | None = None
 
 
 @dataclass(frozen=True)
@@ -150,34 +185,25 @@ class Plan:
             PlanError: unreadable, not JSON, another format version, or fields missing or wrong.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = read_checked(path, _PlanFile, FORMAT_VERSION)
+        except JsonVersionError as error:
             raise PlanError(
-                f"plan {path} cannot be read ({error}); give a file that trianglemix-analyze wrote"
-            ) from error
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
-            raise PlanError(
-                f"plan {path} has format version {version}, but this trianglemix reads "
+                f"plan {path} has format version {shown(error.found)}, but this trianglemix reads "
                 f"{FORMAT_VERSION}; make the plan again with trianglemix-analyze"
-            )
-        try:
-            return cls._from_content(content)
-        except (AttributeError, KeyError, TypeError, ValueError, ConfigurationError) as error:
-            raise PlanError(f"plan {path} is not understood: {error!r}") from error
-
-    @classmethod
-    def _from_content(cls, content: Mapping[str, Any]) -> Plan:
-        pattern, blocks = content.get("pattern"), content.get("block_sparse")
+            ) from error
+        except JsonFileError as error:
+            raise PlanError(
+                f"plan {path} {error}; give a file that trianglemix-analyze wrote"
+            ) from error
         return cls(
-            name=str(content["model"]["name"]),
-            fingerprint=Fingerprint(**content["model"]["fingerprint"]),
-            pattern=TrianglePattern(**pattern) if pattern else None,
-            layers_by_importance=layer_numbers(content.get("layers_by_importance") or []),
-            triangle_layers=layer_numbers(content.get("triangle_layers") or []),
-            origin=str(content.get("origin", "")),
-            figures=dict(content.get("figures") or {}),
-            block_sparse=None if blocks is None else BlockSparsePlan.from_json(blocks),
+            name=content.model.name,
+            fingerprint=content.model.fingerprint,
+            pattern=content.pattern,
+            layers_by_importance=content.layers_by_importance or (),
+            triangle_layers=content.triangle_layers or (),
+            origin=content.origin,
+            figures=content.figures or {},
+            block_sparse=content.block_sparse,
         )
 
     @property

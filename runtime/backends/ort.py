@@ -23,6 +23,7 @@ from trianglemix.runtime.backends.ort_cache import (
     SharedCache,
 )
 from trianglemix.runtime.backends.ort_errors import ORT_ERRORS, execution_error
+from trianglemix.runtime.backends.ort_interface import check_interface
 from trianglemix.runtime.backends.providers import (
     CUDA,
     PROVIDERS,
@@ -112,6 +113,7 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
         ProviderError: the provider is unknown, not in this ONNX Runtime, or does not start.
         FallbackError: the native library cannot be used and `allow_fallback` is False.
         ExecutionError: ONNX Runtime cannot load the model.
+        FolderError: it is another model than the manifest's.
     """
     available = ort.get_available_providers()
     provider = choose_provider(settings.provider, available)
@@ -125,6 +127,7 @@ def open_backend(folder: ModelFolder, settings: OrtSettings) -> OrtBackend:
         options.profile_file_prefix = str(settings.profile_prefix)
     kernel = _register_library(options, folder, settings.allow_fallback)
     session = _open_session(folder, options, present(provider, available))
+    check_interface(session, folder)
     if provider.own not in session.get_providers():
         provider = _without(provider, settings.provider)
     elif provider.name == "cuda" and kernel == "native":

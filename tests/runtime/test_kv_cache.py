@@ -10,7 +10,7 @@ from trianglemix.manifest.feeds import Call
 from trianglemix.runtime import KVCache, TriangleSession
 from trianglemix.runtime.backends.backend import Logits
 from trianglemix.runtime.backends.ort_cache import GrowingCache, SharedCache
-from trianglemix.runtime.errors import ExecutionError
+from trianglemix.runtime.errors import ExecutionError, PromptError
 
 from tests.runtime.conftest import FolderMaker, prompt
 from tests.runtime.oracle import Oracle
@@ -139,3 +139,26 @@ def test_unlimited_context(make_folder: FolderMaker, tmp_path: Path) -> None:
     cache = session.new_cache()
     assert cache.limit is None
     assert len(session.generate(prompt(100), 40, cache=cache).ids) == 40
+
+
+def test_a_cache_of_another_session(folder: Path, session: TriangleSession) -> None:
+    other = TriangleSession.from_folder(folder, "cpu", threads=1)
+    cache = other.new_cache()
+    with pytest.raises(PromptError, match="made by another session"):
+        session.generate(prompt(20), 2, cache=cache)
+    assert other.generate(prompt(20), 2, cache=cache).ids == session.generate(prompt(20), 2).ids
+
+
+def test_two_generations_on_one_cache(session: TriangleSession) -> None:
+    cache = session.new_cache()
+    first = session.stream(prompt(20), 8, cache=cache)
+    begun = next(first)
+    second = session.stream(prompt(9, 1), 8, cache=cache)
+    with pytest.raises(PromptError, match="has not ended; finish or close"):
+        next(second)
+    first.close()
+    alone = session.new_cache()
+    session.generate(prompt(20), 1, cache=alone)
+    expected = session.generate(prompt(9, 1), 8, cache=alone).ids
+    assert session.generate(prompt(9, 1), 8, cache=cache).ids == expected
+    assert begun.id == session.generate(prompt(20), 1).ids[0]

@@ -197,7 +197,7 @@ def _boundary(spec: TinyFolder) -> tuple[list[onnx.ValueInfoProto], list[onnx.Va
 def _manifest(spec: TinyFolder) -> Manifest:
     triangle = () if spec.group_query_attention else tuple(range(1, spec.layers))
     return Manifest(
-        target="onnxruntime-cpu",
+        target="cpu",
         model_file="model.onnx",
         cache_dtype=spec.dtype,
         input_ids="input_ids",
