@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := custom_ops/CMakeLists.txt $(shell find custom_ops/src -type f)
 
-.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness families gemma3 versions version-environments clean
+.PHONY: setup test check format lint types imports demo bench bench-cpu wheel cpp-example triton-ascend harness vllm families gemma3 versions version-environments clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +64,12 @@ triton-ascend: setup
 # lm-evaluation-harness on top of .venv (650 MB, a minute); without it its tests are skipped.
 harness: setup
 	sh tools/make_harness.sh
+
+# vLLM for CPUs with our plug-in (3.5 GB, two minutes), the Python files of two other versions
+# (640 MB to fetch), and the tests that serve with it; without it those are skipped.
+vllm: setup
+	sh tools/make_vllm.sh 0.26.0 0.33.0
+	$(BIN)/python -m pytest -q tests/vllm_plugin
 
 # Every family of transformers made tiny, by folder and by patch: docs/families.md (four minutes).
 families: setup

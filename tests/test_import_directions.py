@@ -52,9 +52,9 @@ DIRECTIONS: Final[dict[tuple[str, str], frozenset[str]]] = {
 """Modules of the second package that the first may import."""
 AROUND: Final[dict[str, tuple[str, ...]]] = {
     "source_models": ("source_models",),
-    "benchmarks": ("benchmarks", "source_models", "tests.custom_ops.tolerances"),
+    "benchmarks": ("benchmarks", "source_models", "tests.custom_ops.tolerances", "vllm"),
     "tools": ("tools", "source_models", "tests.sources"),
-    "tests": ("tests", "source_models", "benchmarks", "tools"),
+    "tests": ("tests", "source_models", "benchmarks", "tools", "vllm"),
     **dict.fromkeys(PACKAGES, ()),
     "vllm": ("vllm",),  # the engine itself
 }

@@ -1,0 +1,71 @@
+"""One engine of vLLM, run in its own environment: a job as JSON in, what it answered as JSON out.
+
+    python engine_run.py JOB RESULT
+
+The job: `model`, `engine` (arguments of `LLM`), `rounds`, each `{"prompts": [[ids]], "tokens": n,
+"budget": tokens of a step, or null}`. Prompts of a round are given at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trianglemix.vllm.counters import count_folder, read_counts
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """The answers, the layers' implementations and what they counted."""
+    from vllm import LLM
+
+    llm = LLM(model=job["model"], **job["engine"])
+    config = llm.llm_engine.vllm_config
+    scheduler = getattr(getattr(llm.llm_engine.engine_core, "engine_core", None), "scheduler", None)
+    preempted = _count_preemptions(scheduler)
+    rounds = [_answer(llm, scheduler, asked) for asked in job["rounds"]]
+    layers = config.compilation_config.static_forward_context
+    counts = read_counts([count_folder(config.instance_id)])
+    return {
+        "rounds": rounds,
+        "counts": {str(layer): rows for layer, rows in counts.items()},
+        "layers": {name: type(layer.impl).__name__ for name, layer in layers.items()},
+        "preempted": len(preempted),
+    }
+
+
+def _answer(llm: Any, scheduler: Any, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    from vllm import SamplingParams
+
+    if asked.get("budget") is not None:
+        scheduler.max_num_scheduled_tokens = asked["budget"]
+    sampling = SamplingParams(
+        temperature=0, max_tokens=asked["tokens"], logprobs=1, ignore_eos=True, detokenize=False
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+    answers = []
+    for output in llm.generate(prompts, sampling, use_tqdm=False):
+        tokens = list(output.outputs[0].token_ids)
+        steps = zip(output.outputs[0].logprobs, tokens, strict=True)
+        logs = [step[token].logprob for step, token in steps]
+        answers.append({"tokens": tokens, "logs": logs, "cached": output.num_cached_tokens})
+    return answers
+
+
+def _count_preemptions(scheduler: Any) -> list[str]:
+    seen: list[str] = []
+    if scheduler is not None:
+        preempt = scheduler._preempt_request
+
+        def counted(request: Any, *arguments: Any, **named: Any) -> Any:
+            seen.append(request.request_id)
+            return preempt(request, *arguments, **named)
+
+        scheduler._preempt_request = counted
+    return seen
+
+
+if __name__ == "__main__":
+    done = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(done), encoding="utf-8")

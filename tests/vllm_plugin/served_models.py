@@ -1,0 +1,166 @@
+"""Tiny models for vLLM's CPU kernels, the answers of `patch()`, and engines run beside us."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+
+from source_models.model_cache import BUILD, cached_folder
+from source_models.tiny_tokenizer import VOCABULARY_SIZE, save_tokenizer
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+ENVIRONMENT: Final = ROOT / "build" / "envs" / "vllm"
+PYTHON: Final = ENVIRONMENT / "bin" / "python"
+needs_vllm: Final = pytest.mark.skipif(
+    not (ENVIRONMENT / "complete").is_file(),
+    reason="nothing is served: no build/envs/vllm, run `make vllm`",
+)
+FAMILIES: Final = ("qwen3", "llama")
+LAYERS: Final = (1, 2)
+PATTERN: Final = TrianglePattern(4, 24, 8)
+CONTEXT: Final = 1024
+TOLERANCE: Final = 5e-5
+"""Of log-probabilities, in float32, after three layers of two programs' own kernels."""
+SECTION: Final = {"layers": "1-2", "pattern": [4, 24, 8]}
+QUIET: Final = {
+    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "PYTHONPATH": "",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}  # fmt: skip
+_RECIPE: Final = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens of a greedy answer, each with its log-probability."""
+
+    tokens: tuple[int, ...]
+    logs: tuple[float, ...]
+
+
+def served_folder(family: str, **changes: Any) -> Path:
+    """A Hugging Face folder of random weights: 3 layers, 4 heads on 2, head size 32."""
+    name = "-".join(["vllm", family, *(f"{k}{v}" for k, v in changes.items()), f"r{_RECIPE}"])
+
+    def make(target: Path) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(20261128)
+        sizes = dict(
+            vocab_size=VOCABULARY_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False,
+            max_position_embeddings=2048, initializer_range=0.25, bos_token_id=256,
+            eos_token_id=257, pad_token_id=258,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | changes))
+        for label, tensor in model.named_parameters():
+            if "norm" in label:
+                tensor.data += 0.2 * torch.randn_like(tensor)
+        model.save_pretrained(target)
+        save_tokenizer(target)
+
+    return cached_folder(BUILD / "tiny_models", name, ("torch", "transformers"), make)
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Token ids; those of one seed begin alike."""
+    numbers = random.Random(seed)
+    return tuple(numbers.randrange(3, 250) for _ in range(CONTEXT))[:length]
+
+
+@lru_cache(maxsize=4)
+def _model(family: str, patched: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from trianglemix.pytorch import TriangleMixConfig, patch
+
+    folder = served_folder(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return patch(model, TriangleMixConfig.from_pattern(PATTERN, LAYERS)) if patched else model
+
+
+@lru_cache(maxsize=256)
+def expected(family: str, ids: tuple[int, ...], tokens: int, patched: bool = True) -> Answer:
+    """The answer of `trianglemix.pytorch.patch`, or of the dense model."""
+    import torch
+
+    made = _model(family, patched).generate(
+        torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    answer = made.sequences[0, len(ids) :].tolist()
+    steps = zip(made.logits, answer, strict=True)
+    logs = tuple(float(torch.log_softmax(row[0], -1)[token]) for row, token in steps)
+    return Answer(tuple(answer), logs)
+
+
+def expected_after_hit(
+    family: str, ids: tuple[int, ...], cached: int, earlier: int, tokens: int
+) -> Answer:
+    """As `expected`, but the first `cached` tokens were read as the beginning of a prompt of
+    `earlier` tokens, whose last rows were dense."""
+    import torch
+    from trianglemix.pytorch import prompt_length
+
+    model, given, answer, logs = _model(family, True), torch.tensor([ids]), [], []
+    with torch.no_grad():
+        with prompt_length(earlier):
+            past = model(given[:, :cached], use_cache=True).past_key_values
+        with prompt_length(len(ids)):
+            row = model(given[:, cached:], past_key_values=past).logits[0, -1]
+            for _ in range(tokens):
+                probable = torch.log_softmax(row, -1)
+                answer.append(int(probable.argmax()))
+                logs.append(float(probable.max()))
+                row = model(torch.tensor([[answer[-1]]]), past_key_values=past).logits[0, -1]
+    return Answer(tuple(answer), tuple(logs))
+
+
+def run_engine(
+    family: str,
+    rounds: Sequence[Mapping[str, Any]],
+    work: Path,
+    section: Mapping[str, Any] | None = SECTION,
+    environment: Mapping[str, str] | None = None,
+    model: Path | None = None,
+    **engine: Any,
+) -> dict[str, Any]:
+    """What tests/vllm_plugin/engine_run.py answers; `section` None = no configuration of ours.
+
+    Raises AssertionError with the end of the engine's log where it fails.
+    """
+    given = {
+        "dtype": "float32", "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": 4,
+        "enable_prefix_caching": False, "block_size": 32, "disable_log_stats": True,
+    }  # fmt: skip
+    given |= {"additional_config": {"trianglemix": dict(section)}} if section is not None else {}
+    job = {"model": str(model or served_folder(family)), "engine": given | engine, "rounds": rounds}
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    program = Path(__file__).with_name("engine_run.py")
+    done = subprocess.run(
+        [str(PYTHON), str(program), str(work / "job.json"), str(work / "result.json")],
+        capture_output=True, text=True, cwd=work, timeout=280,
+        env=os.environ | QUIET | dict(environment or {}),
+    )  # fmt: skip
+    (work / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    result: dict[str, Any] = json.loads((work / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def check(found: Mapping[str, Any], answer: Answer) -> None:
+    """The same tokens, and log-probabilities within `TOLERANCE`."""
+    assert tuple(found["tokens"]) == answer.tokens
+    assert found["logs"] == pytest.approx(answer.logs, abs=TOLERANCE, rel=0)
