@@ -1,0 +1,122 @@
+"""The CUDA backend over a version's own Python files, its kernels in PyTorch: run by test_flash.py.
+
+    PYTHONPATH=FILES python flash_run.py SEED
+
+Builder, metadata and the dense forward are vLLM's own code; only what needs a GPU stands in.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.vllm import cuda
+from trianglemix.vllm.row_split import Request
+from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
+from vllm.v1.attention.backends import flash_attn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.vllm_plugin import flash_stand_in as stand_in
+from tests.vllm_plugin.test_step import FullAttentionSpec, engine
+
+STEPS = 120
+NAMES = [f"model.layers.{n}.self_attn.attn" for n in range(3)]
+
+
+def _builder_init(self: Any, spec: Any, names: list[str], config: Any, device: Any) -> None:
+    """What the builder's own beginning would set on one GPU without graphs."""
+    self.__dict__ |= {
+        "kv_cache_spec": spec, "vllm_config": config, "device": device,
+        "model_config": config.model_config, "cache_config": SimpleNamespace(cache_dtype="auto"),
+        "block_size": stand_in.PAGE, "kv_cache_dtype": torch.float32,
+        "max_num_splits": 0, "aot_schedule": False,
+        "dcp_world_size": 1, "dcp_rank": 0, "cp_kv_cache_interleave_size": 1,
+        "use_full_cuda_graph": False, "max_cudagraph_size": None, "aot_sliding_window": (-1, -1),
+        "rswa_window": None, "fa4_hd256": False, "mm_prefix_query_ranges_cpu": None,
+    }  # fmt: skip
+
+
+def _attention() -> Any:
+    """An attention of ours with what vLLM's own `__init__` would set."""
+    made = object.__new__(cuda.TriangleFlashImpl)
+    made.__dict__ |= {
+        "num_heads": stand_in.H, "num_kv_heads": stand_in.G, "head_size": stand_in.D,
+        "scale": stand_in.SCALE, "logits_soft_cap": 0, "vllm_flash_attn_version": 3,
+        "attn_type": "decoder", "sliding_window": (-1, -1), "alibi_slopes": None, "sinks": None,
+        "kv_cache_dtype": "auto", "batch_invariant_enabled": False, "dcp_world_size": 1,
+        "supports_quant_query_input": False, "fa4_hd256": False,
+    }  # fmt: skip
+    return made
+
+
+def _requests(numbers: random.Random) -> list[Request]:
+    made, begin = [], 0
+    for _ in range(numbers.choice([1, 1, 2, 3, 5])):
+        length = numbers.randrange(1, 120)
+        tokens = numbers.choice([length, length + numbers.randrange(1, 4),
+                                 numbers.randrange(1, length + 1)])  # fmt: skip
+        rows = numbers.choice([1, tokens, numbers.randrange(0, tokens + 1)])
+        made.append(Request(begin, begin + rows, tokens, length))
+        begin += rows
+    return made
+
+
+def _common(requests: list[Request], table: torch.Tensor) -> CommonAttentionMetadata:
+    starts = torch.tensor([0, *(r.end for r in requests)], dtype=torch.int32)
+    tokens = torch.tensor([r.tokens for r in requests], dtype=torch.int32)
+    return CommonAttentionMetadata(
+        query_start_loc=starts, query_start_loc_cpu=starts, seq_lens=tokens,
+        num_reqs=len(requests), num_actual_tokens=int(starts[-1]),
+        max_query_len=max(r.end - r.begin for r in requests), max_seq_len=int(tokens.max()),
+        block_table_tensor=table, slot_mapping=torch.arange(int(starts[-1])),
+        seq_lens_cpu_upper_bound=tokens + 0,
+        rswa_prefix_lens=torch.tensor([r.prompt_length for r in requests], dtype=torch.int32),
+    )  # fmt: skip
+
+
+def _check(requests: list[Request], pattern: TrianglePattern, seed: int) -> bool:
+    """One step through a triangle layer and a dense one; whether rows streamed."""
+    batch = stand_in.random_batch(requests, pattern, seed)
+    config = engine(pattern)
+    modules = config.compilation_config.static_forward_context
+    for name in NAMES:
+        scales = {f"_{x}_scale": torch.ones(1) for x in "qkv"}
+        modules[name] = SimpleNamespace(impl=_attention(), layer_name=name, **scales)
+    spec = FullAttentionSpec()
+    builder = cuda.TriangleFlashBuilder(spec, NAMES, config, torch.device("cpu"))
+    assert builder.supports_update_block_table is False
+    metadata = builder.build(0, _common(requests, batch.table))
+    key = torch.zeros(len(batch.query), stand_in.G, stand_in.D)
+    for name, right in ((NAMES[1], batch.expected), (NAMES[0], batch.dense)):
+        output = torch.full_like(batch.query, float("nan"))
+        given = (batch.query, key, key, batch.cache, metadata, output)
+        modules[name].impl.forward(modules[name], *given)
+        torch.testing.assert_close(output.double(), right.double(), rtol=0, atol=3e-6)
+    return metadata.trianglemix is not None
+
+
+def main(seed: int) -> None:
+    """Random steps; prints how many streamed."""
+    flash_attn.flash_attn_varlen_func = stand_in.attend
+    flash_attn.FlashAttentionMetadataBuilder.__init__ = _builder_init
+    cuda.merge_attn_states = stand_in.merge
+    config = engine(TrianglePattern(4, 16, 8))
+    support = cuda.TriangleFlashBuilder.get_cudagraph_support(config, None)
+    assert support == AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+    numbers, streamed = random.Random(seed), 0
+    for step in range(STEPS):
+        pattern = TrianglePattern(*(numbers.randrange(low, high)
+                                    for low, high in ((0, 6), (1, 20), (1, 12))))  # fmt: skip
+        requests = _requests(numbers)
+        if requests[-1].end:
+            streamed += _check(requests, pattern, seed + step)
+    print(f"streamed {streamed}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
