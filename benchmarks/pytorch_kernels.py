@@ -17,7 +17,8 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,21 +27,20 @@ import torch
 from torch import Tensor
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.pytorch import TriangleMixConfig, backends, patch
-from trianglemix.pytorch.blocks import Attention, block_attention
+from trianglemix.pytorch.backends import triangle_attention
+from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.cuda_backend import (
     device_lengths,
     kernel_triangle,
     why_not_device,
-    why_not_kernels,
 )
 from trianglemix.pytorch.cuda_call import Inputs, run_kernels
-from trianglemix.pytorch.flex import flex_triangle
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import attend_triangle
 
 from benchmarks.block_sparse_kernels import NAMES, BlockCall
 from benchmarks.block_sparse_kernels import random_call as random_block_call
-from benchmarks.device_time import event_time
+from benchmarks.device_time import event_time, kernel_times
 from benchmarks.kernel_versions import Call
 from benchmarks.kernel_versions import random_call as random_triangle_call
 from benchmarks.machine import describe_run
@@ -88,6 +88,9 @@ SHAPES: Final = {
     "chunk 2K at 32K": Shape(2048, 32768, later=32768),
     "chunk 8K at 128K": Shape(8192, 131072, later=8192),
     "4 x 8K, padded": Shape(8192, 8192, 4, pads=True),
+    "dense prompt 1K": Shape(1024, 1024, dense=True),
+    "dense prompt 8K": Shape(8192, 8192, dense=True),
+    "dense prompt 32K": Shape(32768, 32768, dense=True),
     "dense chunk 2K at 32K": Shape(2048, 32768, dense=True),
     "decode 2K": Shape(1, 2048, dense=True),
     "decode 32K": Shape(1, 32768, dense=True),
@@ -164,24 +167,48 @@ def _append_ahead(call: Call) -> None:
 
 
 def attention(rounds: int) -> dict[str, Any]:
-    """Milliseconds on the device: ours, and what ran before it (flex_attention, or SDPA blocks)."""
-    print(f"{'':24} {'ours':>8} {'before':>8} {'ratio':>7}")
+    """Ours, and what ran before it (flex_attention, SDPA whole or by blocks), in milliseconds.
+
+    On the device, all kernels of a call; and a call of a chain, which the host may hold up.
+    """
+    print(f"{'':24} {'device':>17} {'ratio':>7} {'chained':>17} {'ratio':>7}  (ours, before)")
     found = dict[str, Any]()
     for name, shape in SHAPES.items():
         torch.manual_seed(0)
-        q, k, v = shape.tensors()
-        given = (q, k, v, shape.rows(), shape.attention())
-        before = flex_triangle if backends.flex_takes(q, v) else block_attention
+        given = (*shape.tensors(), shape.rows(), shape.attention())
         runs: dict[str, Callable[[], object]] = {
             "ours": lambda given=given: kernel_triangle(*given),  # type: ignore[misc]
-            "before": lambda given=given, run=before: run(*given),  # type: ignore[misc]
+            "before": lambda given=given: before(*given),  # type: ignore[misc]
         }
-        times = in_turns(runs, rounds, lambda run: event_time(run, 5))
-        found[name] = times | {"kind_before": before.__name__}
-        ratio = times["before"] / times["ours"]
-        print(f"{name:24} {times['ours']:8.4f} {times['before']:8.4f} {ratio:7.2f}  "
-              f"{before.__name__}", flush=True)  # fmt: skip
+        device = in_turns(runs, rounds, lambda run: sum(kernel_times(run, 3).values()))
+        chained = in_turns(runs, rounds, lambda run: event_time(run, 5))
+        found[name] = {"device": device, "chained": chained}
+        columns = [
+            f"{x['ours']:8.4f} {x['before']:8.4f} {x['before'] / x['ours']:7.2f}"
+            for x in (device, chained)
+        ]
+        print(f"{name:24} {columns[0]} {columns[1]}", flush=True)
     return found
+
+
+def before(q: Tensor, k: Tensor, v: Tensor, rows: Rows, layer: Attention) -> Tensor:
+    """What a patched layer runs where the kernels do not take a call."""
+    with without_kernels():
+        return triangle_attention(q, k, v, rows, layer)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Has `patch` do without the library."""
+    names = {"why_not_kernels": lambda *_: "left out", "beats_sdpa": lambda *_: False}
+    kept = {name: getattr(backends, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(backends, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(backends, name, value)
 
 
 def in_turns(
@@ -208,13 +235,12 @@ def host(rounds: int) -> dict[str, Any]:
             return attend_triangle(q, k, v, *of_rows, *numbers)
 
         def chosen(q=q, k=k, v=v, rows=rows, layer=layer):  # type: ignore[no-untyped-def]
-            return backends.BACKENDS["cuda"](q, k, v, rows, layer)
+            return triangle_attention(q, k, v, rows, layer)
 
-        def before(q=q, k=k, v=v, rows=rows, layer=layer):  # type: ignore[no-untyped-def]
-            run = flex_triangle if backends.flex_takes(q, v) else block_attention
-            return run(q, k, v, rows, layer)
+        def without(q=q, k=k, v=v, rows=rows, layer=layer):  # type: ignore[no-untyped-def]
+            return before(q, k, v, rows, layer)
 
-        runs = {"operator": operator, "patched layer": chosen, "before": before}
+        runs = {"operator": operator, "patched layer": chosen, "before": without}
         found[name] = in_turns(runs, rounds, host_time)
         with torch.inference_mode():
             found[name]["operator, inference mode"] = host_time(operator)
@@ -246,9 +272,8 @@ def prefill(folder: Path | None, tokens: int, rounds: int) -> dict[str, Any]:
     logits = dict[str, Tensor]()
 
     def run(name: str) -> None:
-        backends.why_not_kernels = why_not_kernels if name == "ours" else lambda *_: "flex"  # type: ignore[attr-defined]
-        logits[name] = model(input_ids=ids, logits_to_keep=1).logits
-        backends.why_not_kernels = why_not_kernels  # type: ignore[attr-defined]
+        with nullcontext() if name == "ours" else without_kernels():
+            logits[name] = model(input_ids=ids, logits_to_keep=1).logits
 
     def seconds(one: Callable[[], object]) -> float:
         one()

@@ -10,7 +10,7 @@ from typing import Final
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from trianglemix.pytorch.blocks import Attention, block_attention
-from trianglemix.pytorch.cuda_backend import kernel_triangle, why_not_kernels
+from trianglemix.pytorch.cuda_backend import beats_sdpa, kernel_triangle, why_not_kernels
 from trianglemix.pytorch.flex import flex_triangle
 from trianglemix.pytorch.layout import Rows
 
@@ -27,7 +27,7 @@ def triangle_attention(
     query: Tensor, key: Tensor, value: Tensor, rows: Rows, attention: Attention
 ) -> Tensor:
     """Runs the pattern on the tensors' device, in O(N) memory; shapes as `Backend`."""
-    if _is_plain_causal(query, key, rows, attention):
+    if _is_plain_causal(query, key, rows, attention) and not beats_sdpa(query, key, value):
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=attention.scale, enable_gqa=True
         )

@@ -21,6 +21,9 @@ from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import attend_blocks, attend_triangle
 
 LEAST_CAPABILITY: Final = (8, 0)
+HOPPER: Final = (9, 0)
+HOPPER_HEAD_SIZES: Final = (64, 96, 128, 256)
+LEAST_DENSE_PROMPT: Final = 1024
 _MOST_TOKENS: Final = 2**29 - 1
 _MOST_ROWS: Final = 65535
 _MOST_HEAD_BYTES: Final = 2**32 - 1
@@ -49,6 +52,20 @@ def why_not_kernels(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     return _too_large(query, key, value) or why_not_device(query.device.index or 0)
 
 
+def beats_sdpa(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether a prompt of which nothing is dropped is faster here than by torch's SDPA.
+
+    Measured on an H100, in the dense mode of Hopper's own kernel (docs/experiments.md); shorter
+    prompts than `LEAST_DENSE_PROMPT` keep the GPU for less time than the host takes for a call.
+    """
+    if query.device.type != "cuda" or query.shape[2] < LEAST_DENSE_PROMPT:
+        return False
+    own_kernel = query.shape[3] == value.shape[3] and query.shape[3] in HOPPER_HEAD_SIZES
+    return (
+        own_kernel and is_hopper(query.device.index or 0) and not why_not_kernels(query, key, value)
+    )
+
+
 def _too_large(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     B, T = query.shape[0], key.shape[2]
     if B > _MOST_ROWS or T > _MOST_TOKENS:
@@ -63,6 +80,12 @@ def _too_large(query: Tensor, key: Tensor, value: Tensor) -> str | None:
 def why_not_device(index: int) -> str | None:
     """Why the library does not run on CUDA device `index`; None where it does. Looked up once."""
     return _why_not_device(index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_hopper(index: int) -> bool:
+    """Whether CUDA device `index` is one that Hopper's own kernels run on."""
+    return torch.cuda.get_device_capability(index) == HOPPER
 
 
 @lru_cache(maxsize=64)

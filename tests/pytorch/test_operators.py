@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.pytorch import TriangleMixConfig, backends, cuda_backend, patch
 from trianglemix.pytorch.backends import triangle_attention
 from trianglemix.pytorch.block_choice import choose_blocks
@@ -298,6 +298,37 @@ def test_layers_on_cuda_take_the_kernels_where_nothing_speaks_against_it(
         q, k = (torch.empty(1, 2, 900, 64, device="cuda", dtype=torch.float16) for _ in range(2))
         triangle_attention(q, k, k, Rows(0, (0,), (900,)), Attention(TrianglePattern(), 0.1))
     assert taken == ["kernel_triangle" if operator else "flex_triangle"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hopper", "why", "operator"),
+    [
+        ((1024, 64, 64), True, None, True),
+        ((1023, 64, 64), True, None, False),
+        ((4096, 80, 80), True, None, False),
+        ((4096, 128, 64), True, None, False),
+        ((4096, 64, 64), False, None, False),
+        ((4096, 64, 64), True, "some reason", False),
+    ],
+)
+def test_dense_prompts_take_the_kernels_where_they_were_measured(
+    sizes: tuple[int, int, int],
+    hopper: bool,
+    why: str | None,
+    operator: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = list[str]()
+    for name in ("kernel_triangle", "scaled_dot_product_attention"):
+        monkeypatch.setattr(backends, name, lambda q, *_, n=name, **__: taken.append(n) or q)
+    for module in (backends, cuda_backend):
+        monkeypatch.setattr(module, "why_not_kernels", lambda *_: why)
+    monkeypatch.setattr(cuda_backend, "is_hopper", lambda _: hopper)
+    S, D, Dv = sizes
+    with FakeTensorMode():
+        q, v = (torch.empty(1, 2, S, n, device="cuda", dtype=torch.float16) for n in (D, Dv))
+        triangle_attention(q, q, v, Rows(0, (0,), (S,)), Attention(DENSE_PATTERN, 0.1))
+    assert taken == ["kernel_triangle" if operator else "scaled_dot_product_attention"]
 
 
 def test_block_sparse_layers_on_cuda_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
