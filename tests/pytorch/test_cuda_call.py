@@ -77,6 +77,11 @@ def askew(x: Tensor) -> Tensor:
     return storage[1:].view(x.shape)
 
 
+def askew_rows(x: Tensor) -> Tensor:
+    """As projections leave queries, at such an address."""
+    return askew(x.transpose(1, 2).contiguous()).transpose(1, 2)
+
+
 def in_packed(x: Tensor) -> Tensor:
     """A part of queries, keys and values that were computed as one."""
     B, H, S, D = x.shape
@@ -90,7 +95,7 @@ def wide(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 3)[..., ::2]
 
 
-LAYOUTS = (torch.Tensor.contiguous, rows, in_buffer, behind, askew, in_packed, wide)
+LAYOUTS = (torch.Tensor.contiguous, rows, in_buffer, behind, askew, askew_rows, in_packed, wide)
 
 
 def inputs_of(call: RandomCall) -> Inputs:
@@ -121,6 +126,16 @@ def test_any_layout_gives_the_reference(call: RandomCall, query: Any, key: Any, 
     output = run_kernels("triangle", given, numbers_of(call))
     call.check(output)
     assert output.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keys_and_values_of_one_layout(layout: Any) -> None:
+    inputs = small()
+    laid = inputs._replace(
+        query=layout(inputs.query), key=layout(inputs.key), value=layout(inputs.value)
+    )
+    expected = run_kernels("triangle", inputs, NUMBERS)
+    assert torch.equal(run_kernels("triangle", laid, NUMBERS), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
-from trianglemix.pytorch import TriangleMixConfig, backends, cuda_backend, patch
+from trianglemix.pytorch import TriangleMixConfig, backends, block_sparse, cuda_backend, patch
 from trianglemix.pytorch.backends import triangle_attention
-from trianglemix.pytorch.block_choice import choose_blocks
+from trianglemix.pytorch.block_choice import BlockSparse, choose_blocks, choosing_blocks
 from trianglemix.pytorch.block_sparse import block_sparse_attention
 from trianglemix.pytorch.blocks import Attention, block_attention
 from trianglemix.pytorch.cuda_backend import (
@@ -64,6 +65,15 @@ def test_the_block_sparse_operator_equals_the_reference(call: SparseCall) -> Non
     call.check(blocks, output)
 
 
+def test_a_short_prompt_of_a_block_sparse_layer_is_dense() -> None:
+    q = torch.randn(1, 2, 900, 8, generator=torch.Generator().manual_seed(4))
+    rows, dense = Rows(0, (0,), (900,)), Attention(DENSE_PATTERN, 0.3)
+    expected = block_attention(q, q, q, rows, dense)
+    for least, same in ((900, True), (899, False)):
+        output = kernel_blocks(q, q, q, rows, BlockSparse(BlockRule(0.3, least), 0.3))
+        assert torch.allclose(output, expected, atol=1e-5) == same
+
+
 def test_each_row_of_a_ragged_batch_is_its_own() -> None:
     q, k, v, *of_rows = ragged()
     output = attend_triangle(q, k, v, *of_rows, *PATTERN)
@@ -98,6 +108,7 @@ def test_fake_tensors_on_cuda_have_the_outputs_layout(operator: Any) -> None:
         tensors = [torch.empty_like(x, device="cuda") for x in ragged()]
         fake = operator(*tensors, *PATTERN, *more)
     assert fake.device.type == "cuda"
+    assert fake.transpose(1, 2).is_contiguous(), "as the kernels write it"
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
@@ -332,10 +343,6 @@ def test_dense_prompts_take_the_kernels_where_they_were_measured(
 
 
 def test_block_sparse_layers_on_cuda_take_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trianglemix.custom_ops.block_sparse.contract import BlockRule
-    from trianglemix.pytorch import block_sparse
-    from trianglemix.pytorch.block_choice import BlockSparse, choosing_blocks
-
     taken = list[str]()
     monkeypatch.setattr(block_sparse, "kernel_blocks", lambda q, *_: taken.append("kernels") or q)
     monkeypatch.setattr(block_sparse, "why_not_kernels", lambda *_: None)
