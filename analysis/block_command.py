@@ -90,6 +90,7 @@ def add_block_sparse(plan: Plan, options: BlockOptions, console: Console) -> Pla
 def _measure(plan: Plan, options: BlockOptions, console: Console) -> Measured:
     subject = load_model(options.folder, options.device, options.precision)
     plan.check_fits(subject.fingerprint)
+    subject.check_tokens("--lengths", max(options.lengths))
     layers = tuple(
         layer for layer in candidate_layers(subject.model.config) if layer not in plan.chosen_layers
     )

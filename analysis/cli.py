@@ -246,6 +246,7 @@ class _Measured:
 
 def _measure(options: _Options, console: Console) -> _Measured:
     subject = load_model(options.folder, options.device, options.precision)
+    subject.check_tokens("--tokens", options.tokens)
     candidates = candidate_layers(subject.model.config)
     wanted = options.num_triangle_layers
     if wanted is not None and wanted > len(candidates):

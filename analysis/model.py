@@ -29,6 +29,15 @@ class AnalysedModel:
     tokenizer: Tokenizer
     fingerprint: Fingerprint
 
+    def check_tokens(self, option: str, tokens: int) -> None:
+        """Raises AnalysisError where prompts of so many tokens are beyond the model's context."""
+        text = self.model.config.get_text_config()
+        limit = getattr(text, "max_position_embeddings", None)
+        if limit is not None and tokens > limit:
+            raise AnalysisError(
+                f"{option} has {tokens} tokens, but the model's context is {limit}; give fewer"
+            )
+
 
 def load_model(folder: Path, device: str, precision: Precision) -> AnalysedModel:
     """Loads the folder for probing.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
+from trianglemix.custom_ops.contract import check_count
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
@@ -158,9 +159,9 @@ class TriangleMixConfig:
 
 
 def _sorted_indices(name: str, layers: Sequence[int]) -> tuple[int, ...]:
+    for layer in layers:
+        check_count(f"a layer of {name}", layer, 0)
     indices = tuple(sorted(int(layer) for layer in layers))
-    if indices and indices[0] < 0:
-        raise ConfigurationError(f"{name} has layer {indices[0]}, but layers count from 0")
     if len(set(indices)) != len(indices):
         raise ConfigurationError(f"{name} names a layer twice: {list(indices)}; name each once")
     return indices

@@ -138,6 +138,7 @@ def test_a_users_own_data_and_a_number_of_layers(tmp_path: Path) -> None:
         (["--num-triangle-layers", "9"], "3 layers"),
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--window", "4000"], "no Middle section"),
+        (["--tokens", "5000"], "the model's context is 2048"),
         (["--device", "nowhere"], "cannot go to the device 'nowhere'"),
         (["-o", "plan.html"], "name a .json file"),
         (["-o", "/proc/plan.json"], "cannot be written"),

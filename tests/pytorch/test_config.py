@@ -80,6 +80,9 @@ def test_number_of_layers_means_the_deepest() -> None:
         ({"num_triangle_layers": -2}, "-2"),
         ({"triangle_layer_indices": [3, 3]}, "[3, 3]"),
         ({"triangle_layer_indices": [-1]}, "-1"),
+        ({"triangle_layer_indices": [1.5]}, "is 1.5, but must be a whole number"),
+        ({"block_sparse_layer_indices": ["1"]}, "is '1', but must be a whole number"),
+        ({"block_sparse_layer_indices": [True]}, "is True, but must be a whole number"),
         ({"num_triangle_layers": 2, "starting_layer": 1}, "starting_layer"),
     ],
 )

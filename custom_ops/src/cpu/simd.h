@@ -39,6 +39,7 @@ struct Lanes;
   struct Lanes<width> {                                                       \
     using Float __attribute__((vector_size(width * 4))) = float;              \
     using Int __attribute__((vector_size(width * 4))) = int32_t;              \
+    using UInt __attribute__((vector_size(width * 4))) = uint32_t;            \
     using Short __attribute__((vector_size(width * 2))) = uint16_t;           \
     static Int ToInt(Short x) { return __builtin_convertvector(x, Int); }     \
     static Short ToShort(Int x) { return __builtin_convertvector(x, Short); } \
@@ -60,6 +61,7 @@ struct VectorsOf : Lanes<width> {
   static constexpr int kWidth = width;
   using Float = typename Lanes<width>::Float;
   using Int = typename Lanes<width>::Int;
+  using UInt = typename Lanes<width>::UInt;
   using Short = typename Lanes<width>::Short;
   using Lanes<width>::ToFloat;
   using Lanes<width>::ToInt;
@@ -98,8 +100,8 @@ struct VectorsOf : Lanes<width> {
     p = p * r + Splat(2.4022120e-1f);
     p = p * r + Splat(6.9314694e-1f);
     p = p * r + Splat(1.0f);
-    const Int exponent = reinterpret_cast<Int>(shifted) << 23;
-    const Float y = reinterpret_cast<Float>(reinterpret_cast<Int>(p) + exponent);
+    const UInt exponent = reinterpret_cast<UInt>(shifted) << 23;  // wraps where y is not used
+    const Float y = reinterpret_cast<Float>(reinterpret_cast<UInt>(p) + exponent);
     return x < Splat(-126.0f) ? Float{} : y;
   }
 
