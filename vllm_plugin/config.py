@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ SECTION: Final = "trianglemix"
 VARIABLE: Final = "VLLM_TRIANGLEMIX_ENABLED"
 _KEYS: Final = ("enabled", "layers", "pattern", "plan")
 _SWITCH: Final = {"1": True, "0": False}
-_NUMBERS: Final = tuple(TrianglePattern.__dataclass_fields__)
+_NUMBERS: Final = tuple(field.name for field in fields(TrianglePattern))
 
 
 @dataclass(frozen=True)
