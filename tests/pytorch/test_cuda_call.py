@@ -287,6 +287,11 @@ LENGTH = torch.zeros(2, dtype=torch.int32)
     [
         ({"key": torch.zeros(2, 3, 30, 16)}, "must agree in batch, heads and tokens"),
         ({"value": torch.zeros(2, 2, 29, 8)}, "must agree in batch, heads and tokens"),
+        (
+            {"query": torch.zeros(2, 80, 16)},
+            r"query is \[2, 80, 16\], key .* but must be \[B, H, S, D",
+        ),
+        ({"key": torch.zeros(2, 2, 30)}, r"but must be \[B, H, S, D\]"),
         ({"query": torch.zeros(3, 4, 20, 16)}, r"query is \[3, 4, 20, 16\] and key"),
         ({"query": torch.zeros(2, 4, 20, 24)}, "must agree in batch and head size"),
         ({"query": torch.zeros(2, 3, 20, 16)}, "num_heads 3 must be a positive multiple"),
