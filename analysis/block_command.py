@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from trianglemix.analysis.block_check import BlockCheck, check_blocks
 from trianglemix.analysis.block_page import MEASURED
@@ -30,6 +29,7 @@ from trianglemix.analysis.errors import AnalysisError
 from trianglemix.analysis.model import AnalysedModel, Precision, candidate_layers, load_model
 from trianglemix.analysis.record import Record, probe_all
 from trianglemix.analysis.trials import BlockTaskScorer, open_model
+from trianglemix.command_line import progress_bar
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
@@ -131,7 +131,7 @@ def _probe_all(
         "precision": options.precision,
     }
     record = Record(options.output.with_suffix(".blocks.jsonl"), settings, BlockSample)
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("blocks", total=len(prompts))
 
         def one(prompt: tuple[tuple[int, ...], int]) -> BlockSample:
@@ -145,7 +145,7 @@ def _check(plan: Plan, choice: BlockChoice, options: BlockOptions, console: Cons
     pattern = plan.pattern or TrianglePattern()
     model = open_model(options.folder, options.device, options.precision, pattern, choice.rule)
     layers = _triangles(plan), choice.layers
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("check", total=3 * options.check.samples * len(options.check.tasks))
         score = BlockTaskScorer(
             model, options.check, layers, lambda text: bar.update(task, advance=1, description=text)

@@ -8,7 +8,6 @@ from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from trianglemix.analysis.block_command import (
     BlockOptions,
@@ -33,7 +32,13 @@ from trianglemix.analysis.select import (
     ranked_layers,
 )
 from trianglemix.analysis.trials import TaskScorer, open_model
-from trianglemix.command_line import run_command, version_option, wide_console, wrong_usage
+from trianglemix.command_line import (
+    progress_bar,
+    run_command,
+    version_option,
+    wide_console,
+    wrong_usage,
+)
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.evaluation.report import check_output
 from trianglemix.evaluation.run import Setup
@@ -157,10 +162,10 @@ def _analyze(options: _Options, console: Console) -> None:
             plan.save(options.output)
             raise
         plan.save(options.output)
-    console.print(f"plan: {options.output}", markup=False)
+    console.print(f"plan: {options.output}")
     if options.plots:
         page = save_pictures(plan, options.output)
-        console.print(f"pictures: {page}", markup=False)
+        console.print(f"pictures: {page}")
     if check and check.verdict == "rejected":
         raise AnalysisError(
             f"no set of layers lost at most {100 * check.allowed_loss:g} points on the check; the "
@@ -263,7 +268,7 @@ def _measure(options: _Options, console: Console) -> _Measured:
     def one(sample: ProbeSample) -> LayerGradients:
         return probe(subject.model, sample, options.pattern)
 
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("gradients", total=len(samples))
         done = probe_all(samples, one, record, lambda n: bar.update(task, completed=n))
     importance = importance_of(done)
@@ -297,7 +302,7 @@ def _check(
     tasks = pick_tasks([options.check_task])
     setup = Setup(tasks, options.check_tokens, options.check_samples)
     allowed = _allowed_loss(options)
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("check", total=options.check_samples * (len(plans) + 2))
         scorer = TaskScorer(
             model, setup, lambda text: bar.update(task, advance=1, description=text)

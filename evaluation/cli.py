@@ -9,10 +9,10 @@ from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 from trianglemix.command_line import (
     THREADS,
+    print_warning,
+    progress_bar,
     run_command,
     version_option,
     wide_console,
@@ -139,10 +139,10 @@ def _evaluate(options: _Options, console: Console) -> None:
     check_output(options.output)
     chosen = _hugging_face_layers(options, named, blocks)
     if chosen.block_sparse_layers and drops_nothing(chosen.rule, setup.tokens):
-        _warn(
-            console,
+        print_warning(
             f"block-sparse layers will drop nothing of prompts of up to {setup.tokens} tokens: "
             "give more --tokens, or a smaller --min-length or --mass",
+            console,
         )
     replaced = chosen.triangle_layers or chosen.block_sparse_layers
     baseline = options.against or (options.folder if replaced else None)
@@ -161,18 +161,14 @@ def _evaluate(options: _Options, console: Console) -> None:
     save_page(comparison, page)
     wide_console().print(table_of(comparison))
     for text in warnings_of(comparison):
-        _warn(console, text)
-    console.print(f"answers: {options.output}; page: {page}", markup=False, soft_wrap=True)
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        print_warning(text, console)
+    console.print(f"answers: {options.output}; page: {page}", soft_wrap=True)
 
 
 def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> list[ModelRun]:
     """The baseline last: a model that cannot have triangle layers is refused before it runs."""
     total = len(models) * len(setup.tasks) * setup.samples
-    with Progress(console=console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("loading", total=total)
         runs = [
             run_model(name, load, setup, lambda text: bar.update(task, advance=1, description=text))

@@ -171,7 +171,7 @@ def command(context: click.Context, /, **_: object) -> None:
     print_report(report, console)
     _TARGETS[options.target].show(report, options, console)
     if not options.dry_run:
-        console.print(f"written: {options.output}", highlight=False, markup=False)
+        console.print(f"written: {options.output}")
 
 
 _WITH_INSPECT: Final = ("source", "inspect", "explain", "quiet", "log_level")
@@ -239,7 +239,7 @@ class _Screen:
     """Shows the stages of the export as a progress bar that appears after a second."""
 
     def __init__(self, console: Console, explain: Console | None) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("", total=None)
         self._explain = explain

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from trianglemix.exporter.attention.foreign_operators import roles_of
 from trianglemix.exporter.attention.sites import (
@@ -95,7 +94,7 @@ def print_inspection(inspection: Inspection, console: Console, *, quiet: bool = 
     """
 
     def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+        console.print(text)
 
     forms = ", ".join(dict.fromkeys(site.form for site in inspection.sites.found))
     if quiet:
@@ -132,7 +131,7 @@ def _interface_table(interface: GraphInterface) -> Table:
     for (side, role, dtype, shape, origin), names in rows.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         cells = (side, names[0] + more, role.replace("_", " "), dtype, shape, origin)
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -155,7 +154,7 @@ def _shape(shape: Shape | None) -> str:
 def _attention_table(sites: Sites) -> Table:
     table = Table("layer", "found as", "heads", "head size", "scale", "mask", "cache", "node")
     for site in sites.found:
-        table.add_row(*map(escape, _cells(site)))
+        table.add_row(*_cells(site))
     return table
 
 

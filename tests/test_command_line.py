@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from subprocess import PIPE
 from typing import Final, NoReturn
 
 import click
 import pytest
+from rich.table import Table
 from trianglemix.analysis import cli as analyze
-from trianglemix.command_line import run_command
+from trianglemix.command_line import print_warning, progress_bar, run_command, wide_console
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation import cli as evaluate
 from trianglemix.exporter import cli as export
@@ -126,3 +132,29 @@ def test_what_ends_a_command(error: BaseException, code: int, line: str) -> None
     finished = run_main(lambda: run_command(command, "p", "half is left"))
     assert finished.code == code
     assert finished.err.strip() == f"p: error: {line}"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3, 0.5])
+def test_an_interrupt_while_the_command_is_imported(delay: float) -> None:
+    code = "from trianglemix import commands; print('on', flush=True); commands.export()"
+    command = [sys.executable, "-c", code, "nowhere", "-o", "out"]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "on\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith("trianglemix-export: error: ")
+    assert process.returncode == (130 if "interrupted" in error else 1)
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a[/b] [bold]c[/bold] :smile: 5"
+    table = Table(name, title=name)
+    table.add_row(name)
+    wide_console().print(table)
+    print_warning(name, wide_console())
+    with progress_bar(wide_console()) as bar:
+        bar.add_task(name, total=1)
+    assert capsys.readouterr().out.count(name) >= 4

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from trianglemix.command_line import print_warning
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.exporter.attention.sites import Refusal
 from trianglemix.exporter.graph.attention_node import LayerRole
@@ -29,15 +29,13 @@ def print_report(report: ExportReport, console: Console) -> None:
             str(row.layer), row.form, heads, size, scale, row.mask, row.action, row.runs_as
         )
     console.print(table)
-    console.print(f"layers chosen by: {report.layer_choice}", highlight=False)
+    console.print(f"layers chosen by: {report.layer_choice}")
     if report.block_choice:
-        console.print(
-            f"block-sparse layers chosen by: {report.block_choice}", highlight=False, markup=False
-        )
+        console.print(f"block-sparse layers chosen by: {report.block_choice}")
     for line in summary_lines(report):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
+        print_warning(warning, console)
 
 
 def summary_lines(report: ExportReport) -> list[str]:
@@ -89,7 +87,7 @@ def print_near_misses(refusals: tuple[Refusal, ...], console: Console) -> None:
         console.print("near misses: none")
     for refusal in refusals:
         kind = "attention not understood" if refusal.is_attention else "not attention"
-        console.print(f"{kind}: {refusal.node}: {refusal.reason}", highlight=False, markup=False)
+        console.print(f"{kind}: {refusal.node}: {refusal.reason}")
 
 
 def _count(number: float) -> str:

@@ -9,6 +9,14 @@ from typing import Final, NoReturn
 
 import click
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from trianglemix.custom_ops.errors import TriangleMixError
 
@@ -30,10 +38,27 @@ _PIPE_WIDTH: Final = 200
 
 
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """The screen; a table that goes to a file or a pipe is not squeezed."""
+    """The screen; a table that goes to a file or a pipe is not squeezed.
+
+    Texts are printed as they are: names in a model may look like rich's markup.
+    """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, width=width)
+    return Console(
+        stderr=stderr, quiet=quiet, soft_wrap=True, width=width, markup=False, highlight=False,
+        emoji=False,
+    )  # fmt: skip
+
+
+def progress_bar(console: Console) -> Progress:
+    """rich's own, whose descriptions are printed as they are."""
+    text = TextColumn("{task.description}", markup=False)
+    return Progress(text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console)
+
+
+def print_warning(text: str, console: Console) -> None:
+    """`warning:` and the text, on one line of the screen or more."""
+    console.print(Text.assemble(("warning:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def run_command(command: click.Command, program: str, left: str | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import Final
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from rich.console import Console
+from rich.text import Text
 from trianglemix.exporter.errors import ExportError
 from trianglemix.exporter.targets.ascend import (
     rules_compiler,
@@ -75,13 +76,13 @@ def print_findings(path: Path, findings: list[Finding], console: Console) -> Non
     """
     for finding in findings:
         word = finding.severity.value
-        console.print(f"[{_COLOURS[finding.severity]}]{word}[/]", end=" ")
+        console.print(Text(word, _COLOURS[finding.severity]), end=" ")
         text = str(finding).removeprefix(f"{word} ")
-        console.print(text, markup=False, highlight=False)
+        console.print(text)
     counts = {
         severity: sum(finding.severity is severity for finding in findings) for severity in Severity
     }
     summary = ", ".join(f"{count} {severity.value}s" for severity, count in counts.items())
-    console.print(f"{path}: {summary}; atc itself has not seen it", highlight=False, markup=False)
+    console.print(f"{path}: {summary}; atc itself has not seen it")
     if counts[Severity.ERROR]:
         raise ExportError(f"{path} would not pass atc: {summary}")

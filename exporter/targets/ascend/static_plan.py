@@ -52,8 +52,8 @@ class StaticPlan:
             block = getattr(self, name)
             if block < 1 or self.chunk % block:
                 raise ExportError(
-                    f"a block of {block} rows does not divide the chunk of {self.chunk}; choose "
-                    "a --chunk that is a multiple of 16"
+                    f"a block of {block} rows does not divide the chunk of {self.chunk}; change "
+                    "--block or --chunk"
                 )
 
     @property
