@@ -41,6 +41,7 @@ def triangle_attention(
     `[B, S, H, Dv]`. Dense for window -1, else exactly a sliding window.
 
     This body runs while a model is traced and checked: a growing cache whose rows end together.
+    `torch.ops.trianglemix.attend_triangle` is another: it runs models and appends nothing.
     """
     length, group = query.shape[2], num_heads // kv_num_heads
     present_key, present_value = torch.cat((past_key, key), 2), torch.cat((past_value, value), 2)
