@@ -1,0 +1,180 @@
+"""One engine of vLLM for benchmarks/vllm_ttft.py: told by lines of JSON what to do, in a process.
+
+    python -m benchmarks.vllm_engine SETTINGS            (JSON; see `Settings`)
+
+A line `{"task": "first_token", "way": "triangle", "tokens": 8192, "seed": 0}` is answered by a line
+that begins with `MARK`. The engine of `"plugin": false` runs vLLM alone: start it with
+`VLLM_PLUGINS=none`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+MARK: Final = "@answer "
+ENVIRONMENT: Final = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""For a machine without internet; one process, so that the ways can be switched."""
+LLAMA_8B: Final[dict[str, Any]] = dict(
+    architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=4096,
+    intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    head_dim=128, vocab_size=128256, max_position_embeddings=140000, rms_norm_eps=1e-5,
+    rope_theta=500000.0, hidden_act="silu", tie_word_embeddings=False, attention_bias=False,
+    mlp_bias=False, bos_token_id=1, eos_token_id=2, torch_dtype="bfloat16",
+)  # fmt: skip
+"""Llama-3.1-8B's shape."""
+STANDARD_DEVIATION: Final = 0.02
+_FIRST_TOKEN: Final = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An engine: `longest` prompt and answer together, tokens of a step, share of the memory."""
+
+    plugin: bool
+    layers: int
+    longest: int
+    step: int
+    memory: float
+    requests: int
+    compiled: bool
+    dtype: str
+    device: str
+
+    @property
+    def triangle_layers(self) -> str:
+        """The deeper half, as the published plans have it."""
+        return f"{self.layers // 2}-{self.layers - 1}"
+
+
+class Engine:
+    """A model of random weights, and the layers' two ways."""
+
+    def __init__(self, settings: Settings) -> None:
+        from vllm import LLM
+
+        if settings.plugin:  # where the package is not installed there is no entry point
+            import trianglemix.vllm
+
+            trianglemix.vllm.register()
+        section = {"layers": settings.triangle_layers, "pattern": [8, 512, 128]}
+        ours = {"additional_config": {"trianglemix": section}} if settings.plugin else {}
+        self.llm = LLM(
+            model=str(_model_folder(settings)), load_format="dummy", skip_tokenizer_init=True,
+            max_model_len=settings.longest, max_num_batched_tokens=settings.step,
+            max_num_seqs=settings.requests, enable_prefix_caching=False, disable_log_stats=True,
+            dtype=settings.dtype, enforce_eager=not settings.compiled,
+            gpu_memory_utilization=settings.memory, **ours,
+        )  # fmt: skip
+        self.vocabulary = self.llm.llm_engine.vllm_config.model_config.get_vocab_size()
+        self._fill_weights()
+        self._builders: dict[int, tuple[Any, Any]] = {}
+
+    def switch(self, way: str) -> None:
+        """`triangle`, or `dense`: our classes, whose steps then never stream."""
+        if not self._builders:
+            groups = [group for kind in self._runner().attn_groups for group in kind]
+            found = [builder for group in groups for builder in group.metadata_builders]
+            layers = {id(builder): (builder, getattr(builder, "_layers", ())) for builder in found}
+            self._builders = {key: pair for key, pair in layers.items() if pair[1]}
+            assert self._builders, "the engine does not run through the plug-in"
+        for builder, layers in self._builders.values():
+            builder._layers = layers if way == "triangle" else ()
+
+    def first_token(self, tokens: int, seed: int) -> dict[str, Any]:
+        """Seconds until the first token of a prompt, and the token with its log-probability."""
+        answer, seconds = self._generate([self._prompt(tokens, seed)], 1)
+        (token,) = answer[0].outputs[0].token_ids
+        log = float(answer[0].outputs[0].logprobs[0][token].logprob)
+        assert log < 0, f"the log-probability is {log}"
+        return {"seconds": seconds, "token": token, "log": log}
+
+    def decode(self, tokens: int, seed: int, requests: int, steps: int) -> dict[str, Any]:
+        """Tokens per second of `requests` answers at once, the time to read prompts taken off."""
+        prompts = [self._prompt(tokens, seed + number) for number in range(requests)]
+        reading = self._generate(prompts, 1)[1]
+        seconds = self._generate(prompts, steps + 1)[1] - reading
+        return {"seconds": seconds, "tokens_per_second": requests * steps / seconds}
+
+    def _generate(self, prompts: list[list[int]], tokens: int) -> tuple[Any, float]:
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            temperature=0, max_tokens=tokens, logprobs=1, ignore_eos=True, detokenize=False
+        )
+        given = [{"prompt_token_ids": ids} for ids in prompts]
+        begin = time.perf_counter()
+        answers = self.llm.generate(given, sampling, use_tqdm=False)
+        return answers, time.perf_counter() - begin
+
+    def _prompt(self, tokens: int, seed: int) -> list[int]:
+        numbers = random.Random(seed)
+        return [numbers.randrange(_FIRST_TOKEN, self.vocabulary) for _ in range(tokens)]
+
+    def _runner(self) -> Any:
+        core = self.llm.llm_engine.engine_core.engine_core
+        worker = core.model_executor.driver_worker
+        return getattr(worker, "worker", worker).model_runner
+
+    def _fill_weights(self) -> None:
+        """vLLM's dummy weights are so small that attention is uniform."""
+        import torch
+
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for tensor in self._runner().model.parameters():
+                if tensor.dim() == 1:
+                    tensor.fill_(1)
+                else:
+                    tensor.normal_(0, STANDARD_DEVIATION)
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Versions and the device."""
+    import torch
+    import vllm
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    return {"vllm": vllm.__version__, "torch": torch.__version__, "device": device}
+
+
+def _model_folder(settings: Settings) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="trianglemix-vllm-"))
+    config = LLAMA_8B | {"num_hidden_layers": settings.layers}
+    if settings.device == "cpu":  # for trying the program out
+        config |= dict(hidden_size=128, intermediate_size=256, num_attention_heads=4,
+                       num_key_value_heads=2, head_dim=32, vocab_size=512)  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def main(settings: Settings) -> None:
+    """Answers lines of the standard input until it ends."""
+    engine = Engine(settings)
+    print(MARK + json.dumps(describe(settings)), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        task, way = asked.pop("task"), asked.pop("way")
+        if settings.plugin:
+            engine.switch(way)
+        print(MARK + json.dumps(getattr(engine, task)(**asked)), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ |= {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    main(Settings(**json.loads(sys.argv[1])))
