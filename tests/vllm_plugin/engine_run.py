@@ -2,8 +2,9 @@
 
     python engine_run.py JOB RESULT
 
-The job: `model`, `engine` (arguments of `LLM`), `rounds`, each `{"prompts": [[ids]], "tokens": n,
-"budget": tokens of a step, or null}`. Prompts of a round are given at once.
+The job: `model`, `engine` (arguments of `LLM`), `register` (the plug-in, by hand) and `rounds`,
+each `{"prompts": [[ids]], "tokens": n, "budget": tokens of a step, or null}`. Prompts of a round
+are given at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """The answers, the layers' implementations and what they counted."""
     from vllm import LLM
 
+    if job.get("register"):  # where the package is only on the path there is no entry point
+        import trianglemix.vllm
+
+        trianglemix.vllm.register()
     llm = LLM(model=job["model"], **job["engine"])
     config = llm.llm_engine.vllm_config
     scheduler = getattr(getattr(llm.llm_engine.engine_core, "engine_core", None), "scheduler", None)

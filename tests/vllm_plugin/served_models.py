@@ -134,6 +134,7 @@ def run_engine(
     section: Mapping[str, Any] | None = SECTION,
     environment: Mapping[str, str] | None = None,
     model: Path | None = None,
+    python: Path = PYTHON,
     **engine: Any,
 ) -> dict[str, Any]:
     """What tests/vllm_plugin/engine_run.py answers; `section` None = no configuration of ours.
@@ -146,11 +147,12 @@ def run_engine(
     }  # fmt: skip
     given |= {"additional_config": {"trianglemix": dict(section)}} if section is not None else {}
     job = {"model": str(model or served_folder(family)), "engine": given | engine, "rounds": rounds}
+    job["register"] = python != PYTHON and section is not None
     work.mkdir(parents=True, exist_ok=True)
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
     program = Path(__file__).with_name("engine_run.py")
     done = subprocess.run(
-        [str(PYTHON), str(program), str(work / "job.json"), str(work / "result.json")],
+        [str(python), str(program), str(work / "job.json"), str(work / "result.json")],
         capture_output=True, text=True, cwd=work, timeout=280,
         env=os.environ | QUIET | dict(environment or {}),
     )  # fmt: skip

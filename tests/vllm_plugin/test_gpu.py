@@ -1,0 +1,131 @@
+"""The CUDA backend on a GPU with FlashAttention 3: `python -m pytest -m gpu tests/vllm_plugin`.
+
+The python that runs the tests has vLLM, torch with CUDA and transformers; the package may lie on
+its path alone. float16, which tells the pattern from its neighbours where bfloat16 hardly does: the
+served triangle model must be as near to float32 as the served dense one is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+
+from tests.vllm_plugin.served_models import run_engine
+
+_PRESENT: Final = torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not _PRESENT, reason="no GPU, or no vLLM beside it: nothing is served"),
+]
+PATTERN: Final = TrianglePattern(4, 64, 32)
+LAYERS: Final = (2, 3)
+SECTION: Final = {"layers": "2-3", "pattern": [4, 64, 32]}
+LENGTHS: Final = (4000, 101, 3001)
+TOKENS: Final = 8
+VOCABULARY: Final = 1024
+BUDGET: Final = 1024
+HERE: Final = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "VLLM_USE_V2_MODEL_RUNNER": "0",
+               "VLLM_USE_FLASHINFER_SAMPLER": "0"}  # fmt: skip
+STOCK: Final = HERE | {"VLLM_PLUGINS": "none"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 layers, 8 heads on 2 of 128, whose attention is not uniform."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(20261128)
+    config = LlamaConfig(
+        hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=8192,
+        initializer_range=0.04, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    target = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).half().save_pretrained(target)
+    return target
+
+
+def _prompt(length: int) -> list[int]:
+    torch.manual_seed(length)
+    return torch.randint(3, VOCABULARY, (length,)).tolist()
+
+
+def _serve(folder: Path, work: Path, section: Any, **engine: Any) -> dict[str, Any]:
+    """Each prompt alone, then all at once, in steps of `BUDGET` tokens."""
+    rounds = [{"prompts": [_prompt(n)], "tokens": TOKENS, "budget": BUDGET} for n in LENGTHS]
+    rounds.append({"prompts": [_prompt(n) for n in LENGTHS], "tokens": TOKENS, "budget": BUDGET})
+    given: dict[str, Any] = {
+        "dtype": "float16", "max_model_len": 8192, "gpu_memory_utilization": 0.3,
+        "skip_tokenizer_init": True, "block_size": 16,
+    }  # fmt: skip
+    return run_engine(
+        "", rounds, work, section, STOCK if section is None else HERE, folder,
+        Path(sys.executable), **given | engine,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _reference(folder: Path, patched: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+    from trianglemix.pytorch import TriangleMixConfig, patch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).cuda().eval()
+    return patch(model, TriangleMixConfig.from_pattern(PATTERN, LAYERS)) if patched else model
+
+
+def _distance(folder: Path, answer: dict[str, Any], length: int, patched: bool) -> float:
+    """Largest difference of log-probability along the served answer, to the model in float32."""
+    from trianglemix.pytorch import prompt_length
+
+    ids = [*_prompt(length), *answer["tokens"]]
+    with torch.no_grad(), prompt_length(length):
+        logits = _reference(folder, patched)(torch.tensor([ids[:-1]]).cuda()).logits[0]
+    rows = torch.log_softmax(logits[length - 1 :].float(), -1)
+    right = rows[torch.arange(TOKENS), torch.tensor(answer["tokens"])]
+    return float((right.cpu() - torch.tensor(answer["logs"])).abs().max())
+
+
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_triangle_is_as_near_to_float32_as_dense_is(
+    folder: Path, tmp_path: Path, eager: bool
+) -> None:
+    dense = _serve(folder, tmp_path / "stock", None, enforce_eager=eager)
+    served = _serve(folder, tmp_path / "ours", SECTION, enforce_eager=eager)
+    assert set(served["layers"].values()) == {"TriangleFlashImpl"}
+    answers = [(*n, "alone") for n in enumerate(LENGTHS)]
+    noise, found, effect = [], [], []
+    for number, length, _ in answers:
+        for round_, place in ((number, 0), (len(LENGTHS), number)):
+            ours, stock = (run["rounds"][round_][place] for run in (served, dense))
+            noise.append(_distance(folder, stock, length, False))
+            found.append(_distance(folder, ours, length, True))
+            effect.append(_distance(folder, ours, length, False))
+    print(f"dense {max(noise):.4f}, triangle {max(found):.4f}, the pattern's own {max(effect):.4f}")
+    assert max(found) < 2 * max(noise) + 2e-3
+    assert max(effect) > 2 * max(found), "the pattern does too little here to be seen"
+
+
+def test_rows_are_counted(folder: Path, tmp_path: Path) -> None:
+    served = _serve(folder, tmp_path, SECTION)
+    span = PATTERN.num_sink_tokens + PATTERN.sliding_window_size
+    streaming = 2 * sum(max(0, n - PATTERN.num_last_tokens - span) for n in LENGTHS)
+    assert {rows[0] for rows in served["counts"].values()} == {streaming}
+
+
+def test_short_prompts_are_stock_s_bits(folder: Path, tmp_path: Path) -> None:
+    rounds = [{"prompts": [_prompt(n)], "tokens": TOKENS, "budget": None} for n in (1, 70, 100)]
+    given: dict[str, Any] = {"dtype": "float16", "gpu_memory_utilization": 0.3, "block_size": 16,
+                             "skip_tokenizer_init": True}  # fmt: skip
+    python = Path(sys.executable)
+    stock = run_engine("", rounds, tmp_path / "a", None, STOCK, folder, python, **given)
+    served = run_engine("", rounds, tmp_path / "b", SECTION, HERE, folder, python, **given)
+    assert served["rounds"] == stock["rounds"]
