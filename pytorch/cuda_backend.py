@@ -6,6 +6,7 @@ prompts, chunks, padded batches, decode steps. What is left runs compiled flex_a
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Final
 
@@ -19,6 +20,8 @@ from trianglemix.pytorch.blocks import Attention
 from trianglemix.pytorch.cuda_call import current_stream
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import attend_blocks, attend_triangle
+
+logger = logging.getLogger(__name__)
 
 LEAST_CAPABILITY: Final = (8, 0)
 HOPPER: Final = (9, 0)
@@ -90,6 +93,13 @@ def is_hopper(index: int) -> bool:
 
 @lru_cache(maxsize=64)
 def _why_not_device(index: int) -> str | None:
+    why = _find_reason(index)
+    if why is not None:
+        logger.info("CUDA device %d runs compiled flex_attention: %s", index, why)
+    return why
+
+
+def _find_reason(index: int) -> str | None:
     capability = torch.cuda.get_device_capability(index)
     if capability < LEAST_CAPABILITY:
         return (

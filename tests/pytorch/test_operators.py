@@ -271,8 +271,9 @@ def test_what_the_kernels_do_not_take_says_why(
 
 
 def test_gpus_and_libraries_that_are_not_there_say_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     ask = cuda_backend._why_not_device.__wrapped__
     capability = [(7, 5)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
@@ -284,6 +285,10 @@ def test_gpus_and_libraries_that_are_not_there_say_so(
         lambda *_: (_ for _ in ()).throw(cuda_backend.LibraryNotFoundError("not here")),
     )
     assert ask(0) == "not here"
+    assert caplog.messages[-1] == "CUDA device 0 runs compiled flex_attention: not here"
+    monkeypatch.setattr(cuda_backend, "load_kernels", lambda *_: None)
+    assert ask(0) is None
+    assert len(caplog.messages) == 2
 
 
 def test_a_compiled_layer_knows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

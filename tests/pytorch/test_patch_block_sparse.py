@@ -159,7 +159,7 @@ def test_sliding_layers_and_unknown_layers_are_refused() -> None:
     for layers, words in (([7], "has layer 7, but the model has 3"), ([2], "layers .2. are named")):
         with pytest.raises(ConfigurationError, match=words):
             patch(_model(), replace(CONFIG, block_sparse_layer_indices=layers))
-    for layers, words in (([1, 1], "names a layer twice"), ([-1], "count from 0")):
+    for layers, words in (([1, 1], "names a layer twice"), ([-1], "is -1, but must be 0 or more")):
         with pytest.raises(ConfigurationError, match=words):
             TriangleMixConfig(block_sparse_layer_indices=layers)
 
