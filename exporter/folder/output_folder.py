@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from trianglemix.exporter.errors import ExportError
+from trianglemix.exporter.folder.stale_folders import held, put_away
 from trianglemix.exporter.options import ExportOptions
 from trianglemix.manifest import manifest
 
 _UNFINISHED: Final = ".unfinished"
+_REPLACED: Final = ".replaced"
 
 
 @contextmanager
@@ -39,12 +41,13 @@ def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
 
     A mount point cannot be renamed, and the current folder would be lost to the shell that stands
     in it: there the temporary folder lies inside, and its entries are moved up. An error or an
-    interrupt removes it. A killed process leaves a folder whose name says that it is unfinished.
+    interrupt removes it. A killed process leaves it, for the next export to `output` to remove.
 
     Raises:
         ExportError: `output` exists and may not be replaced, or cannot be written.
     """
     output = output.absolute()
+    put_away(output, _UNFINISHED, _REPLACED)
     check_output(output, force=force)
     stays = output.is_dir() and (output.is_mount() or output.samefile(Path.cwd()))
     name = f"{_UNFINISHED}-{os.getpid()}"
@@ -56,12 +59,13 @@ def output_folder(output: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error}") from error
     try:
-        yield partial
-        check_output(output, force=force)  # another export may have come first
-        if stays:
-            _move_up(partial, output)
-        else:
-            _put_in_place(partial, output)
+        with held(partial):
+            yield partial
+            check_output(output, force=force)  # another export may have come first
+            if stays:
+                _move_up(partial, output)
+            else:
+                _put_in_place(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -104,7 +108,7 @@ def _put_in_place(partial: Path, output: Path) -> None:
         if not output.exists():
             os.rename(partial, output)
             return
-        old = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+        old = output.with_name(f".{output.name}{_REPLACED}-{os.getpid()}")
         os.rename(output, old)
         try:
             os.rename(partial, output)
