@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trianglemix.vllm.engine_config import configuration
-from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, requests_of
+from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, step_lengths
 from trianglemix.vllm.row_split import split_rows
 from trianglemix.vllm.segments import SegmentTensors, segment_tensors
 from trianglemix.vllm.served_layers import TriangleLayer, count_board, prepare_layers
@@ -81,14 +81,12 @@ class TriangleBuilding:
 
     def _split(self, common: Any) -> Step | None:
         """The step, where some of its rows stream."""
-        requests = requests_of(common)
-        if requests is None:
-            return None
-        split = split_rows(requests, self._layers[0].pattern)
-        if not split.streaming:
-            return None
-        table = common.block_table_tensor
         pattern = self._layers[0].pattern
+        lengths = step_lengths(common)
+        if lengths is None or not lengths.any_streams(pattern):
+            return None
+        split = split_rows(lengths.requests, pattern)
+        table = common.block_table_tensor
         streaming = segment_tensors(split.streaming, table)
         sinks = torch.full_like(streaming.keys, pattern.num_sink_tokens)
         dense = None

@@ -107,4 +107,4 @@ def _cells(folder: Path | None, number: int, layers: int) -> IntArray:
         return np.zeros((layers, _COLUMNS), np.int64)
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{os.getpid()}-{number}.counts"
-    return np.memmap(path, np.int64, "w+", shape=(layers, _COLUMNS))
+    return np.asarray(np.memmap(path, np.int64, "w+", shape=(layers, _COLUMNS)))

@@ -8,11 +8,14 @@ promised, so it is looked at when the engine starts, and again in every step tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+from trianglemix.custom_ops.arrays import IntArray
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.errors import ServingError
-from trianglemix.vllm.row_split import Request
+from trianglemix.vllm.row_split import Request, streaming_span
 
 ENDLESS: Final = 2**30
 """A window longer than any prompt: nothing reads it, vLLM only asks whether there is one."""
@@ -38,29 +41,49 @@ def ask_for_prompt_lengths(model_config: Any) -> None:
         )
 
 
-def requests_of(metadata: Any) -> tuple[Request, ...] | None:
-    """The requests of a step, from vLLM's `CommonAttentionMetadata`, padding included.
+@dataclass(frozen=True)
+class StepLengths:
+    """A step: `starts [n + 1]` of the requests' rows, their tokens, their prompts' lengths."""
 
-    Lengths come from tensors on the CPU, so that nothing waits for a device. The V2 runner has the
-    prompt lengths on the device; there a step of single rows, which decodes, is not looked into
-    (None). Raises ServingError where the runner hands over no prompt lengths.
+    starts: IntArray
+    tokens: IntArray
+    prompt_lengths: IntArray
+
+    def any_streams(self, pattern: TrianglePattern) -> bool:
+        """Whether a row drops a key: asked in every step, so by arrays and not by requests."""
+        begins, ends = streaming_span(self.prompt_lengths, pattern)
+        first = self.tokens - np.diff(self.starts)
+        return bool((np.maximum(first, begins) < np.minimum(self.tokens, ends)).any())
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """One by one, padding included."""
+        edges = self.starts.tolist()
+        numbers = zip(edges, edges[1:], self.tokens.tolist(), self.prompt_lengths.tolist(),
+                      strict=False)  # fmt: skip
+        return tuple(Request(*row) for row in numbers)
+
+
+def step_lengths(metadata: Any) -> StepLengths | None:
+    """The lengths of a step, from vLLM's `CommonAttentionMetadata`; None where no row can stream.
+
+    They come from tensors on the CPU, so that nothing waits for a device. The V2 runner has the
+    prompt lengths on the device, and none while it records graphs; there a step of single rows,
+    which decodes, is not looked into. Raises ServingError where the runner hands over none.
     """
     lengths = getattr(metadata, _FIELD, None)
+    if metadata.max_query_len == 1 and (lengths is None or lengths.device.type != "cpu"):
+        return None
     if lengths is None:
         raise ServingError(
             "vLLM's runner did not hand over the lengths of the prompts, without which the last "
             "rows of a prompt are not known; use a version that docs/vllm.md lists"
         )
-    if lengths.device.type != "cpu" and metadata.max_query_len == 1:
-        return None
     tokens = metadata.seq_lens_cpu_upper_bound
     tokens = metadata.seq_lens if tokens is None else tokens
-    rows = metadata.query_start_loc_cpu.tolist(), tokens.tolist(), lengths.tolist()
-    return _requests(*rows)
-
-
-def _requests(
-    starts: Sequence[int], tokens: Sequence[int], lengths: Sequence[int]
-) -> tuple[Request, ...]:
-    count = min(len(starts) - 1, len(tokens), len(lengths))
-    return tuple(Request(starts[r], starts[r + 1], tokens[r], lengths[r]) for r in range(count))
+    count = min(len(metadata.query_start_loc_cpu) - 1, len(tokens), len(lengths))
+    return StepLengths(
+        metadata.query_start_loc_cpu[: count + 1].numpy(),
+        tokens[:count].cpu().numpy(),
+        lengths[:count].cpu().numpy(),
+    )

@@ -11,8 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
+from trianglemix.custom_ops.arrays import IntArray
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
+
+Length = TypeVar("Length", int, IntArray)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _segments(
 ) -> Iterable[tuple[Segment, bool]]:
     """A request's rows in at most three pieces: early and dense, streaming, last and dense."""
     first, stop = request.tokens - (request.end - request.begin), request.tokens
-    begins, ends = _streaming_span(request.prompt_length, pattern)
+    begins, ends = streaming_span(request.prompt_length, pattern)
     cuts = [first, min(max(begins, first), stop), min(max(ends, first), stop), stop]
     if cuts[2] <= cuts[1]:
         cuts = [first, stop, stop, stop]
@@ -91,9 +95,12 @@ def _segments(
             yield Segment(low + shift, high + shift, high, index, high == stop), piece == 1
 
 
-def _streaming_span(prompt_length: int, pattern: TrianglePattern) -> tuple[int, int]:
-    """Positions `[begin, end)` that drop a key; empty where `end <= begin`."""
+def streaming_span(prompt_length: Length, pattern: TrianglePattern) -> tuple[int, Length]:
+    """Positions `[begin, end)` that drop a key; empty where `end <= begin`.
+
+    `prompt_length` is a number, or an array of them.
+    """
     if pattern.is_dense:
-        return 0, 0
+        return 0, prompt_length * 0
     span = pattern.num_sink_tokens + pattern.sliding_window_size
     return span, prompt_length - pattern.num_last_tokens

@@ -5,11 +5,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.errors import ServingError
-from trianglemix.vllm.prompt_lengths import ENDLESS, ask_for_prompt_lengths, requests_of
-from trianglemix.vllm.row_split import Request
+from trianglemix.vllm.prompt_lengths import (
+    ENDLESS,
+    StepLengths,
+    ask_for_prompt_lengths,
+    step_lengths,
+)
+from trianglemix.vllm.row_split import Request, split_rows
+
+from tests.vllm_plugin.test_row_split import PATTERNS, steps
 
 
 class _Model:
@@ -51,17 +61,33 @@ def test_a_model_that_would_not_hand_them_over(model: _Model, words: str) -> Non
 
 def test_requests_of_a_step() -> None:
     expected = (Request(0, 5, 9, 12), Request(5, 6, 4, 3), Request(6, 6, 0, 77))
-    assert requests_of(_metadata()) == expected
-    assert requests_of(_metadata(seq_lens_cpu_upper_bound=None)) == expected
+    for lengths in (
+        step_lengths(_metadata()),
+        step_lengths(_metadata(seq_lens_cpu_upper_bound=None)),
+    ):
+        assert lengths is not None
+        assert lengths.requests == expected
 
 
-def test_missing_lengths_are_an_error() -> None:
+@given(steps(), PATTERNS)
+def test_a_step_that_streams_is_noticed(requests: list[Request], pattern: TrianglePattern) -> None:
+    lengths = StepLengths(
+        np.array([0, *(r.end for r in requests)], np.int32),
+        np.array([r.tokens for r in requests], np.int32),
+        np.array([r.prompt_length for r in requests], np.int32),
+    )
+    assert lengths.requests == tuple(requests)
+    assert lengths.any_streams(pattern) == bool(split_rows(requests, pattern).streaming)
+
+
+def test_missing_lengths_are_an_error_where_a_prompt_is_read() -> None:
     with pytest.raises(ServingError, match="did not hand over the lengths"):
-        requests_of(_metadata(rswa_prefix_lens=None))
+        step_lengths(_metadata(rswa_prefix_lens=None))
+    assert step_lengths(_metadata(rswa_prefix_lens=None, max_query_len=1)) is None
 
 
 def test_a_device_s_lengths_are_waited_for_only_where_rows_may_stream() -> None:
-    lengths = SimpleNamespace(device=torch.device("meta"), tolist=lambda: [12, 3, 77])
-    decode = _metadata(rswa_prefix_lens=lengths, max_query_len=1)
-    assert requests_of(decode) is None
-    assert requests_of(_metadata(rswa_prefix_lens=lengths)) is not None
+    lengths = torch.empty(3, dtype=torch.int32, device="meta")
+    assert step_lengths(_metadata(rswa_prefix_lens=lengths, max_query_len=1)) is None
+    with pytest.raises(NotImplementedError):  # a meta tensor has no numbers to wait for
+        step_lengths(_metadata(rswa_prefix_lens=lengths))
