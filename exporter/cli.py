@@ -120,9 +120,7 @@ def _of_targets(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--prompt-length",
     type=click.IntRange(min=1),
-    default=32768,
-    show_default=True,
-    help="Prompt length (tokens) of the predicted gain.",
+    help="Prompt length (tokens) of the predicted gain; 32768, or the context if that is less.",
 )
 @_of_targets
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")

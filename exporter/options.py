@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
@@ -15,6 +15,10 @@ from trianglemix.exporter.errors import ExportError
 Weights = Literal["copy", "link"]
 """Files of their own (clones where the file system has them), or hard links of the source's."""
 Dtype = Literal["auto", "float32", "float16"]
+
+
+PREDICTED_TOKENS: Final = 32768
+"""The prompt whose gain is predicted, where nothing is said and the context is not less."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class ExportOptions:
     dense: bool = False
     last_token_logits: bool = False
     weights: Weights = "copy"
-    prompt_length: int = 32768
+    prompt_length: int | None = None
     dry_run: bool = False
     verify: bool = False
     atol: float | None = None
@@ -107,6 +111,12 @@ class ExportOptions:
     force: bool = False
     dtype: Dtype = "auto"
     settings: object | None = None
+
+    def predicted_tokens(self, context: int | None) -> int:
+        """The prompt of the predicted gain: what was asked for, else within the model's context."""
+        if self.prompt_length is not None:
+            return self.prompt_length
+        return min(PREDICTED_TOKENS, context or PREDICTED_TOKENS)
 
 
 def layer_ranges(layers: Iterable[int], comma: str = ",") -> str:

@@ -28,12 +28,13 @@ def build_report(
 
     `runs_as` says what becomes of an action where the nodes themselves do not tell.
     """
-    cost = attention_cost(sites.found, choice, options.prompt_length)
+    tokens = options.predicted_tokens(manifest.context_length)
+    cost = attention_cost(sites.found, choice, tokens)
     saving = None
     if manifest.last_token_logits:
         itemsize = graph.roles.logits.dtype.itemsize if graph.roles.logits.dtype else 4
         head = find_head(graph.roles)
-        saving = last_token_saving(head, graph.tail_sizes, options.prompt_length, int(itemsize))
+        saving = last_token_saving(head, graph.tail_sizes, tokens, int(itemsize))
     notes = [*choice.blocks.notes]
     if choice.skipped:
         notes.append(f"layers {list(choice.skipped)} slide a window of their own and stay so")
@@ -60,7 +61,11 @@ def build_report(
         shared_cache=graph.shared_cache,
         left_padding=manifest.left_padding,
         notes=tuple(notes),
-        warnings=(*((choice.warning,) if choice.warning else ()), *_runtime_warnings(manifest)),
+        warnings=(
+            *((choice.warning,) if choice.warning else ()),
+            *_runtime_warnings(manifest),
+            *_length_warnings(tokens, manifest.context_length),
+        ),
     )
 
 
@@ -115,6 +120,12 @@ def _runtime_warnings(manifest: Manifest) -> tuple[str, ...]:
         f"trianglemix-run cannot run this export: {manifest.runtime}; plain ONNX Runtime can, with "
         "the native library (docs/running.md)",
     )
+
+
+def _length_warnings(tokens: int, context: int | None) -> tuple[str, ...]:
+    if context is None or tokens <= context:
+        return ()
+    return (f"the prediction is for {tokens} tokens, but the model's context is {context}",)
 
 
 def _interface_notes(manifest: Manifest) -> list[str]:

@@ -104,7 +104,8 @@ class _StaticFolder(TargetExport):
         """None with the custom operator: the cost model is of the block form."""
         if self.request.lowering == "custom":
             return None
-        ascend, length = self.ascend, self.finished.options.prompt_length
+        ascend, finished = self.ascend, self.finished
+        length = finished.options.predicted_tokens(finished.manifest.context_length)
         return predict(ascend.cost, length, ascend.soc, ascend.plan.banded_block)
 
     def write(self, folder: Path, progress: Progress) -> tuple[Manifest, list[str]]:

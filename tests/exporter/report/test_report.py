@@ -9,11 +9,12 @@ import pytest
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep_mask
 from trianglemix.exporter.options import PatternRequest
+from trianglemix.exporter.patterns.softmax import PATTERN
 from trianglemix.exporter.sources.companions import Companions
 from trianglemix.exporter.sources.model_config import read_context_length
 from trianglemix.manifest.manifest import LayerCache, Manifest
 
-from tests.exporter.exports import Session, export_to, random_ids
+from tests.exporter.exports import Session, export_to, random_ids, save_example
 from tests.tiny_models import tiny_model
 
 
@@ -94,3 +95,15 @@ def test_context_length_of_any_config(tmp_path: Path) -> None:
     (tmp_path / "genai_config.json").write_text('{"model": {"context_length": 64}}')
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 77}')
     assert read_context_length(companions) == 64
+
+
+def test_the_prediction_stays_within_the_context(tmp_path: Path) -> None:
+    path = save_example(PATTERN.example().model, tmp_path / "source")
+    assert export_to(path, tmp_path / "a", layers=(1,)).cost.prompt_length == 32768
+    (path.parent / "config.json").write_text('{"max_position_embeddings": 2048}')
+    report = export_to(path, tmp_path / "b", layers=(1,))
+    assert (report.cost.prompt_length, report.warnings) == (2048, ())
+    report = export_to(path, tmp_path / "c", layers=(1,), prompt_length=4000)
+    assert report.warnings == (
+        "the prediction is for 4000 tokens, but the model's context is 2048",
+    )
