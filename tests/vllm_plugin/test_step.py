@@ -223,3 +223,36 @@ def test_guessing_layers_get_vllm_s_metadata_and_need_no_lengths() -> None:
     assert not hasattr(builder.build_for_drafting(common, 0), "trianglemix")
     with pytest.raises(ServingError, match="did not hand over"):
         builder.build(0, common)
+
+
+def test_without_sinks_there_is_one_call() -> None:
+    pattern, requests = TrianglePattern(0, 16, 8), [Request(0, 60, 60, 60)]
+    batch = random_batch(requests, pattern, 3)
+    step = builder_of(engine(pattern)).build(0, common_of(requests, batch.table)).trianglemix
+    both, calls = batch.cache.transpose(1, 2), []
+
+    def counted(**given: Any) -> Any:
+        calls.append(given["window_size"])
+        return attend(**given)
+
+    rows = step.streaming.rows
+    output = torch.empty_like(rows.take(batch.query))
+    stream_paged(
+        rows.take(batch.query), PagedKeys(both[..., :D], both[..., D:]), step.streaming,
+        step.sinks, pattern, FlashCalls(counted, merge, {"softmax_scale": SCALE}), output,
+    )  # fmt: skip
+    assert calls == [[15, 0]]
+    right = rows.take(batch.expected).double()
+    torch.testing.assert_close(output.double(), right, rtol=0, atol=2e-6)
+
+
+def test_guesses_that_were_wrong_are_known_to_the_device_alone() -> None:
+    """The CPU's count of tokens is an upper bound in rows that check guesses."""
+    pattern = TrianglePattern(4, 16, 8)
+    requests = [Request(0, 3, 70, 50), Request(3, 63, 60, 60)]
+    batch = random_batch(requests, pattern, 4)
+    common = common_of(requests, batch.table)
+    common.seq_lens_cpu_upper_bound = common.seq_lens + torch.tensor([2, 0], dtype=torch.int32)
+    common.max_seq_len += 2
+    found = run(engine(pattern), 1, common, batch)
+    torch.testing.assert_close(found.double(), batch.expected.double(), rtol=0, atol=2e-6)
