@@ -111,6 +111,36 @@ class Engine:
         seconds = self._generate(prompts, steps + 1)[1] - reading
         return {"seconds": seconds, "tokens_per_second": requests * steps / seconds}
 
+    def load(self, arrivals: list[list[float]], steps: int) -> dict[str, Any]:
+        """Requests that come while others run: `arrivals` are `[second, tokens, seed]`, in order.
+
+        Returns for each its seconds until the first token, and the seconds until all are done.
+        """
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False
+        )
+        engine, came, first = self.llm.llm_engine, dict[str, float](), dict[str, float]()
+        waiting = [(second, self._prompt(int(tokens), int(seed)))
+                   for second, tokens, seed in arrivals]  # fmt: skip
+        begin = time.perf_counter()
+        while waiting or engine.has_unfinished_requests():
+            now = time.perf_counter() - begin
+            while waiting and waiting[0][0] <= now:
+                name, (second, ids) = str(len(came)), waiting.pop(0)
+                came[name] = second
+                engine.add_request(name, {"prompt_token_ids": ids}, sampling)
+            if not engine.has_unfinished_requests():
+                time.sleep(waiting[0][0] - now)
+                continue
+            for answer in engine.step():
+                if answer.outputs and answer.outputs[0].token_ids:
+                    number = answer.request_id.split("-")[0]
+                    first.setdefault(number, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        return {"seconds": seconds, "first": [first[name] - came[name] for name in came]}
+
     def _generate(self, prompts: list[list[int]], tokens: int) -> tuple[Any, float]:
         from vllm import SamplingParams
 
