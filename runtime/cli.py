@@ -87,6 +87,11 @@ def run(**arguments: object) -> None:
     session = TriangleSession.from_folder(
         options.folder, options.provider, options.allow_fallback, options.threads
     )
+    if session.tokenizer is None:
+        raise FolderError(
+            "the folder has no tokenizer.json, without which text cannot be read; copy it from the "
+            "source model (in Python, token ids will do)"
+        )
     generation = session.stream(
         _prompt(text, options.chat, session),
         options.max_new_tokens,
@@ -109,8 +114,7 @@ def main() -> NoReturn:
 def _prompt(text: str, chat: bool, session: TriangleSession) -> str | list[int]:
     if not chat:
         return text
-    if session.tokenizer is None:
-        raise FolderError("the folder has no tokenizer.json, which --chat needs")
+    assert session.tokenizer is not None
     return session.tokenizer.encode_chat([{"role": "user", "content": text}])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,3 +114,11 @@ def test_interrupted_inside_a_long_step(make_folder: FolderMaker, tmp_path: Path
     assert time.monotonic() - sent < 3
     assert process.returncode == 130
     assert errors == b"\ntrianglemix-run: error: interrupted\n"
+
+
+def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("tokenizer*"))
+    result = _run(copy, "--prompt", "text")
+    assert result.returncode == 1
+    assert "copy it from the source model" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
