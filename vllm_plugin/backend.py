@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trianglemix.vllm.engine_config import configuration
+from trianglemix.vllm.errors import ServingError
 from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, step_lengths
 from trianglemix.vllm.row_split import split_rows
 from trianglemix.vllm.segments import SegmentTensors, segment_tensors
@@ -134,6 +135,11 @@ class TriangleForward:
                 self.triangle.count.add(0, attn_metadata.num_actual_tokens)
             result: Tensor = super().forward(*given, attn_metadata, output, *scales, **more_scales)  # type: ignore[misc]
             return result
+        if any(scale is not None for scale in (*scales, *more_scales.values())):
+            raise ServingError(
+                "vLLM wants the output of an attention quantised in one go with it, which a "
+                "triangle layer does not do; switch that fusion off"
+            )
         if step.dense is not None:
             self._forward_dense(step.dense, given, output)
         rows = step.streaming.rows

@@ -101,10 +101,22 @@ def test_triangle_is_as_near_to_float32_as_dense_is(
     dense = _serve(folder, tmp_path / "stock", None, enforce_eager=eager)
     served = _serve(folder, tmp_path / "ours", SECTION, enforce_eager=eager)
     assert set(served["layers"].values()) == {"TriangleFlashImpl"}
-    answers = [(*n, "alone") for n in enumerate(LENGTHS)]
+    _compare(folder, dense, served)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU: no ranks to compare")
+def test_two_gpus_are_as_near_as_one(folder: Path, tmp_path: Path) -> None:
+    """Workers in processes of their own, so the entry point must be there."""
+    dense = _serve(folder, tmp_path / "stock", None, tensor_parallel_size=2)
+    served = _serve(folder, tmp_path / "ours", SECTION, tensor_parallel_size=2)
+    assert served["counts"], "no row was counted: the workers do not know the plug-in"
+    _compare(folder, dense, served)
+
+
+def _compare(folder: Path, dense: dict[str, Any], served: dict[str, Any]) -> None:
     noise, found, effect = [], [], []
-    for number, length, _ in answers:
-        for round_, place in ((number, 0), (len(LENGTHS), number)):
+    for number, length in enumerate(LENGTHS):
+        for round_, place in ((number, 0), (len(LENGTHS), number)):  # alone, and with the others
             ours, stock = (run["rounds"][round_][place] for run in (served, dense))
             noise.append(_distance(folder, stock, length, False))
             found.append(_distance(folder, ours, length, True))

@@ -256,3 +256,15 @@ def test_guesses_that_were_wrong_are_known_to_the_device_alone() -> None:
     common.max_seq_len += 2
     found = run(engine(pattern), 1, common, batch)
     torch.testing.assert_close(found.double(), batch.expected.double(), rtol=0, atol=2e-6)
+
+
+def test_an_output_that_is_to_be_quantised_is_refused() -> None:
+    pattern, requests = TrianglePattern(4, 16, 8), [Request(0, 60, 60, 60)]
+    batch, config = random_batch(requests, pattern, 5), engine(pattern)
+    metadata = builder_of(config).build(0, common_of(requests, batch.table))
+    module = config.compilation_config.static_forward_context["model.layers.1.self_attn.attn"]
+    key, output = torch.zeros(60, 2, D), torch.empty_like(batch.query)
+    given = (module, batch.query, key, key, batch.cache, metadata)
+    with pytest.raises(ServingError, match="quantised in one go"):
+        module.impl.forward(*given, output=output, output_scale=torch.ones(1))
+    module.impl.forward(*given, output=output, output_scale=None, output_block_scale=None)
