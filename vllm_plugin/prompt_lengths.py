@@ -68,11 +68,13 @@ def step_lengths(metadata: Any) -> StepLengths | None:
     """The lengths of a step, from vLLM's `CommonAttentionMetadata`; None where no row can stream.
 
     They come from tensors on the CPU, so that nothing waits for a device. The V2 runner has the
-    prompt lengths on the device, and none while it records graphs; there a step of single rows,
-    which decodes, is not looked into. Raises ServingError where the runner hands over none.
+    prompt lengths on the device, and none in the steps without requests by which it warms up and
+    records graphs; there a step that reads no prompt is not looked into. Raises ServingError where
+    the runner hands over none.
     """
     lengths = getattr(metadata, _FIELD, None)
-    if metadata.max_query_len == 1 and (lengths is None or lengths.device.type != "cpu"):
+    away = lengths is None or lengths.device.type != "cpu"
+    if away and (metadata.max_query_len == 1 or _reads_no_prompt(metadata)):
         return None
     if lengths is None:
         raise ServingError(
@@ -87,3 +89,12 @@ def step_lengths(metadata: Any) -> StepLengths | None:
         tokens[:count].cpu().numpy(),
         lengths[:count].cpu().numpy(),
     )
+
+
+def _reads_no_prompt(metadata: Any) -> bool:
+    """Whether vLLM says of every request that its prompt was read before; False: it says nothing.
+
+    Rows that stream lie before their prompt's end, so a request that has some is said to read it.
+    """
+    reading = getattr(metadata, "is_prefilling", None)
+    return reading is not None and reading.device.type == "cpu" and not bool(reading.any())

@@ -91,3 +91,14 @@ def test_a_device_s_lengths_are_waited_for_only_where_rows_may_stream() -> None:
     assert step_lengths(_metadata(rswa_prefix_lens=lengths, max_query_len=1)) is None
     with pytest.raises(NotImplementedError):  # a meta tensor has no numbers to wait for
         step_lengths(_metadata(rswa_prefix_lens=lengths))
+
+
+def test_a_step_that_warms_up_the_v2_runner_has_no_lengths_and_reads_no_prompt() -> None:
+    """`InputBatch.make_dummy` of vLLM 0.26: several rows each, nobody's, before any request."""
+    dummy = {"rswa_prefix_lens": None, "is_prefilling": torch.zeros(3, dtype=torch.bool)}
+    assert step_lengths(_metadata(**dummy)) is None
+    on_device = {"rswa_prefix_lens": torch.empty(3, dtype=torch.int32, device="meta")}
+    assert step_lengths(_metadata(**(dummy | on_device))) is None  # guesses are checked
+    dummy["is_prefilling"] = torch.tensor([False, True, False])
+    with pytest.raises(ServingError, match="did not hand over the lengths"):
+        step_lengths(_metadata(**dummy))
