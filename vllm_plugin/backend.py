@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.errors import ServingError
-from trianglemix.vllm.prompt_lengths import ask_for_prompt_lengths, step_lengths
+from trianglemix.vllm.prompt_lengths import (
+    ask_for_prompt_lengths,
+    step_lengths,
+    without_our_window,
+)
 from trianglemix.vllm.row_split import split_rows
 from trianglemix.vllm.segments import SegmentTensors, segment_tensors
 from trianglemix.vllm.served_layers import TriangleLayer, count_board, prepare_layers
@@ -50,7 +54,8 @@ class TriangleBuilding:
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any
     ) -> None:
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        with without_our_window(vllm_config.model_config):
+            super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
         config = configuration(vllm_config)
         self._layers: tuple[TriangleLayer, ...] = ()
         if config is not None:

@@ -8,6 +8,8 @@ promised, so it is looked at when the engine starts, and again in every step tha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +41,23 @@ def ask_for_prompt_lengths(model_config: Any) -> None:
             "this vLLM does not take rswa_window from the model's architecture, so prompt lengths "
             "do not reach the attention; install a version that docs/vllm.md lists"
         )
+
+
+@contextmanager
+def without_our_window(model_config: Any) -> Iterator[None]:
+    """Has vLLM make its builders as if nobody had asked for prompt lengths.
+
+    Builders are made more than once: before graphs are recorded as a trial, for a draft model. One
+    that saw our window would copy all prompt lengths to the device in every step, for nothing.
+    """
+    ours = getattr(model_config, "rswa_window", None) == ENDLESS
+    if ours:
+        model_config.model_arch_config.rswa_window = None
+    try:
+        yield
+    finally:
+        if ours:
+            model_config.model_arch_config.rswa_window = ENDLESS
 
 
 @dataclass(frozen=True)

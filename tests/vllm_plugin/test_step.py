@@ -15,6 +15,7 @@ from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.errors import ServingError
 from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
+from trianglemix.vllm.prompt_lengths import ENDLESS
 from trianglemix.vllm.row_split import Request
 
 from tests.vllm_plugin.flash_stand_in import SCALE, D, attend, merge, random_batch
@@ -46,6 +47,7 @@ class PlainBuilder:
 
     def __init__(self, spec: Any, names: list[str], vllm_config: Any, device: Any) -> None:
         self.drafted = 0
+        self.window = vllm_config.model_config.rswa_window
 
     def build(self, prefix: int, common: Common, fast_build: bool = False) -> SimpleNamespace:
         assert common.seq_lens.dtype == torch.int32
@@ -183,6 +185,14 @@ def test_where_nothing_streams_the_metadata_are_vllm_s() -> None:
     batch = random_batch(longer, pattern, 0)
     step = builder_of(engine(pattern)).build(0, common_of(longer, batch.table)).trianglemix
     assert (step.streaming_rows, step.dense_rows) == (1, 29)
+
+
+def test_a_builder_made_again_does_not_see_our_window() -> None:
+    """vLLM makes builders anew after it tried how much memory graphs take."""
+    config = engine(TrianglePattern(4, 16, 8))
+    for _ in range(2):
+        assert builder_of(config).window is None
+        assert config.model_config.rswa_window == ENDLESS
 
 
 def test_an_engine_without_the_section_is_left_alone() -> None:
