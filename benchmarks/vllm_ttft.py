@@ -2,6 +2,7 @@
 
     python -m benchmarks.vllm_ttft                      # one H100 or H200, Llama-3.1-8B's shape
     python -m benchmarks.vllm_ttft --decode             # 64 answers at 4K, too
+    python -m benchmarks.vllm_ttft --decode --lengths ""    # these alone, beside what the file has
     python -m benchmarks.vllm_ttft --device cpu --lengths 500,1000 --layers 4 --rounds 2
     python -m benchmarks.vllm_ttft --report             # the table and the picture again
 
@@ -187,14 +188,18 @@ def main() -> None:
     if given.report:
         report(json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8")))
         return
-    lengths = [int(length) for length in given.lengths.split(",")]
+    lengths = [int(length) for length in given.lengths.split(",") if length]
     settings = Settings(
-        plugin=True, layers=given.layers, longest=max(lengths) + _SPARE, step=given.step,
+        plugin=True, layers=given.layers, longest=max(lengths, default=0) + _SPARE, step=given.step,
         memory=given.memory, requests=4, compiled=given.compiled,
         dtype="float32" if given.device == "cpu" else given.dtype, device=given.device,
     )  # fmt: skip
-    results = {"run": describe_run([]), "settings": asdict(settings)}
-    measure_first_tokens(settings, lengths, given.rounds, results)
+    results: dict[str, Any] = {"run": describe_run([]), "settings": asdict(settings)}
+    if lengths:
+        measure_first_tokens(settings, lengths, given.rounds, results)
+    else:
+        results = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
+        results.pop("decode", None)
     if given.decode:
         measure_decoding(settings, results)
     report(results)
