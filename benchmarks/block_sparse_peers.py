@@ -32,7 +32,8 @@ from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.cuda_library import BLOCK_SPARSE
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN
 
-from benchmarks.block_sparse_kernels import BlockCall, density
+from benchmarks.block_sparse_calls import BlockCall
+from benchmarks.block_sparse_kernels import density
 from benchmarks.device_time import event_time, kernel_times
 from benchmarks.kernel_versions import Library
 from benchmarks.machine import describe_run

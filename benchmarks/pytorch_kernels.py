@@ -38,8 +38,8 @@ from trianglemix.pytorch.cuda_call import Inputs, run_kernels
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import attend_triangle
 
-from benchmarks.block_sparse_kernels import NAMES, BlockCall
-from benchmarks.block_sparse_kernels import random_call as random_block_call
+from benchmarks.block_sparse_calls import NAMES, BlockCall
+from benchmarks.block_sparse_calls import random_call as random_block_call
 from benchmarks.device_time import event_time, kernel_times
 from benchmarks.kernel_versions import Call
 from benchmarks.kernel_versions import random_call as random_triangle_call

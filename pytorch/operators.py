@@ -24,18 +24,16 @@ from trianglemix.pytorch.cuda_call import Inputs, run_kernels
 
 _torch_library: Any = torch.library  # whose functions have no types
 NAMESPACE: Final[Any] = _torch_library.Library("trianglemix", "FRAGMENT")
-_TENSORS: Final = (
-    "Tensor query, Tensor key, Tensor value, Tensor seqlens_k, Tensor prompt_length, "
-    "Tensor first_valid"
-)
+_TENSORS: Final = Inputs._fields
+_NUMBERS: Final = ("sink", "window", "last", "scale", "softcap", "mass", "min_length")
+"""As `run_kernels` names them, in the operators' order; the last two are `attend_blocks`' alone."""
 _PATTERN: Final = (
     "int num_sink_tokens, int sliding_window_size, int num_last_tokens, float scale, float softcap"
 )
+_ARGUMENTS: Final = ", ".join((*(f"Tensor {name}" for name in _TENSORS), _PATTERN))
+NAMESPACE.define(f"attend_triangle({_ARGUMENTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 NAMESPACE.define(
-    f"attend_triangle({_TENSORS}, {_PATTERN}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
-NAMESPACE.define(
-    f"attend_blocks({_TENSORS}, {_PATTERN}, float mass, int min_length) -> Tensor",
+    f"attend_blocks({_ARGUMENTS}, float mass, int min_length) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _operators: Any = torch.ops.trianglemix
@@ -57,43 +55,12 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return empty_output(query, value)
 
 
-def _triangle_on_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seqlens_k: Tensor,
-    prompt_length: Tensor,
-    first_valid: Tensor,
-    sink: int,
-    window: int,
-    last: int,
-    scale: float,
-    softcap: float,
-) -> Tensor:
-    numbers = {"sink": sink, "window": window, "last": last, "scale": scale, "softcap": softcap}
-    inputs = Inputs(query, key, value, seqlens_k, prompt_length, first_valid)
-    return run_kernels("triangle", inputs, numbers)
+def _on_cuda(kind: str) -> Any:
+    def run(*arguments: Any) -> Tensor:
+        numbers = dict(zip(_NUMBERS, arguments[len(_TENSORS) :], strict=False))
+        return run_kernels(kind, Inputs(*arguments[: len(_TENSORS)]), numbers)
 
-
-def _blocks_on_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seqlens_k: Tensor,
-    prompt_length: Tensor,
-    first_valid: Tensor,
-    sink: int,
-    window: int,
-    last: int,
-    scale: float,
-    softcap: float,
-    mass: float,
-    min_length: int,
-) -> Tensor:
-    numbers = {"sink": sink, "window": window, "last": last, "scale": scale, "softcap": softcap}
-    numbers |= {"mass": mass, "min_length": min_length}
-    inputs = Inputs(query, key, value, seqlens_k, prompt_length, first_valid)
-    return run_kernels("block_sparse", inputs, numbers)
+    return run
 
 
 def _refusing_gradients(operator: Any) -> Any:
@@ -116,11 +83,8 @@ def _refusing_gradients(operator: Any) -> Any:
     return run
 
 
-for _operator, _on_cuda in (
-    (attend_triangle, _triangle_on_cuda),
-    (attend_blocks, _blocks_on_cuda),
-):
+for _operator, _kind in ((attend_triangle, "triangle"), (attend_blocks, "block_sparse")):
     _name = _operator.name()
     _torch_library.register_fake(_name, _fake, lib=NAMESPACE)
-    NAMESPACE.impl(_name, _on_cuda, "CUDA")
+    NAMESPACE.impl(_name, _on_cuda(_kind), "CUDA")
     NAMESPACE.impl(_name, _refusing_gradients(_operator), "Autograd")

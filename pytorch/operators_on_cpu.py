@@ -6,6 +6,7 @@ For tests and for models that are looked at without a GPU; the exported operator
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Final
 
 from torch import Tensor
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
@@ -17,6 +18,7 @@ from trianglemix.pytorch.cuda_call import Inputs, check_inputs
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import NAMESPACE, empty_output
 
+_TENSORS: Final = len(Inputs._fields)  # the numbers follow, as the schemas name them
 _Run = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
 
 
@@ -38,44 +40,22 @@ def _row_by_row(inputs: Inputs, run: _Run) -> Tensor:
     return output
 
 
-def _triangle(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seqlens_k: Tensor,
-    prompt_length: Tensor,
-    first_valid: Tensor,
-    sink: int,
-    window: int,
-    last: int,
-    scale: float,
-    softcap: float,
-) -> Tensor:
+def _triangle(*arguments: Any) -> Tensor:
+    sink, window, last, scale, softcap = arguments[_TENSORS:]
     attention = Attention(TrianglePattern(sink, window, last), scale, softcap)
-    inputs = Inputs(query, key, value, seqlens_k, prompt_length, first_valid)
-    return _row_by_row(inputs, lambda q, k, v, rows: block_attention(q, k, v, rows, attention))
+    return _row_by_row(
+        Inputs(*arguments[:_TENSORS]),
+        lambda q, k, v, rows: block_attention(q, k, v, rows, attention),
+    )
 
 
-def _blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    seqlens_k: Tensor,
-    prompt_length: Tensor,
-    first_valid: Tensor,
-    sink: int,
-    window: int,
-    last: int,
-    scale: float,
-    softcap: float,
-    mass: float,
-    min_length: int,
-) -> Tensor:
+def _blocks(*arguments: Any) -> Tensor:
+    sink, window, last, scale, softcap, mass, min_length = arguments[_TENSORS:]
     attention = BlockSparse(BlockRule(mass, min_length, sink, window, last), scale, softcap)
-    inputs = Inputs(query, key, value, seqlens_k, prompt_length, first_valid)
     with choosing_blocks(by_the_rule):
         return _row_by_row(
-            inputs, lambda q, k, v, rows: block_sparse_attention(q, k, v, rows, attention)
+            Inputs(*arguments[:_TENSORS]),
+            lambda q, k, v, rows: block_sparse_attention(q, k, v, rows, attention),
         )
 
 
