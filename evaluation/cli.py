@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -19,26 +18,22 @@ from trianglemix.command_line import (
     wrong_usage,
 )
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.evaluation.huggingface import (
-    HuggingFaceModel,
-    HuggingFaceOptions,
-    shape_of_folder,
-)
-from trianglemix.evaluation.model import Loader
+from trianglemix.evaluation.comparison import Comparison, compare
+from trianglemix.evaluation.entrants import Entrant, dense_beside, is_exported, of_folder
+from trianglemix.evaluation.huggingface import HuggingFaceOptions
+from trianglemix.evaluation.layer_choice import LayerChoice, LayerOptions
+from trianglemix.evaluation.outcome import ModelRun
 from trianglemix.evaluation.page import save_page
+from trianglemix.evaluation.record import Record
 from trianglemix.evaluation.report import (
-    Comparison,
     check_output,
     drops_nothing,
     save_json,
     table_of,
     warnings_of,
 )
-from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
+from trianglemix.evaluation.run import Setup, run_models
 from trianglemix.evaluation.task_list import all_tasks, pick_tasks
-from trianglemix.exporter.layers.plan import Plan
-from trianglemix.exporter.options import BlockRequest, parse_layers
-from trianglemix.manifest.manifest import FILE_NAME as MANIFEST
 from trianglemix.runtime.backends.providers import PROVIDERS
 
 PROGRAM: Final = "trianglemix-eval"
@@ -55,21 +50,12 @@ class _Options:
     tokens: int
     samples: int
     seed: int
+    one_at_a_time: bool
     provider: str
     threads: int | None
     device: str
     dtype: str
-    plan: Path | None
-    layers: str | None
-    block_sparse_layers: str | None
-    mass: float | None
-    min_length: int | None
-
-    @property
-    def choice(self) -> list[str]:
-        """The options that choose layers of a Hugging Face model, those that were given."""
-        names = ("plan", "layers", "block_sparse_layers", "mass", "min_length")
-        return [name for name in names if getattr(self, name) is not None]
+    layers: LayerOptions
 
 
 def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -88,6 +74,11 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
 @click.option("--tokens", type=click.IntRange(64), default=4096, show_default=True)
 @click.option("--samples", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first.")
+@click.option(
+    "--one-at-a-time",
+    is_flag=True,
+    help="One model in memory; its peak is told, times of first tokens are not compared.",
+)
 @click.option(
     "--provider",
     type=click.Choice(["auto", *PROVIDERS, "npu"]),
@@ -124,127 +115,106 @@ def command(tasks: str, **given: Any) -> None:
     FOLDER and --against are folders written by trianglemix-export, or Hugging Face folders, which
     run in PyTorch; the latter are dense, except for FOLDER with --plan, --layers or
     --block-sparse-layers. Without --against such a FOLDER is compared with itself, dense.
+
+    Answers are kept beside the output until all are there: the same command goes on where it was
+    stopped.
     """
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    _evaluate(_Options(tasks=names, **given), wide_console(stderr=True))
+    layers = LayerOptions(**{field.name: given.pop(field.name) for field in fields(LayerOptions)})
+    _evaluate(_Options(tasks=names, layers=layers, **given), wide_console(stderr=True))
 
 
 def _evaluate(options: _Options, console: Console) -> None:
-    if options.plan is not None and options.layers is not None:
-        raise click.UsageError("--plan and --layers name layers in two ways; give one")
     with wrong_usage():
         setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
-        named = parse_layers(options.layers) if options.layers is not None else ()
-        blocks = _block_request(options)
+        choice = options.layers.parsed()
     check_output(options.output)
-    chosen = _hugging_face_layers(options, named, blocks)
+    chosen = _chosen_layers(options, choice)
     if chosen.block_sparse_layers and drops_nothing(chosen.rule, setup.tokens):
         print_warning(
             f"block-sparse layers will drop nothing of prompts of up to {setup.tokens} tokens: "
             "give more --tokens, or a smaller --min-length or --mass",
             console,
         )
-    replaced = chosen.triangle_layers or chosen.block_sparse_layers
-    baseline = options.against or (options.folder if replaced else None)
-    models = [(options.folder.resolve().name, _loader(options.folder, options, chosen))]
-    if baseline:
-        dense = HuggingFaceOptions(options.device, options.dtype)
-        name = baseline.resolve().name if options.against else "dense"
-        models.insert(0, (name, _loader(baseline, options, dense)))
-    if replaced and not options.against:
-        models[1] = (_name_of(chosen), models[1][1])
-    runs = _run(models, setup, console)
-    against = runs[0] if baseline else None
-    comparison = Comparison(setup, against, runs[-1], compare(runs[0], runs[-1]))
+    entrants = _entrants(options, chosen)
+    runs = _run(entrants, setup, options, console)
+    against = runs[0] if len(runs) > 1 else None
+    rows = compare(runs[0], runs[-1], together=not options.one_at_a_time)
+    comparison = Comparison(setup, against, runs[-1], rows)
     save_json(comparison, options.output)
     page = options.output.with_suffix(".html")
     save_page(comparison, page)
+    for record, _ in _parts(entrants, setup, options):
+        record.remove()
     wide_console().print(table_of(comparison))
     for text in warnings_of(comparison):
         print_warning(text, console)
     console.print(f"answers: {options.output}; page: {page}", soft_wrap=True)
 
 
-def _run(models: list[tuple[str, Loader]], setup: Setup, console: Console) -> list[ModelRun]:
-    """The baseline last: a model that cannot have triangle layers is refused before it runs."""
-    total = len(models) * len(setup.tasks) * setup.samples
+def _entrants(options: _Options, chosen: HuggingFaceOptions) -> list[Entrant]:
+    """The baseline, if there is one, and the model in question."""
+    plain = HuggingFaceOptions(options.device, options.dtype)
+    if options.against is None and (chosen.triangle_layers or chosen.block_sparse_layers):
+        return list(dense_beside(options.folder, chosen))
+    folders = [(options.folder, chosen)]
+    if options.against is not None:
+        folders.insert(0, (options.against, plain))
+    return [
+        of_folder(folder, options.provider, options.threads, layers) for folder, layers in folders
+    ]
+
+
+def _run(
+    entrants: list[Entrant], setup: Setup, options: _Options, console: Console
+) -> list[ModelRun]:
+    total = len(entrants) * len(setup.tasks) * setup.samples
+    runs: list[ModelRun] = []
     with progress_bar(console) as bar:
         task = bar.add_task("loading", total=total)
-        runs = [
-            run_model(name, load, setup, lambda text: bar.update(task, advance=1, description=text))
-            for name, load in reversed(models)
-        ]
-    return runs[::-1]
-
-
-def _loader(folder: Path, options: _Options, chosen: HuggingFaceOptions) -> Loader:
-    if (folder / MANIFEST).is_file():
-        from trianglemix.evaluation.onnx_model import OnnxModel
-
-        return partial(OnnxModel, folder, options.provider, options.threads)
-    if (folder / "config.json").is_file():
-        return partial(HuggingFaceModel, folder, chosen)
-    raise ConfigurationError(
-        f"{folder} is neither a folder of trianglemix-export ({MANIFEST}) nor a Hugging Face model "
-        "(config.json); give one of the two"
-    )
-
-
-def _block_request(options: _Options) -> BlockRequest:
-    text, layers = options.block_sparse_layers, None
-    if text is not None:
-        layers = () if text == "none" else parse_layers(text, "--block-sparse-layers")
-    return BlockRequest(layers, options.mass, options.min_length)
-
-
-def _hugging_face_layers(
-    options: _Options, layers: tuple[int, ...], blocks: BlockRequest
-) -> HuggingFaceOptions:
-    plain = HuggingFaceOptions(options.device, options.dtype)
-    if not options.choice:
-        return plain
-    if (options.folder / MANIFEST).is_file():
-        given = " and ".join(f"--{name.replace('_', '-')}" for name in options.choice)
-        raise ConfigurationError(
-            f"{given}: for a Hugging Face folder, but the layers of {options.folder} were chosen "
-            "when it was exported; leave them out"
-        )
-    shape = shape_of_folder(options.folder)
-    pattern, section = plain.pattern, None
-    if options.plan is not None:
-        plan = Plan.load(options.plan)
-        plan.check_fits(shape)
-        layers = plan.triangle_layers or plan.layers_by_importance
-        pattern, section = plan.pattern or pattern, plan.block_sparse
-    sparse = blocks.layers if blocks.layers is not None else section.layers if section else ()
-    for option, named in (("--layers", layers), ("--block-sparse-layers", sparse)):
-        if named and max(named) >= shape.num_layers:
-            raise ConfigurationError(
-                f"{option} names layer {max(named)}, but the model has {shape.num_layers} layers "
-                f"(0-{shape.num_layers - 1})"
+        for record, models in _parts(entrants, setup, options):
+            if before := len(record.load()):
+                console.print(f"{record.path} holds {before} samples that were asked before")
+            runs += run_models(
+                [(model.name, model.load) for model in models],
+                setup,
+                lambda text: bar.update(task, advance=1, description=text),
+                record,
             )
-    if blocks.changes_rule and not sparse:
+    return runs[::-1] if options.one_at_a_time else runs
+
+
+def _parts(
+    entrants: list[Entrant], setup: Setup, options: _Options
+) -> list[tuple[Record, list[Entrant]]]:
+    """Models that are held at one time, and where their answers are kept until all are there.
+
+    The baseline is loaded last: a model that cannot have triangle layers is refused before it runs.
+    """
+    parts = [[model] for model in entrants[::-1]] if options.one_at_a_time else [entrants]
+    found = []
+    for number, models in enumerate(parts):
+        settings = {"tokens": setup.tokens, "models": [dict(model.identity) for model in models]}
+        place = f".unfinished-{number}.jsonl" if len(parts) > 1 else ".unfinished.jsonl"
+        found.append((Record(options.output.with_suffix(place), settings), models))
+    return found
+
+
+def _chosen_layers(options: _Options, choice: LayerChoice) -> HuggingFaceOptions:
+    plain = HuggingFaceOptions(options.device, options.dtype)
+    if not options.layers.given:
+        return plain
+    if is_exported(options.folder):
         raise ConfigurationError(
-            "--mass and --min-length are of block-sparse layers, of which there are none; name "
-            "some with --block-sparse-layers, or give a plan that does"
+            f"{' and '.join(options.layers.given)}: for a Hugging Face folder, but the layers of "
+            f"{options.folder} were chosen when it was exported; leave them out"
         )
-    rule = blocks.over(section.rule if section else plain.rule)
-    return replace(
-        plain, triangle_layers=layers, pattern=pattern, block_sparse_layers=sparse, rule=rule
-    )
-
-
-def _name_of(chosen: HuggingFaceOptions) -> str:
-    counts = (
-        (len(chosen.triangle_layers), "triangle"),
-        (len(chosen.block_sparse_layers), "block-sparse"),
-    )
-    return " and ".join(f"{count} {kind}" for count, kind in counts if count) + " layers"
+    return choice.of_folder(options.folder, plain)
 
 
 def main() -> NoReturn:
     """Entry point: every failure is one line on stderr and an exit code."""
-    run_command(command, PROGRAM, "nothing was written")
+    run_command(command, PROGRAM, "answers so far are kept: the same command goes on")
 
 
 if __name__ == "__main__":

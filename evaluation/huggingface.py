@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,10 @@ class HuggingFaceOptions:
 class HuggingFaceModel:
     """A causal language model of transformers, in PyTorch."""
 
-    def __init__(self, folder: Path, options: HuggingFaceOptions) -> None:
-        """Loads the folder.
+    def __init__(
+        self, folder: Path, options: HuggingFaceOptions, beside: HuggingFaceModel | None = None
+    ) -> None:
+        """Loads the folder; `beside` another model of the same folder it shares that one's weights.
 
         Raises:
             ConfigurationError: there is no tokenizer, or the layers do not fit.
@@ -59,7 +62,7 @@ class HuggingFaceModel:
         self.chooser: BlockChooser | None = None
         """What chooses the blocks of block-sparse layers in the rule's place, if anything does."""
         self._options = options
-        self.model = load_causal_model(folder, options.dtype)
+        self.model: Any = twin(beside.model) if beside else load_causal_model(folder, options.dtype)
         to_device(self.model, options.device)
         if options.device.startswith("cuda"):
             import torch
@@ -158,6 +161,17 @@ def load_causal_model(folder: Path, dtype: Any) -> Any:
     for warning in check_loaded(folder, model, found):
         logger.warning("%s", warning)
     return model
+
+
+def twin(model: Any) -> Any:
+    """A dense model of its own, to be patched for itself, with the weights of the other."""
+    from trianglemix.pytorch import unpatch
+
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, shared)
+    if getattr(made.config.get_text_config(), "trianglemix", None) is not None:
+        unpatch(made)
+    return made
 
 
 def require_torch() -> None:

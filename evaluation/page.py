@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from trianglemix.evaluation.report import Comparison, percent, warnings_of
-from trianglemix.evaluation.run import ModelRun, Row
+from trianglemix.evaluation.comparison import Comparison, Row
+from trianglemix.evaluation.outcome import ModelRun
+from trianglemix.evaluation.report import percent, ratio_text, warnings_of
 
 _LEFT: Final = 150
 _WIDTH: Final = 520
@@ -36,7 +37,8 @@ def save_page(comparison: Comparison, path: Path) -> None:
     body = [
         f"<h1>{title}</h1>",
         f"<p>Prompts of up to {setup.tokens} tokens (answer included), {setup.samples} samples a "
-        "task, the same for each model. Intervals hold 95%; the difference is of pairs.</p>",
+        "task, the same for each model. Intervals hold 95%; differences and ratios are of "
+        "pairs.</p>",
         *(f'<p class="note">{escape(text)}.</p>' for text in warnings_of(comparison)),
         f'<div class="wide">{_chart(comparison, runs)}</div>',
         f'<div class="wide">{_table(comparison)}</div>',
@@ -113,7 +115,7 @@ def _table(comparison: Comparison) -> str:
             cells.append(percent(row.baseline))
         cells.append(percent(row.candidate))
         if base is not None:
-            cells += [percent(row.difference, signed=True), f"{row.ttft_ratio:.2f}"]
+            cells += [percent(row.difference, signed=True), ratio_text(row.ttft_ratio)]
         kind = ' class="total"' if row.task == "all" else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,8 @@ from typing import Any
 from rich.table import Table
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.evaluation.run import ModelRun, Row, Setup
-from trianglemix.evaluation.statistics import Interval
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs on the same samples; without a baseline, one run beside itself is not shown."""
-
-    setup: Setup
-    baseline: ModelRun | None
-    candidate: ModelRun
-    rows: Sequence[Row]
+from trianglemix.evaluation.comparison import Comparison
+from trianglemix.evaluation.statistics import Interval, Ratio
 
 
 def check_output(path: Path) -> None:
@@ -90,7 +79,7 @@ def table_of(comparison: Comparison) -> Table:
             percent(row.baseline),
             percent(row.candidate),
             percent(row.difference, signed=True),
-            f"{row.ttft_ratio:.2f}",
+            ratio_text(row.ttft_ratio),
         )
     return table
 
@@ -124,3 +113,12 @@ def percent(interval: Interval, signed: bool = False) -> str:
         form.format(100 * value) for value in (interval.mean, interval.low, interval.high)
     )
     return f"{mean} ({low} to {high})"
+
+
+def ratio_text(ratio: Ratio | None) -> str:
+    """`0.55 (0.53 to 0.58)`; a dash where there is none."""
+    if ratio is None:
+        return "-"
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.median:.2f}"
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"

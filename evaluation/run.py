@@ -1,16 +1,15 @@
-"""Runs tasks on models, one model at a time, every model on the same samples."""
+"""Asks models the tasks' samples, each sample of every model before the next one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.model import AnswerModel, Loader, encode_sample
+from trianglemix.evaluation.outcome import ModelRun, Outcome
 from trianglemix.evaluation.prompts import fitted_prompt
-from trianglemix.evaluation.statistics import Interval, paired_difference, score_interval
+from trianglemix.evaluation.record import Record
 from trianglemix.evaluation.task import Task
 
 Progress = Callable[[str], None]
@@ -30,59 +29,56 @@ class Setup:
         if self.samples < 1:
             raise ConfigurationError(f"samples is {self.samples}, but must be 1 or more")
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """One answer."""
-
-    task: str
-    seed: int
-    score: float
-    prompt_tokens: int
-    ttft_s: float
-    answer: str
-    references: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ModelRun:
-    """All answers of one model."""
-
-    name: str
-    facts: Mapping[str, Any]
-    outcomes: Sequence[Outcome]
-    peak_memory_mb: float | None
-
-    def scores(self, task: str | None = None) -> list[float]:
-        """Scores of one task, or of all, in the order of the samples."""
-        return [o.score for o in self.outcomes if task in (None, o.task)]
-
-    def median_ttft_s(self, task: str | None = None) -> float:
-        """Median time to the first token, in seconds."""
-        return median(o.ttft_s for o in self.outcomes if task in (None, o.task))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One task (or all together, `task` "all") of two models side by side."""
-
-    task: str
-    samples: int
-    baseline: Interval
-    candidate: Interval
-    difference: Interval
-    ttft_ratio: float
+    def questions(self) -> Iterator[tuple[Task, int]]:
+        """`(task, seed)` of every sample, task by task."""
+        for task in self.tasks:
+            for seed in range(self.first_seed, self.first_seed + self.samples):
+                yield task, seed
 
 
 def run_model(name: str, load: Loader, setup: Setup, progress: Progress) -> ModelRun:
     """Loads a model, asks it every sample of every task, and lets it go."""
-    model = load()
-    outcomes = []
-    for task in setup.tasks:
-        for seed in range(setup.first_seed, setup.first_seed + setup.samples):
-            outcomes.append(_ask(model, task, seed, setup.tokens))
-            progress(f"{name}: {task.name}")
-    return ModelRun(name, model.facts, outcomes, model.peak_memory_mb())
+    (run,) = run_models([(name, load)], setup, progress)
+    return run
+
+
+def run_models(
+    models: Sequence[tuple[str, Loader]],
+    setup: Setup,
+    progress: Progress,
+    record: Record | None = None,
+) -> list[ModelRun]:
+    """Loads the models (the last one first), asks them every sample, and lets them go.
+
+    Every sample is asked of all models before the next one, the order turned round each time, so
+    that times to the first token are of one moment. What the record holds is not asked again.
+    Memory is known of a model that is alone.
+    """
+    asked = record.load() if record else {}
+    loaded = [load() for _, load in reversed(models)][::-1]
+    names = [name for name, _ in models]
+    runs: list[list[Outcome]] = [[] for _ in models]
+    for number, (task, seed) in enumerate(setup.questions()):
+        outcomes = asked.get((task.name, seed))
+        if outcomes is not None:
+            for name in names:
+                progress(f"{name}: {task.name}")
+        else:
+            order = range(len(models))[:: -1 if number % 2 else 1]
+            found = {}
+            for place in order:
+                found[place] = _ask(loaded[place], task, seed, setup.tokens)
+                progress(f"{names[place]}: {task.name}")
+            outcomes = [found[place] for place in sorted(found)]
+            if record:
+                record.add(outcomes)
+        for run, outcome in zip(runs, outcomes, strict=True):
+            run.append(outcome)
+    memory = [loaded[0].peak_memory_mb()] if len(loaded) == 1 else [None] * len(loaded)
+    return [
+        ModelRun(name, model.facts, run, peak)
+        for name, model, run, peak in zip(names, loaded, runs, memory, strict=True)
+    ]
 
 
 def _ask(model: AnswerModel, task: Task, seed: int, tokens: int) -> Outcome:
@@ -97,36 +93,4 @@ def _ask(model: AnswerModel, task: Task, seed: int, tokens: int) -> Outcome:
         answer.ttft_s,
         answer.text,
         prompt.sample.references,
-    )
-
-
-def compare(baseline: ModelRun, candidate: ModelRun) -> list[Row]:
-    """A row for each task and one for all, the candidate's scores minus the baseline's.
-
-    Raises:
-        ConfigurationError: the two runs did not see the same samples.
-    """
-    samples = [
-        [(o.task, o.seed, o.references, o.prompt_tokens) for o in run.outcomes]
-        for run in (baseline, candidate)
-    ]
-    if samples[0] != samples[1]:
-        raise ConfigurationError(
-            f"{baseline.name} and {candidate.name} were not asked the same samples (do they have "
-            "different tokenizers?); compare models of one family"
-        )
-    tasks = list(dict.fromkeys(o.task for o in baseline.outcomes))
-    rows = [_row(task, task, baseline, candidate) for task in tasks]
-    return [*rows, _row("all", None, baseline, candidate)] if len(tasks) > 1 else rows
-
-
-def _row(name: str, task: str | None, baseline: ModelRun, candidate: ModelRun) -> Row:
-    ours, theirs = candidate.scores(task), baseline.scores(task)
-    return Row(
-        name,
-        len(ours),
-        score_interval(theirs),
-        score_interval(ours),
-        paired_difference(ours, theirs),
-        candidate.median_ttft_s(task) / baseline.median_ttft_s(task),
     )

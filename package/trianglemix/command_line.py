@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from datetime import timedelta
+from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -35,6 +38,7 @@ ONNX Runtime starts what it is asked for: 2,000 took 0.1 GB and ran, 100,000 hun
 
 
 _PIPE_WIDTH: Final = 200
+_LINE_SECONDS: Final = 10.0
 
 
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -51,9 +55,38 @@ def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def progress_bar(console: Console) -> Progress:
-    """rich's own, whose descriptions are printed as they are."""
+    """rich's own, whose descriptions are printed as they are; plain lines without a terminal."""
+    if not console.is_terminal:
+        return _PlainProgress(console=console, disable=True)
     text = TextColumn("{task.description}", markup=False)
     return Progress(text, BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=console)
+
+
+class _PlainProgress(Progress):
+    """A line at the beginning, one every `_LINE_SECONDS` at most, and one at the end."""
+
+    _printed = float("-inf")
+
+    def add_task(self, description: str, *args: Any, **fields: Any) -> TaskID:
+        """As rich's; the task's description is the first line."""
+        self._print(description)
+        return super().add_task(description, *args, **fields)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """As rich's, with a line where one is due."""
+        task = self._tasks[task_id]
+        was_finished = task.finished
+        super().update(task_id, **fields)
+        ends = task.finished and not was_finished
+        if ends or time.monotonic() - self._printed >= _LINE_SECONDS:
+            seconds = task.time_remaining
+            left = f", {timedelta(seconds=round(seconds))} left" if seconds else ""
+            total = "" if task.total is None else f" of {task.total:.0f}"
+            self._print(f"{task.description}: {task.completed:.0f}{total}{left}")
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self.console.print(line, soft_wrap=True)
 
 
 def print_warning(text: str, console: Console) -> None:

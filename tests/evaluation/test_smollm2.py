@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trianglemix.evaluation.comparison import compare
 from trianglemix.evaluation.onnx_model import OnnxModel
-from trianglemix.evaluation.run import ModelRun, Setup, compare, run_model
+from trianglemix.evaluation.outcome import ModelRun
+from trianglemix.evaluation.run import Setup, run_model
 from trianglemix.exporter.options import ExportOptions, LayerRequest
 from trianglemix.exporter.pipeline import export
 
