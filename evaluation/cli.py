@@ -195,8 +195,9 @@ def _parts(
     found = []
     for number, models in enumerate(parts):
         settings = {"tokens": setup.tokens, "models": [dict(model.identity) for model in models]}
-        place = f".unfinished-{number}.jsonl" if len(parts) > 1 else ".unfinished.jsonl"
-        found.append((Record(options.output.with_suffix(place), settings), models))
+        part = f"-{number}" if len(parts) > 1 else ""
+        path = options.output.with_name(f"{options.output.stem}-unfinished{part}.jsonl")
+        found.append((Record(path, settings), models))
     return found
 
 

@@ -142,7 +142,7 @@ def test_the_command_goes_on_where_it_was_interrupted(
     stopped = _command(output)
     assert stopped.code == 130
     assert "interrupted; answers so far are kept" in stopped.err.splitlines()[-1]
-    kept = tmp_path / "result.unfinished.jsonl"
+    kept = tmp_path / "result-unfinished.jsonl"
     assert len(kept.read_text().splitlines()) == 1 + 1
     refused = _command(output, "--tokens", "1000")
     assert refused.code == 1
