@@ -146,8 +146,10 @@ struct ChoiceConsumer {
     named_barrier_arrive(4 + (strip + 1) % Tile::kGroups, 256);
   }
 
-  // Scores of the warpgroup's rows with the next slot's keys.
-  __device__ __forceinline__ void score(float (&s)[Tile::kKeys / 2]) {
+  // Adds the next slot's keys, which are those of `block`. While the tensor cores are at its scores,
+  // the warpgroup ends the block before it, `open` (-1: none).
+  __device__ __forceinline__ void visit(Sums& sums, int block, int open, bool plain) {
+    float s[Tile::kKeys / 2];
     const int slot = slots.index;
     mbarrier_wait(shared.full(slot), slots.parity);
     begin_turn();
@@ -155,22 +157,17 @@ struct ChoiceConsumer {
     issue_products<T, Tile::kD, Tile::kSwizzle, Tile::kRows, Tile::kKeys>(
         s, shared.query() + 64 * strip * Tile::kSwizzle, shared.slot(slot));
     end_turn();
+    if (open >= 0) sums.close(open);
     wgmma_wait<0>();
     pin(s);
     release(slot);
     slots.advance();
-  }
-
-  __device__ __forceinline__ void visit(Sums& sums, int block, bool plain) {
-    float s[Tile::kKeys / 2];
-    score(s);
     if (plain) {
       sums.template add<false>(s, plan().exponent, int{kBlock} * block);
     } else {
       if (plan().softcap > 0.0f) cap_scores(s, plan().scale, plan().softcap);
       sums.template add<true>(s, plan().exponent, int{kBlock} * block);
     }
-    sums.close(block);
   }
 
   // Chooses for the warp's units, or with another warp for one each: their sums have references of
@@ -220,11 +217,14 @@ struct ChoiceConsumer {
       slots.advance();
     }
     if (block % Tile::kSplit != turn) --block, slots.advance();
+    int open = -1;
 #pragma unroll 1
     for (; block >= 0; block -= Tile::kSplit) {
-      visit(sums, block, block < plain);
+      visit(sums, block, open, block < plain);
+      open = block;
       if (Tile::kSplit > 1 && block > 0) slots.advance();  // the other warpgroup's
     }
+    if (open >= 0) sums.close(open);
     choose(item, sums);
     named_barrier_sync(1 + group(), 128);  // the queries are done with
   }
