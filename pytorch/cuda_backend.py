@@ -181,7 +181,7 @@ def _made(values: tuple[int, ...], device: torch.device, stream: int = 0) -> Ten
     )
     for b, value in enumerate(bounded):
         if value != bounded[0]:
-            made[b] = value
+            made[b : b + 1].fill_(value)
     return made
 
 
