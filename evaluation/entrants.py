@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from trianglemix.evaluation.layer_choice import name_of
 from trianglemix.evaluation.model import Loader
 from trianglemix.manifest.manifest import FILE_NAME as MANIFEST
 
+URL: Final = re.compile(r"https?:", re.IGNORECASE)
+"""How an address begins, and no folder that is given beside it."""
 _HUGGING_FACE_FILES: Final = ("config.json", "*.safetensors", "*.bin")
 
 
@@ -70,6 +73,39 @@ def dense_beside(folder: Path, chosen: HuggingFaceOptions) -> tuple[Entrant, Ent
         return Entrant(name_of(options), loader, identity)
 
     return entrant(plain, load_dense), entrant(chosen, load)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What served models of a command have in common; `timeout` in seconds of silence."""
+
+    tokenizer: Path | None
+    tokens: int
+    timeout: float
+
+
+def of_endpoint(url: str, name: str | None, option: str, serving: Serving) -> Entrant:
+    """A model behind an OpenAI endpoint: the one of that name, else the only one there is.
+
+    Raises:
+        TriangleMixError: the server is not there, or the model, or its tokenizer; its context is
+            too short.
+    """
+    from trianglemix.evaluation.endpoint import Endpoint
+    from trianglemix.evaluation.served import (
+        ServedModel,
+        check_context,
+        choose_model,
+        find_tokenizer,
+    )
+
+    endpoint = Endpoint(url, serving.timeout)
+    card = choose_model(endpoint, name, option)
+    check_context(endpoint, card, serving.tokens)
+    tokenizer, folder = find_tokenizer(card, serving.tokenizer)
+    identity = {"served": url, "model": asdict(card), "tokenizer": str(folder.resolve())}
+    title = f"{card.name} at {url.split('//', 1)[-1].split('/', 1)[0]}"
+    return Entrant(title, lambda: ServedModel(endpoint, card, tokenizer), identity)
 
 
 def _state_of(folder: Path, *files: str) -> list[Any]:

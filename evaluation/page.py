@@ -126,7 +126,8 @@ def _model(run: ModelRun) -> str:
     facts = dict(run.facts)
     for kind in ("triangle", "block_sparse"):
         layers = facts.pop(f"{kind}_layers", [])
-        facts[f"{kind.replace('_', '-')} layers"] = ", ".join(map(str, layers)) or "none"
+        told = "not told" if layers is None else ", ".join(map(str, layers)) or "none"
+        facts[f"{kind.replace('_', '-')} layers"] = told
     if facts.get("density") is not None:
         facts["density"] = f"{facts['density']:.3f} of the causal blocks kept, on average"
     facts["time to first token, median"] = f"{run.median_ttft_s():.2f} s"

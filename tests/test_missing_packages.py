@@ -26,7 +26,7 @@ PROGRAMS: Final = {
 }
 OPTIONAL: Final = (
     "accelerate", "gguf", "jinja2", "lm_eval", "matplotlib", "onnxruntime", "onnxscript",
-    "tokenizers", "torch", "transformers",
+    "requests", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 _RUN: Final = """
 import json, sys
@@ -111,6 +111,7 @@ def test_exporting_and_running_need_the_cpu_packages_alone(exported: Path, tmp_p
         ("trianglemix-eval", "torch", ["FOLDER"], "hf"),
         ("trianglemix-eval", "transformers", ["FOLDER", "--layers", "1"], "hf"),
         ("trianglemix-eval", "onnxruntime", ["EXPORTED"], "cpu"),
+        ("trianglemix-eval", "requests", ["--served", "http://127.0.0.1:9/v1"], "served"),
         ("trianglemix-eval", "tokenizers", ["EXPORTED"], "cpu"),
         ("trianglemix-eval", "jinja2", ["EXPORTED"], "cpu"),
         ("trianglemix-run", "onnxruntime", ["EXPORTED", "--prompt", "a"], "cpu"),
