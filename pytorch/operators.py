@@ -51,40 +51,37 @@ def empty_output(query: Tensor, value: Tensor) -> Tensor:
     return query.new_empty(B, S, H, value.shape[3]).transpose(1, 2)
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    return empty_output(query, value)
+def refuse_gradient(name: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raises NoGradientError where operator `name` is called on tensors that require a gradient.
+
+    Each kernel asks, and so no step stands before it in torch's dispatcher.
+    """
+    if torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad
+    ):
+        raise NoGradientError(
+            f"torch.ops.trianglemix.{name} has no gradient, but its queries, keys or values "
+            "require one; call it under torch.no_grad(), or train with flex_attention"
+        )
 
 
-def _on_cuda(kind: str) -> Any:
+def _fake(name: str) -> Any:
+    def run(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+        refuse_gradient(name, query, key, value)
+        return empty_output(query, value)
+
+    return run
+
+
+def _on_cuda(name: str, kind: str) -> Any:
     def run(*arguments: Any) -> Tensor:
+        refuse_gradient(name, *arguments[:3])
         numbers = dict(zip(_NUMBERS, arguments[len(_TENSORS) :], strict=False))
         return run_kernels(kind, Inputs(*arguments[: len(_TENSORS)]), numbers)
 
     return run
 
 
-def _refusing_gradients(operator: Any) -> Any:
-    private: Any = torch._C
-    below = private._AutoDispatchBelowAutograd
-
-    def run(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
-        if torch.is_grad_enabled() and (
-            query.requires_grad or key.requires_grad or value.requires_grad
-        ):
-            raise NoGradientError(
-                f"torch.ops.{operator.name().replace('::', '.')} has no gradient, but its queries, "
-                "keys or values require one; call it under torch.no_grad(), or train with "
-                "flex_attention"
-            )
-        with below():
-            result: Tensor = operator(query, key, value, *others)
-        return result
-
-    return run
-
-
-for _operator, _kind in ((attend_triangle, "triangle"), (attend_blocks, "block_sparse")):
-    _name = _operator.name()
-    _torch_library.register_fake(_name, _fake, lib=NAMESPACE)
-    NAMESPACE.impl(_name, _on_cuda(_kind), "CUDA")
-    NAMESPACE.impl(_name, _refusing_gradients(_operator), "Autograd")
+for _name, _kind in (("attend_triangle", "triangle"), ("attend_blocks", "block_sparse")):
+    _torch_library.register_fake(f"trianglemix::{_name}", _fake(_name), lib=NAMESPACE)
+    NAMESPACE.impl(_name, _on_cuda(_name, _kind), "CUDA")

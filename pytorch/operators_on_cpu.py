@@ -16,7 +16,7 @@ from trianglemix.pytorch.block_sparse import block_sparse_attention
 from trianglemix.pytorch.blocks import Attention, block_attention
 from trianglemix.pytorch.cuda_call import Inputs, check_inputs
 from trianglemix.pytorch.layout import Rows
-from trianglemix.pytorch.operators import NAMESPACE, empty_output
+from trianglemix.pytorch.operators import NAMESPACE, empty_output, refuse_gradient
 
 _TENSORS: Final = len(Inputs._fields)  # the numbers follow, as the schemas name them
 _Run = Callable[[Tensor, Tensor, Tensor, Rows], Tensor]
@@ -41,6 +41,7 @@ def _row_by_row(inputs: Inputs, run: _Run) -> Tensor:
 
 
 def _triangle(*arguments: Any) -> Tensor:
+    refuse_gradient("attend_triangle", *arguments[:3])
     sink, window, last, scale, softcap = arguments[_TENSORS:]
     attention = Attention(TrianglePattern(sink, window, last), scale, softcap)
     return _row_by_row(
@@ -50,6 +51,7 @@ def _triangle(*arguments: Any) -> Tensor:
 
 
 def _blocks(*arguments: Any) -> Tensor:
+    refuse_gradient("attend_blocks", *arguments[:3])
     sink, window, last, scale, softcap, mass, min_length = arguments[_TENSORS:]
     attention = BlockSparse(BlockRule(mass, min_length, sink, window, last), scale, softcap)
     with choosing_blocks(by_the_rule):
