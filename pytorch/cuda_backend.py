@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LEAST_CAPABILITY: Final = (8, 0)
 HOPPER: Final = (9, 0)
 HOPPER_HEAD_SIZES: Final = (64, 96, 128, 256)
-LEAST_DENSE_PROMPT: Final = 1024
+LEAST_DENSE_PAIRS: Final = 2**29
 _MOST_TOKENS: Final = 2**29 - 1
 _MOST_ROWS: Final = 65535
 _MOST_HEAD_BYTES: Final = 2**32 - 1
@@ -58,10 +58,12 @@ def why_not_kernels(query: Tensor, key: Tensor, value: Tensor) -> str | None:
 def beats_sdpa(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether a prompt of which nothing is dropped is faster here than by torch's SDPA.
 
-    Measured on an H100, in the dense mode of Hopper's own kernel (docs/experiments.md); shorter
-    prompts than `LEAST_DENSE_PROMPT` keep the GPU for less time than the host takes for a call.
+    Measured on an H100, in the dense mode of Hopper's own kernel (docs/experiments.md). Calls of
+    fewer pairs of query and key than `LEAST_DENSE_PAIRS`, over batch and heads, keep the GPU for
+    less time than the host takes for a call, and SDPA is called in less.
     """
-    if query.device.type != "cuda" or query.shape[2] < LEAST_DENSE_PROMPT:
+    B, H, S, _ = query.shape
+    if query.device.type != "cuda" or B * H * S * S < LEAST_DENSE_PAIRS:
         return False
     own_kernel = query.shape[3] == value.shape[3] and query.shape[3] in HOPPER_HEAD_SIZES
     return (

@@ -25,7 +25,7 @@ class Version:
 
 
 VERSIONS: Final = {
-    "0.26": Version(devices=("cuda",), ran_on=()),
+    "0.26": Version(devices=("cuda",), ran_on=("cuda",)),
     "0.32": Version(devices=("cpu", "cuda"), ran_on=("cpu",)),
     "0.33": Version(devices=("cpu", "cuda"), ran_on=()),
 }

@@ -319,8 +319,8 @@ def test_layers_on_cuda_take_the_kernels_where_nothing_speaks_against_it(
 @pytest.mark.parametrize(
     ("sizes", "hopper", "why", "operator"),
     [
-        ((1024, 64, 64), True, None, True),
-        ((1023, 64, 64), True, None, False),
+        ((4096, 64, 64), True, None, True),
+        ((4095, 64, 64), True, None, False),
         ((4096, 80, 80), True, None, False),
         ((4096, 128, 64), True, None, False),
         ((4096, 64, 64), False, None, False),
@@ -342,7 +342,7 @@ def test_dense_prompts_take_the_kernels_where_they_were_measured(
     monkeypatch.setattr(cuda_backend, "is_hopper", lambda _: hopper)
     S, D, Dv = sizes
     with FakeTensorMode():
-        q, v = (torch.empty(1, 2, S, n, device="cuda", dtype=torch.float16) for n in (D, Dv))
+        q, v = (torch.empty(1, 32, S, n, device="cuda", dtype=torch.float16) for n in (D, Dv))
         triangle_attention(q, q, v, Rows(0, (0,), (S,)), Attention(DENSE_PATTERN, 0.1))
     assert taken == ["kernel_triangle" if operator else "scaled_dot_product_attention"]
 

@@ -72,7 +72,7 @@ def test_what_was_run_needs_no_warning(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize(
-    ("version", "device"), [("0.32.0", "cuda"), ("0.33.0", "cpu"), ("0.26.0", "cuda")]
+    ("version", "device"), [("0.32.0", "cuda"), ("0.33.0", "cpu"), ("0.33.0", "cuda")]
 )
 def test_what_was_never_run_is_said(
     version: str, device: str, caplog: pytest.LogCaptureFixture
