@@ -40,19 +40,27 @@ def why_not_kernels(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """
     if query.device.type != "cuda":
         return f"the tensors are on {query.device.type}, but the kernels are for CUDA"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"the dtype is {query.dtype}, but the fast kernels are for float16 and bfloat16"
     if not query.dtype == key.dtype == value.dtype:
         return f"queries are {query.dtype}, keys {key.dtype} and values {value.dtype}"
-    for size in (query.shape[3], value.shape[3]):
+    why = why_not_heads(query.dtype, query.shape[3], value.shape[3])
+    if why is not None:
+        return why
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        return "a gradient is wanted, which the kernels have not; call the model under no_grad()"
+    return _too_large(query, key, value) or why_not_device(query.device.index or 0)
+
+
+def why_not_heads(dtype: torch.dtype, *sizes: int) -> str | None:
+    """Why heads of that type and of `sizes` numbers do not run the library's kernels, or None."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the dtype is {dtype}, but the fast kernels are for float16 and bfloat16"
+    for size in sizes:
         if size % HEAD_SIZE_STEP or not HEAD_SIZE_STEP <= size <= MAX_HEAD_SIZE:
             return (
                 f"a head has {size} numbers, but the kernels take multiples of {HEAD_SIZE_STEP} up "
                 f"to {MAX_HEAD_SIZE}"
             )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        return "a gradient is wanted, which the kernels have not; call the model under no_grad()"
-    return _too_large(query, key, value) or why_not_device(query.device.index or 0)
+    return None
 
 
 def beats_sdpa(query: Tensor, key: Tensor, value: Tensor) -> bool:

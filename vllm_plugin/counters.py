@@ -1,4 +1,4 @@
-"""How many rows each triangle layer streamed, and how many it read densely, since the start.
+"""How many rows of each layer were ours, and how many it read densely, since the start.
 
 Attention runs in vLLM's workers, metrics are served by its front end. So each worker keeps its
 counts in a small file, mapped into memory, in a folder that both sides know by the engine's name;
@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,32 +20,34 @@ from typing import Final
 import numpy as np
 from trianglemix.custom_ops.arrays import IntArray
 from trianglemix.exporter.options import layer_ranges
+from trianglemix.vllm.roles import ROLES
 
 LOG_SECONDS: Final = 10.0
-_COLUMNS: Final = 3  # layer, triangle rows, dense rows
+DENSE: Final = "dense"
+_COLUMNS: Final = 4  # layer, role (its place in ROLES), rows that were ours, dense rows
 _LOGGER: Final = logging.getLogger("vllm.trianglemix")
 
 
 @dataclass
 class LayerCount:
-    """Rows of one layer; `cells` are its layer, its triangle rows and its dense rows."""
+    """Rows of one layer; `cells` are its layer, its role, its rows of that kind, its dense rows."""
 
     cells: IntArray
 
-    def add(self, triangle_rows: int, dense_rows: int) -> None:
+    def add(self, our_rows: int, dense_rows: int) -> None:
         """Counts one step."""
-        self.cells[1] += triangle_rows
-        self.cells[2] += dense_rows
+        self.cells[2] += our_rows
+        self.cells[3] += dense_rows
 
     @property
-    def triangle_rows(self) -> int:
-        """Rows that saw sinks and window only."""
-        return int(self.cells[1])
+    def layer(self) -> int:
+        """The layer's number."""
+        return int(self.cells[0])
 
     @property
-    def dense_rows(self) -> int:
-        """Rows that saw every key before them."""
-        return int(self.cells[2])
+    def rows(self) -> dict[str, int]:
+        """By kind: `triangle` or `block_sparse`, and `dense` for rows that saw every key."""
+        return {ROLES[int(self.cells[1])]: int(self.cells[2]), DENSE: int(self.cells[3])}
 
 
 @dataclass
@@ -56,15 +58,14 @@ class CountBoard:
     counts: list[LayerCount] = field(default_factory=list)
     _logged: float = field(default_factory=time.monotonic)
 
-    def count_layers(self, layers: Iterable[int]) -> list[LayerCount]:
-        """New counts, at zero, in a file of their own where there is a folder."""
-        wanted = list(layers)
-        if not wanted:
+    def count_layers(self, roles: Sequence[tuple[int, str]]) -> list[LayerCount]:
+        """New counts of layers with their roles, at zero, in a file where there is a folder."""
+        if not roles:
             return []
-        cells = _cells(self.folder, len(self.counts), len(wanted))
+        cells = _cells(self.folder, len(self.counts), len(roles))
         made = [LayerCount(row) for row in cells]
-        for count, layer in zip(made, wanted, strict=True):
-            count.cells[0] = layer
+        for count, (layer, role) in zip(made, roles, strict=True):
+            count.cells[:2] = layer, ROLES.index(role)
         self.counts += made
         return made
 
@@ -77,13 +78,11 @@ class CountBoard:
 
 def describe(counts: Iterable[LayerCount]) -> str:
     """`layers 1-2 triangle 464 dense 43`, layers of like counts together."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict[str, list[int]] = {}
     for count in counts:
-        alike.setdefault((count.triangle_rows, count.dense_rows), []).append(int(count.cells[0]))
-    return ", ".join(
-        f"layers {layer_ranges(layers)} triangle {triangle} dense {dense}"
-        for (triangle, dense), layers in alike.items()
-    )
+        text = " ".join(f"{kind} {rows}" for kind, rows in count.rows.items())
+        alike.setdefault(text, []).append(count.layer)
+    return ", ".join(f"layers {layer_ranges(layers)} {text}" for text, layers in alike.items())
 
 
 def count_folder(engine: str) -> Path:
@@ -91,14 +90,16 @@ def count_folder(engine: str) -> Path:
     return Path(tempfile.gettempdir()) / f"trianglemix-{os.getuid()}-{engine}"
 
 
-def read_counts(folders: Iterable[Path]) -> dict[int, tuple[int, int]]:
-    """By layer its triangle and its dense rows, the files of all folders added up."""
-    totals: dict[int, tuple[int, int]] = {}
+def read_counts(folders: Iterable[Path]) -> dict[int, dict[str, int]]:
+    """By layer its rows of each kind, the files of all folders added up."""
+    totals: dict[int, dict[str, int]] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.counts")):
-            for layer, triangle, dense in np.fromfile(path, np.int64).reshape(-1, _COLUMNS):
-                old = totals.get(int(layer), (0, 0))
-                totals[int(layer)] = (old[0] + int(triangle), old[1] + int(dense))
+            for cells in np.fromfile(path, np.int64).reshape(-1, _COLUMNS):
+                count = LayerCount(cells)
+                total = totals.setdefault(count.layer, {})
+                for kind, rows in count.rows.items():
+                    total[kind] = total.get(kind, 0) + rows
     return totals
 
 

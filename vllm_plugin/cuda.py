@@ -1,14 +1,19 @@
-"""vLLM's FlashAttention backend with triangle layers (CUDA, FlashAttention 3)."""
+"""vLLM's FlashAttention backend with triangle and block-sparse layers (CUDA, FlashAttention 3)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.pytorch.cuda_backend import why_not_device, why_not_heads
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.engine_config import configuration
+from trianglemix.vllm.gathered_past import gather_past
 from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
 from trianglemix.vllm.refusals import FLASH_ATTENTION
+from trianglemix.vllm.roles import BLOCK_SPARSE
 from vllm.config import get_current_vllm_config_or_none
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import flash_attn
@@ -32,13 +37,14 @@ class TriangleFlashBuilder(TriangleBuilding, FlashAttentionMetadataBuilder):
 
 
 class TriangleFlashImpl(TriangleForward, FlashAttentionImpl):
-    """Streaming rows by two calls over the page table; everything else is vLLM's."""
+    """Streaming rows by two calls over the page table, rows of sparse tiles by our own kernels.
 
-    def stream(
-        self, layer: Any, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor
-    ) -> None:
+    Everything else is vLLM's.
+    """
+
+    def stream(self, query: Tensor, kv_cache: Tensor, step: Step, output: Tensor) -> None:
         """See `TriangleForward.stream`."""
-        assert self.triangle is not None
+        assert isinstance(step.keeps, TrianglePattern)
         settings = {
             "softmax_scale": self.scale,
             "softcap": self.logits_soft_cap,
@@ -50,22 +56,29 @@ class TriangleFlashImpl(TriangleForward, FlashAttentionImpl):
         key, value = both[..., : self.head_size], both[..., self.head_size :]
         fixed = flash_attn.canonicalize_singleton_dim_strides
         keys = PagedKeys(fixed(key), fixed(value))
-        pattern = self.triangle.pattern
-        stream_paged(query, keys, step.streaming, step.sinks, pattern, calls, output)
+        stream_paged(query, keys, step.ours, step.sinks, step.keeps, calls, output)
 
-    def refusal(self) -> str | None:
+    def gather(self, kv_cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """See `TriangleForward.gather`."""
+        return gather_past(kv_cache, table, tokens)
+
+    def refusal(self, role: str, kv_cache_spec: Any) -> str | None:
         """See `TriangleForward.refusal`."""
         version = self.vllm_flash_attn_version
-        if version == FLASH_ATTENTION:
-            return None
-        return (
-            f"vLLM runs it by FlashAttention {version}, and the plug-in was run with "
-            f"{FLASH_ATTENTION} only (an H100 or H200 has it)"
-        )
+        if version != FLASH_ATTENTION:
+            return (
+                f"vLLM runs it by FlashAttention {version}, and the plug-in was run with "
+                f"{FLASH_ATTENTION} only (an H100 or H200 has it)"
+            )
+        if role == BLOCK_SPARSE:
+            return why_not_heads(kv_cache_spec.dtype, self.head_size) or why_not_device(
+                torch.cuda.current_device()
+            )
+        return None
 
 
 class TriangleFlashBackend(FlashAttentionBackend):
-    """vLLM's own backend, unless the engine being made is configured for triangle layers."""
+    """vLLM's own backend, unless the engine being made is configured for TriangleMix."""
 
     @staticmethod
     def get_impl_cls() -> type[FlashAttentionImpl]:

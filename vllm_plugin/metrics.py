@@ -35,11 +35,11 @@ class RowCollector:
         """prometheus_client's interface."""
         from prometheus_client.core import CounterMetricFamily
 
-        text = "Rows of prompts and answers by what a triangle layer let them see."
+        text = "Rows of prompts and answers by what a layer let them see."
         family = CounterMetricFamily(NAME, text, labels=["layer", "kind"])
-        for layer, (triangle, dense) in sorted(read_counts(self._folders).items()):
-            family.add_metric([str(layer), "triangle"], triangle)
-            family.add_metric([str(layer), "dense"], dense)
+        for layer, by_kind in sorted(read_counts(self._folders).items()):
+            for kind, rows in by_kind.items():
+                family.add_metric([str(layer), kind], rows)
         yield family
 
 

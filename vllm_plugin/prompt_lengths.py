@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 from trianglemix.custom_ops.arrays import IntArray
-from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.errors import ServingError
-from trianglemix.vllm.row_split import Request, streaming_span
+from trianglemix.vllm.roles import Keeps
+from trianglemix.vllm.row_split import Request, our_span
 
 ENDLESS: Final = 2**30
 """A window longer than any prompt: nothing reads it, vLLM only asks whether there is one."""
@@ -68,10 +68,10 @@ class StepLengths:
     tokens: IntArray
     prompt_lengths: IntArray
 
-    def any_streams(self, pattern: TrianglePattern) -> bool:
-        """Whether a row drops a key: asked in every step, so by arrays and not by requests."""
-        begins, ends = streaming_span(self.prompt_lengths, pattern)
+    def any_are_ours(self, keeps: Keeps) -> bool:
+        """Whether a row may drop a key: asked in every step, so by arrays and not by requests."""
         first = self.tokens - np.diff(self.starts)
+        begins, ends = our_span(first, self.tokens, self.prompt_lengths, keeps)
         return bool((np.maximum(first, begins) < np.minimum(self.tokens, ends)).any())
 
     @property
@@ -84,7 +84,7 @@ class StepLengths:
 
 
 def step_lengths(metadata: Any) -> StepLengths | None:
-    """The lengths of a step, from vLLM's `CommonAttentionMetadata`; None where no row can stream.
+    """The lengths of a step, from vLLM's `CommonAttentionMetadata`; None where no row is ours.
 
     They come from tensors on the CPU, so that nothing waits for a device. The V2 runner has the
     prompt lengths on the device, and none in the steps without requests by which it warms up and
@@ -113,7 +113,7 @@ def step_lengths(metadata: Any) -> StepLengths | None:
 def _reads_no_prompt(metadata: Any) -> bool:
     """Whether vLLM says of every request that its prompt was read before; False: it says nothing.
 
-    Rows that stream lie before their prompt's end, so a request that has some is said to read it.
+    Rows that are ours lie before their prompt's end, so a request that has some is said to read it.
     """
     reading = getattr(metadata, "is_prefilling", None)
     return reading is not None and reading.device.type == "cpu" and not bool(reading.any())

@@ -1,4 +1,4 @@
-"""What vLLM offers and a triangle layer cannot carry: looked for before an engine starts."""
+"""What vLLM offers and layers with a role cannot carry: looked for before an engine starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PLAIN_CACHES: Final = ("auto", "float16", "bfloat16", "float32")
 
 
 def check_engine(vllm_config: Any) -> None:
-    """Raises ServingError with every reason why this engine cannot have triangle layers."""
+    """Raises ServingError with every reason why this engine cannot have layers of ours."""
     reasons = [*_of_model(vllm_config.model_config), *_of_parallelism(vllm_config.parallel_config)]
     reasons += [*_of_cache(vllm_config.cache_config), *_of_guessing(vllm_config)]
     if vllm_config.device_config.device_type == "cuda":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trianglemix.custom_ops.errors import ConfigurationError
-from trianglemix.vllm.config import SECTION, ServingConfig
+from trianglemix.vllm.config import ServingConfig
+from trianglemix.vllm.section_values import SECTION
 
 if TYPE_CHECKING:
     from trianglemix.pytorch.config import TriangleMixConfig
@@ -20,15 +20,16 @@ def additional_config(
         LLM(model, additional_config=additional_config(TriangleMixInferenceConfig.for_qwen3(), 40))
 
     Raises:
-        ConfigurationError: no layers, layers the model has not, or block-sparse layers.
+        ConfigurationError: no layers, layers the model has not, or a layer that has two roles.
     """
     chosen = config.to_trianglemix_config() if hasattr(config, "to_trianglemix_config") else config
     if chosen is None:
         return {SECTION: {"enabled": False}}
-    if chosen.block_sparse_layers(num_layers):
-        raise ConfigurationError(
-            f"block_sparse_layer_indices is {list(chosen.block_sparse_layer_indices)}, but inside "
-            "vLLM there are triangle layers only; leave it empty, and those layers are dense"
-        )
-    layers = frozenset(chosen.triangle_layers(num_layers))
-    return {SECTION: ServingConfig(layers, chosen.pattern, "TriangleMixConfig").as_section()}
+    served = ServingConfig(
+        frozenset(chosen.triangle_layers(num_layers)),
+        chosen.pattern,
+        "TriangleMixConfig",
+        frozenset(chosen.block_sparse_layers(num_layers)),
+        chosen.block_rule,
+    )
+    return {SECTION: served.as_section()}

@@ -1,4 +1,4 @@
-"""The segments of a step as tensors: made once a step, read by every triangle layer."""
+"""The segments of a step as tensors: made once a step, read by every layer of a role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention layers of the served model that become triangle layers, each looked at first."""
+"""The attention layers of the served model that get a role, each looked at first."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.config import ServingConfig
 from trianglemix.vllm.counters import CountBoard, LayerCount, count_folder
 from trianglemix.vllm.errors import ServingError
+from trianglemix.vllm.roles import Keeps, role_of
 
 _PLAIN_CACHES: Final = ("auto", "float16", "bfloat16", "float32")
 _NO_WINDOW: Final = (None, -1, (-1, -1))
@@ -18,12 +18,17 @@ _DRAFT: Final = re.compile(r"(^|\.)draft")
 
 
 @dataclass(frozen=True)
-class TriangleLayer:
-    """One triangle layer: its number in the model, its pattern, its count of rows."""
+class ServedLayer:
+    """One layer with a role: its number in the model, what its rows keep, its count of rows."""
 
     index: int
-    pattern: TrianglePattern
+    keeps: Keeps
     count: LayerCount
+
+    @property
+    def role(self) -> str:
+        """`triangle` or `block_sparse`."""
+        return role_of(self.keeps)
 
 
 def layer_index(name: str) -> int | None:
@@ -41,8 +46,8 @@ def prepare_layers(
     kv_cache_spec: Any,
     config: ServingConfig,
     board: CountBoard,
-) -> tuple[TriangleLayer, ...]:
-    """Makes triangle layers of those that the configuration names, among `layer_names`.
+) -> tuple[ServedLayer, ...]:
+    """Gives those among `layer_names` that the configuration names their roles.
 
     Raises:
         ServingError: one of them is no plain causal attention over a plain cache, or a layer of
@@ -51,13 +56,14 @@ def prepare_layers(
     modules = vllm_config.compilation_config.static_forward_context
     _check_all_there(vllm_config, modules, config)
     named = {name: index for name in layer_names if (index := layer_index(name)) is not None}
-    chosen = {name: index for name, index in named.items() if index in config.layers}
-    for name in chosen:
-        _check_attention(name, modules[name].impl, kv_cache_spec)
-    counts = board.count_layers(chosen.values())
+    keeps = config.keeps
+    chosen = {name: index for name, index in named.items() if index in keeps}
+    for name, index in chosen.items():
+        _check_attention(name, modules[name].impl, kv_cache_spec, role_of(keeps[index]))
+    counts = board.count_layers([(index, role_of(keeps[index])) for index in chosen.values()])
     for (name, index), count in zip(chosen.items(), counts, strict=True):
-        modules[name].impl.triangle = TriangleLayer(index, config.pattern, count)
-    return tuple(modules[name].impl.triangle for name in chosen)
+        modules[name].impl.served = ServedLayer(index, keeps[index], count)
+    return tuple(modules[name].impl.served for name in chosen)
 
 
 def count_board(vllm_config: Any) -> CountBoard:
@@ -70,25 +76,28 @@ def count_board(vllm_config: Any) -> CountBoard:
 def _check_all_there(vllm_config: Any, modules: Mapping[str, Any], config: ServingConfig) -> None:
     first, stop = vllm_config.model_config.get_layers_start_end_indices(vllm_config.parallel_config)
     here = {layer_index(name) for name, module in modules.items() if hasattr(module, "impl")}
-    missing = sorted(
-        layer for layer in config.layers if first <= layer < stop and layer not in here
-    )
+    keeps = config.keeps
+    missing = sorted(layer for layer in keeps if first <= layer < stop and layer not in here)
     if missing:
         raise ServingError(
-            f"layer {missing[0]} is named as a triangle layer, but has no attention that vLLM "
-            "numbers so; leave it out"
+            f"layer {missing[0]} is named as a {_words(role_of(keeps[missing[0]]))} layer, but has "
+            "no attention that vLLM numbers so; leave it out"
         )
 
 
-def _check_attention(name: str, attention: Any, kv_cache_spec: Any) -> None:
-    reason = _refused(attention, kv_cache_spec)
+def _check_attention(name: str, attention: Any, kv_cache_spec: Any, role: str) -> None:
+    reason = _refused(attention, kv_cache_spec) or attention.refusal(role, kv_cache_spec)
     if reason:
-        raise ServingError(f"layer {name} cannot be a triangle layer: {reason}; leave it out")
+        raise ServingError(f"layer {name} cannot be a {_words(role)} layer: {reason}; leave it out")
+
+
+def _words(role: str) -> str:
+    return role.replace("_", "-")
 
 
 def _refused(attention: Any, kv_cache_spec: Any) -> str | None:
-    """Why an attention is not taken, or None."""
-    if not hasattr(type(attention), "triangle"):
+    """Why an attention is not taken in any role, or None."""
+    if not hasattr(type(attention), "served"):
         return (
             f"vLLM runs it by {type(attention).__name__}, which the plug-in does not know "
             "(it takes FLASH_ATTN on CUDA, CPU_ATTN on the CPU)"
@@ -106,5 +115,4 @@ def _refused(attention: Any, kv_cache_spec: Any) -> str | None:
         return "it has sinks in its softmax"
     if attention.kv_cache_dtype not in _PLAIN_CACHES:
         return f"its cache is quantised ({attention.kv_cache_dtype})"
-    reason: str | None = attention.refusal()
-    return reason
+    return None

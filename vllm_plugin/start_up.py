@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
-from trianglemix.vllm.config import SECTION
 from trianglemix.vllm.counters import count_folder
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.metrics import watch_counts
 from trianglemix.vllm.refusals import check_engine
+from trianglemix.vllm.section_values import SECTION
 from trianglemix.vllm.versions import check_version
 
 _LOGGER: Final = logging.getLogger("vllm.trianglemix")
@@ -65,8 +65,6 @@ def settle(vllm_config: Any, version: str) -> None:
     if device == "cuda" and vllm_config.attention_config.backend is None:
         vllm_config.attention_config.backend = _flash_attention()
     _LOGGER.info("TriangleMix: %s", config.description)
-    if config.kept_dense:
-        _LOGGER.warning("block-sparse layers %s of the plan stay dense here", config.kept_dense)
     if warning:
         _LOGGER.warning("%s", warning)
     watch_counts(count_folder(vllm_config.instance_id))

@@ -4,7 +4,7 @@
 
 The job: `model`, `engine` (arguments of `LLM`), `register` (the plug-in, by hand) and `rounds`,
 each `{"prompts": [[ids]], "tokens": n, "budget": tokens of a step, or null}`. Prompts of a round
-are given at once.
+are given at once. Each answer says at which tokens of its prompt steps began.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     config = llm.llm_engine.vllm_config
     scheduler = getattr(getattr(llm.llm_engine.engine_core, "engine_core", None), "scheduler", None)
     preempted = _count_preemptions(scheduler)
-    rounds = [_answer(llm, scheduler, asked) for asked in job["rounds"]]
+    starts = _watch_starts(scheduler)
+    rounds = [_answer(llm, scheduler, asked, starts) for asked in job["rounds"]]
     layers = config.compilation_config.static_forward_context
     counts = read_counts([count_folder(config.instance_id)])
     return {
@@ -40,7 +41,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(llm: Any, scheduler: Any, asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _answer(
+    llm: Any, scheduler: Any, asked: dict[str, Any], starts: dict[str, list[int]]
+) -> list[dict[str, Any]]:
     from vllm import SamplingParams
 
     if asked.get("budget") is not None:
@@ -54,8 +57,28 @@ def _answer(llm: Any, scheduler: Any, asked: dict[str, Any]) -> list[dict[str, A
         tokens = list(output.outputs[0].token_ids)
         steps = zip(output.outputs[0].logprobs, tokens, strict=True)
         logs = [step[token].logprob for step, token in steps]
-        answers.append({"tokens": tokens, "logs": logs, "cached": output.num_cached_tokens})
+        began = [start for start in starts.get(output.request_id, [])
+                 if start < len(output.prompt_token_ids)]  # fmt: skip
+        answer = {"tokens": tokens, "logs": logs, "cached": output.num_cached_tokens}
+        answers.append(answer | {"starts": began})
     return answers
+
+
+def _watch_starts(scheduler: Any) -> dict[str, list[int]]:
+    """By request the number of its tokens before each of its steps, as they come."""
+    starts: dict[str, list[int]] = {}
+    if scheduler is not None:
+        schedule = scheduler.schedule
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            step = schedule(*arguments, **named)
+            for name, rows in step.num_scheduled_tokens.items():
+                done = scheduler.requests[name].num_computed_tokens  # with this step's
+                starts.setdefault(name.split("-")[0], []).append(done - rows)
+            return step
+
+        scheduler.schedule = watched
+    return starts
 
 
 def _count_preemptions(scheduler: Any) -> list[str]:

@@ -13,9 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
-from trianglemix.vllm import cuda
+from trianglemix.pytorch.cuda_backend import kernel_blocks
+from trianglemix.vllm import cuda, sparse_segments
+from trianglemix.vllm.errors import ServingError
+from trianglemix.vllm.roles import Keeps, role_of
 from trianglemix.vllm.row_split import Request
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.attention.backends import flash_attn
@@ -25,6 +30,7 @@ from tests.vllm_plugin import flash_stand_in as stand_in
 from tests.vllm_plugin.test_step import FullAttentionSpec, engine
 
 STEPS = 120
+BLOCK_STEPS = 60
 NAMES = [f"model.layers.{n}.self_attn.attn" for n in range(3)]
 
 
@@ -54,10 +60,10 @@ def _attention() -> Any:
     return made
 
 
-def _requests(numbers: random.Random) -> list[Request]:
+def _requests(numbers: random.Random, longest: int) -> list[Request]:
     made, begin = [], 0
     for _ in range(numbers.choice([1, 1, 2, 3, 5])):
-        length = numbers.randrange(1, 120)
+        length = numbers.randrange(1, longest)
         tokens = numbers.choice([length, length + numbers.randrange(1, 4),
                                  numbers.randrange(1, length + 1)])  # fmt: skip
         rows = numbers.choice([1, tokens, numbers.randrange(0, tokens + 1)])
@@ -79,16 +85,27 @@ def _common(requests: list[Request], table: torch.Tensor) -> CommonAttentionMeta
     )  # fmt: skip
 
 
-def _check(requests: list[Request], pattern: TrianglePattern, seed: int) -> bool:
-    """One step through a triangle layer and a dense one; whether rows streamed."""
-    batch = stand_in.random_batch(requests, pattern, seed)
-    config = engine(pattern)
+def _spec(dtype: torch.dtype = torch.float16) -> FullAttentionSpec:
+    spec = FullAttentionSpec()
+    spec.dtype = dtype
+    return spec
+
+
+def _engine(keeps: Keeps) -> Any:
+    config = engine(keeps)
     modules = config.compilation_config.static_forward_context
     for name in NAMES:
         scales = {f"_{x}_scale": torch.ones(1) for x in "qkv"}
         modules[name] = SimpleNamespace(impl=_attention(), layer_name=name, **scales)
-    spec = FullAttentionSpec()
-    builder = cuda.TriangleFlashBuilder(spec, NAMES, config, torch.device("cpu"))
+    return config
+
+
+def _check(requests: list[Request], keeps: Keeps, seed: int) -> bool:
+    """One step through a layer with a role and a dense one; whether rows were ours."""
+    batch = stand_in.random_batch(requests, keeps, seed)
+    config = _engine(keeps)
+    modules = config.compilation_config.static_forward_context
+    builder = cuda.TriangleFlashBuilder(_spec(), NAMES, config, torch.device("cpu"))
     assert builder.supports_update_block_table is False
     metadata = builder.build(0, _common(requests, batch.table))
     key = torch.zeros(len(batch.query), stand_in.G, stand_in.D)
@@ -97,14 +114,27 @@ def _check(requests: list[Request], pattern: TrianglePattern, seed: int) -> bool
         given = (batch.query, key, key, batch.cache, metadata, output)
         modules[name].impl.forward(modules[name], *given)
         torch.testing.assert_close(output.double(), right.double(), rtol=0, atol=3e-6)
-    return metadata.trianglemix is not None
+    return role_of(keeps) in metadata.trianglemix
+
+
+def _check_refusals() -> None:
+    """Block-sparse layers that our kernels do not take stop the engine while it starts."""
+    for spec, why in ((_spec(torch.float32), None), (_spec(), "no library")):
+        cuda.why_not_device = lambda index, why=why: why
+        words = f"cannot be a block-sparse layer: .*{why or 'fast kernels are for float16'}"
+        with pytest.raises(ServingError, match=words):
+            cuda.TriangleFlashBuilder(spec, NAMES, _engine(BlockRule()), torch.device("cpu"))
 
 
 def main(seed: int) -> None:
-    """Random steps; prints how many streamed."""
+    """Random steps; prints in how many rows streamed, or were of sparse tiles."""
     flash_attn.flash_attn_varlen_func = stand_in.attend
     flash_attn.FlashAttentionMetadataBuilder.__init__ = _builder_init
     cuda.merge_attn_states = stand_in.merge
+    torch.cuda.current_device = lambda: 0
+    sparse_segments.block_sparse_attention = kernel_blocks  # torch.ops.trianglemix, on a CPU
+    _check_refusals()
+    cuda.why_not_device = lambda index: None
     config = engine(TrianglePattern(4, 16, 8))
     support = cuda.TriangleFlashBuilder.get_cudagraph_support(config, None)
     assert support == AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
@@ -112,10 +142,17 @@ def main(seed: int) -> None:
     for step in range(STEPS):
         pattern = TrianglePattern(*(numbers.randrange(low, high)
                                     for low, high in ((0, 6), (1, 20), (1, 12))))  # fmt: skip
-        requests = _requests(numbers)
+        requests = _requests(numbers, 120)
         if requests[-1].end:
             streamed += _check(requests, pattern, seed + step)
-    print(f"streamed {streamed}")
+    sparse = 0
+    for step in range(BLOCK_STEPS):
+        rule = BlockRule(numbers.choice([0.3, 0.6, 0.9]), numbers.choice([0, 150]), 4,
+                         numbers.choice([1, 128]), numbers.choice([1, 8, 128]))  # fmt: skip
+        requests = _requests(numbers, 700)
+        if requests[-1].end:
+            sparse += _check(requests, rule, seed + step)
+    print(f"streamed {streamed} sparse {sparse}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""FlashAttention's calls in plain PyTorch, in float64, and random steps over pages for them."""
+"""FlashAttention's calls in plain PyTorch, in float64, and random steps over pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
+from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
+from trianglemix.custom_ops.block_sparse.reference import BlockSparse, tile_sums
+from trianglemix.custom_ops.block_sparse.rule import Rows, kept_blocks
+from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep_mask
+from trianglemix.vllm.roles import Keeps
 from trianglemix.vllm.row_split import Request
 
 H: Final = 4
@@ -18,6 +24,8 @@ G: Final = 2
 D: Final = 16
 PAGE: Final = 16
 SCALE: Final = D**-0.5
+BAND: Final = 1e-5
+"""How far from `mass` a sum must stay, so that float32 and float64 choose alike."""
 
 
 def attend(
@@ -61,7 +69,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tupl
 
 @dataclass(frozen=True)
 class Batch:
-    """A step over pages: what vLLM hands to a layer, and the right answer of a triangle layer."""
+    """A step over pages: what vLLM hands to a layer, the right answers of its role and of none."""
 
     query: Tensor
     cache: Tensor
@@ -70,7 +78,7 @@ class Batch:
     dense: Tensor
 
 
-def random_batch(requests: Sequence[Request], pattern: TrianglePattern, seed: int) -> Batch:
+def random_batch(requests: Sequence[Request], keeps: Keeps, seed: int) -> Batch:
     """Pages `[pages, G, page, 2 D]` (heads inside pages, as vLLM sees them), shuffled; float32.
 
     Slots that hold no token are NaN, so that a key too many cannot pass unseen.
@@ -84,19 +92,52 @@ def random_batch(requests: Sequence[Request], pattern: TrianglePattern, seed: in
         T, rows = request.tokens, request.end - request.begin
         both, position = torch.randn(T, G, 2 * D), torch.arange(T)
         memory[table[r, position // PAGE].long(), position % PAGE] = both
-        q = torch.randn(rows, H, D)
-        longer = max(T, request.prompt_length)
-        kept = keep_mask(longer, pattern)
-        i = position[:, None]
-        kept_here = torch.from_numpy(kept)[:T, :T] if request.prompt_length == longer else None
-        if kept_here is None:  # rows after the prompt are dense
-            short = torch.from_numpy(keep_mask(request.prompt_length, pattern))
-            kept_here = position <= i
-            kept_here[: request.prompt_length, : request.prompt_length] = short
-        for masks, found in ((kept_here, answers), (position <= i, plain)):
-            found.append(_attend(q, both[..., :D], both[..., D:], masks[T - rows :], SCALE)[0])
+        causal = position <= position[T - rows :, None]
+        if isinstance(keeps, BlockRule):
+            q, kept = _kept_blocks(request, both[..., :D], causal, keeps)
+        else:
+            q, kept = torch.randn(rows, H, D), _kept(request, keeps)[T - rows :]
+        for mask, found in ((kept, answers), (causal, plain)):
+            found.append(_attend(q, both[..., :D], both[..., D:], mask, SCALE)[0])
         queries.append(q)
     return Batch(
         torch.cat(queries), memory.transpose(1, 2), table, torch.cat(answers),
         torch.cat(plain) if plain else torch.empty(0, H, D),
     )  # fmt: skip
+
+
+def _kept(request: Request, pattern: TrianglePattern) -> Tensor:
+    """`[T, T]`: the predicate's mask; rows after the prompt are dense."""
+    T, N = request.tokens, request.prompt_length
+    if T <= N:
+        return torch.from_numpy(keep_mask(N, pattern))[:T, :T]
+    kept = torch.ones(T, T, dtype=torch.bool).tril()
+    kept[:N, :N] = torch.from_numpy(keep_mask(N, pattern))
+    return kept
+
+
+def _kept_blocks(
+    request: Request, key: Tensor, causal: Tensor, rule: BlockRule
+) -> tuple[Tensor, Tensor]:
+    """Queries `[rows, H, D]` whose blocks no rounding decides, and what each head keeps of them,
+    `[H, rows, T]`: by the reference, over the keys `[T, G, D]`."""
+    rows = Rows(0, request.tokens - len(causal), request.tokens, request.prompt_length)
+    attention = BlockSparse(AttentionShape(H, G, D, D), rule, SCALE)
+    while True:
+        query, kept, open_ = torch.randn(len(causal), H, D), causal.repeat(H, 1, 1), False
+        for tile in filter(rows.has_rows, range(rows.num_tiles)):
+            if rows.is_dense(tile, rule):
+                continue
+            at = slice(TILE * tile - rows.start, TILE * (tile + 1) - rows.start)
+            for h in range(H):
+                k = key[:, h // (H // G)].double().numpy()
+                sums = tile_sums(query[:, h].double().numpy(), k, rows, tile, attention)
+                less, more = (
+                    kept_blocks(sums, tile, replace(rule, mass=rule.mass + band))
+                    for band in (-BAND, BAND)
+                )
+                open_ |= not np.array_equal(less, more)
+                blocks = torch.from_numpy(more)
+                kept[h, at, : TILE * (tile + 1)] &= blocks.repeat_interleave(TILE)[: key.shape[0]]
+        if not open_:
+            return query, kept

@@ -7,12 +7,14 @@ import os
 import random
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 
 from source_models.model_cache import BUILD, cached_folder
@@ -28,10 +30,18 @@ needs_vllm: Final = pytest.mark.skipif(
 FAMILIES: Final = ("qwen3", "llama")
 LAYERS: Final = (1, 2)
 PATTERN: Final = TrianglePattern(4, 24, 8)
+RULE: Final = BlockRule(
+    mass=0.6, min_length=200, num_sink_tokens=4, sliding_window_size=1, num_last_tokens=8
+)
+BLOCK_LAYERS: Final = (0, 1)
 CONTEXT: Final = 1024
 TOLERANCE: Final = 5e-5
 """Of log-probabilities, in float32, after three layers of two programs' own kernels."""
 SECTION: Final = {"layers": "1-2", "pattern": [4, 24, 8]}
+BLOCKS_SECTION: Final = {
+    "layers": "2", "pattern": [4, 24, 8], "block_sparse_layers": "0-1",
+    "block_rule": RULE.as_attributes(),
+}  # fmt: skip
 QUIET: Final = {
     "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "PYTHONPATH": "",
@@ -79,23 +89,30 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(numbers.randrange(3, 250) for _ in range(CONTEXT))[:length]
 
 
-@lru_cache(maxsize=4)
-def _model(family: str, patched: bool) -> Any:
+@lru_cache(maxsize=6)
+def _model(family: str, served: str) -> Any:
+    """Patched as `SECTION` ("triangle") or `BLOCKS_SECTION` ("blocks") says, or "dense"."""
     import torch
     from transformers import AutoModelForCausalLM
     from trianglemix.pytorch import TriangleMixConfig, patch
 
     folder = served_folder(family)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return patch(model, TriangleMixConfig.from_pattern(PATTERN, LAYERS)) if patched else model
+    if served == "dense":
+        return model
+    config = TriangleMixConfig.from_pattern(PATTERN, LAYERS)
+    if served == "blocks":
+        config = TriangleMixConfig.from_pattern(PATTERN, (2,))
+        config = replace(config, block_sparse_layer_indices=BLOCK_LAYERS, block_rule=RULE)
+    return patch(model, config)
 
 
 @lru_cache(maxsize=256)
-def expected(family: str, ids: tuple[int, ...], tokens: int, patched: bool = True) -> Answer:
+def expected(family: str, ids: tuple[int, ...], tokens: int, served: str = "triangle") -> Answer:
     """The answer of `trianglemix.pytorch.patch`, or of the dense model."""
     import torch
 
-    made = _model(family, patched).generate(
+    made = _model(family, served).generate(
         torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
@@ -106,19 +123,34 @@ def expected(family: str, ids: tuple[int, ...], tokens: int, patched: bool = Tru
 
 
 def expected_after_hit(
-    family: str, ids: tuple[int, ...], cached: int, earlier: int, tokens: int
-) -> Answer:
+    family: str, ids: tuple[int, ...], cached: int, earlier: int, tokens: int,
+    served: str = "triangle",
+) -> Answer:  # fmt: skip
     """As `expected`, but the first `cached` tokens were read as the beginning of a prompt of
     `earlier` tokens, whose last rows were dense."""
+    return expected_in_chunks(family, ids, (0, cached), tokens, served, earlier)
+
+
+def expected_in_chunks(
+    family: str, ids: tuple[int, ...], starts: Sequence[int], tokens: int, served: str,
+    earlier: int | None = None,
+) -> Answer:  # fmt: skip
+    """As `expected`, the prompt read in calls that begin at `starts`, by hand.
+
+    The first is read as the beginning of a prompt of `earlier` tokens, where that is given.
+    """
     import torch
     from trianglemix.pytorch import prompt_length
 
-    model, given, answer, logs = _model(family, True), torch.tensor([ids]), [], []
+    model, given, answer, logs = _model(family, served), torch.tensor([ids]), [], []
+    past = None
     with torch.no_grad():
-        with prompt_length(earlier):
-            past = model(given[:, :cached], use_cache=True).past_key_values
+        for number, (begin, end) in enumerate(pairwise([*starts, len(ids)])):
+            with prompt_length(len(ids) if number or earlier is None else earlier):
+                made = model(given[:, begin:end], past_key_values=past, use_cache=True)
+            past = made.past_key_values
+        row = made.logits[0, -1]
         with prompt_length(len(ids)):
-            row = model(given[:, cached:], past_key_values=past).logits[0, -1]
             for _ in range(tokens):
                 probable = torch.log_softmax(row, -1)
                 answer.append(int(probable.argmax()))

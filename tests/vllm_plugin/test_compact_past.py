@@ -54,7 +54,7 @@ def test_a_chunk_sees_what_the_predicate_keeps(
     _write(key[:tokens], value[:tokens], cache, table[position // PAGE] * PAGE + position % PAGE)
     expected = _reference(query, key, value, torch.from_numpy(keep_mask(length, pattern)), D**-0.5)
     split = split_rows([Request(0, rows, tokens, length)], pattern)
-    for segment in split.streaming:
+    for segment in split.ours:
         low = segment.keys - segment.rows
         found = stream_compact(
             query[low : segment.keys], Pages(cache, D), table, segment, Attention(pattern, D**-0.5)

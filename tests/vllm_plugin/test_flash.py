@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -104,4 +105,6 @@ def test_steps_through_vllm_s_own_builder_and_forward(version: str, seed: int) -
         env=os.environ | QUIET | {"PYTHONPATH": str(FILES[version])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split("streamed ")[1]) > 50
+    streamed, sparse = re.search(r"streamed (\d+) sparse (\d+)", done.stdout).groups()
+    assert int(streamed) > 50
+    assert int(sparse) > 20

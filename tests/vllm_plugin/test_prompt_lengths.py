@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.errors import ServingError
 from trianglemix.vllm.prompt_lengths import (
     ENDLESS,
@@ -17,9 +16,10 @@ from trianglemix.vllm.prompt_lengths import (
     ask_for_prompt_lengths,
     step_lengths,
 )
+from trianglemix.vllm.roles import Keeps
 from trianglemix.vllm.row_split import Request, split_rows
 
-from tests.vllm_plugin.test_row_split import PATTERNS, steps
+from tests.vllm_plugin.test_row_split import PATTERNS, RULES, steps
 
 
 class _Model:
@@ -69,15 +69,15 @@ def test_requests_of_a_step() -> None:
         assert lengths.requests == expected
 
 
-@given(steps(), PATTERNS)
-def test_a_step_that_streams_is_noticed(requests: list[Request], pattern: TrianglePattern) -> None:
+@given(steps(longest=600), PATTERNS | RULES)
+def test_a_step_with_rows_of_ours_is_noticed(requests: list[Request], keeps: Keeps) -> None:
     lengths = StepLengths(
         np.array([0, *(r.end for r in requests)], np.int32),
         np.array([r.tokens for r in requests], np.int32),
         np.array([r.prompt_length for r in requests], np.int32),
     )
     assert lengths.requests == tuple(requests)
-    assert lengths.any_streams(pattern) == bool(split_rows(requests, pattern).streaming)
+    assert lengths.any_are_ours(keeps) == bool(split_rows(requests, keeps).ours)
 
 
 def test_missing_lengths_are_an_error_where_a_prompt_is_read() -> None:

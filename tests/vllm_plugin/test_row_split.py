@@ -1,4 +1,4 @@
-"""Which rows stream, against the predicate: generated steps of many requests."""
+"""Which rows are ours, against predicate and rule: generated steps of many requests."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from trianglemix.custom_ops.block_sparse.contract import TILE, BlockRule
+from trianglemix.custom_ops.block_sparse.rule import Rows
 from trianglemix.custom_ops.triangle.contract import DENSE_PATTERN, TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep
+from trianglemix.vllm.roles import Keeps
 from trianglemix.vllm.row_split import Request, Segment, split_rows
 
 PATTERNS = st.builds(
     TrianglePattern, st.integers(0, 6), st.integers(1, 20), st.integers(1, 12)
 ) | st.just(DENSE_PATTERN)
+RULES = st.builds(
+    BlockRule, mass=st.sampled_from([0.3, 0.6, 0.9, 1.0]), min_length=st.sampled_from([0, 200]),
+    num_sink_tokens=st.sampled_from([0, 4, 130]), sliding_window_size=st.sampled_from([-1, 1, 128]),
+    num_last_tokens=st.sampled_from([1, 8, 128, 200]),
+)  # fmt: skip
 
 
 @st.composite
-def steps(draw: st.DrawFn) -> list[Request]:
+def steps(draw: st.DrawFn, longest: int = 90) -> list[Request]:
     """Requests one after another: prompts whole or in chunks, decodes, guesses, padding."""
     requests, begin = [], 0
     for _ in range(draw(st.integers(0, 5))):
-        length = draw(st.integers(0, 90))
+        length = draw(st.integers(0, longest))
         kind = draw(st.sampled_from(["whole", "chunk", "decode", "padding"]))
         tokens = length + draw(st.integers(1, 9)) if kind == "decode" else length
         if kind == "chunk":
@@ -35,9 +43,17 @@ def steps(draw: st.DrawFn) -> list[Request]:
     return requests
 
 
-def _drops(position: int, request: Request, pattern: TrianglePattern) -> bool:
-    kept = keep(position, np.arange(position + 1), pattern, request.prompt_length)
-    return not bool(kept.all())
+def _drops(position: int, request: Request, keeps: Keeps) -> bool:
+    """Whether a row is one that may drop keys, by the one definition of its role."""
+    if isinstance(keeps, TrianglePattern):
+        kept = keep(position, np.arange(position + 1), keeps, request.prompt_length)
+        return not bool(kept.all())
+    rows = Rows(0, _first(request), request.tokens, request.prompt_length)
+    return not rows.is_dense(position // TILE, keeps)
+
+
+def _first(request: Request) -> int:
+    return request.tokens - (request.end - request.begin)
 
 
 @given(steps(), PATTERNS)
@@ -45,22 +61,50 @@ def _drops(position: int, request: Request, pattern: TrianglePattern) -> bool:
 def test_rows_stream_exactly_where_the_predicate_drops_a_key(
     requests: list[Request], pattern: TrianglePattern
 ) -> None:
-    split = split_rows(requests, pattern)
+    _check_rows(requests, pattern)
+
+
+@given(steps(longest=800), RULES)
+@example([Request(0, 272, 400, 700)], BlockRule(0.5, 0, num_last_tokens=8))  # ends at row 15
+@example([Request(0, 271, 399, 700)], BlockRule(0.5, 0, num_last_tokens=8))  # ends before it
+def test_rows_are_ours_exactly_in_the_rule_s_sparse_tiles(
+    requests: list[Request], rule: BlockRule
+) -> None:
+    _check_rows(requests, rule)
+
+
+def _check_rows(requests: list[Request], keeps: Keeps) -> None:
+    split = split_rows(requests, keeps)
     found: dict[int, tuple[Segment, bool]] = {}
-    for segments, streams in ((split.streaming, True), (split.dense, False)):
+    for segments, are_ours in ((split.ours, True), (split.dense, False)):
         for segment in segments:
             for row in range(segment.begin, segment.end):
                 assert row not in found, "a row is in two segments"
-                found[row] = (segment, streams)
+                found[row] = (segment, are_ours)
     for index, request in enumerate(requests):
         for row in range(request.begin, request.end):
-            segment, streams = found.pop(row)
+            segment, are_ours = found.pop(row)
             position = request.tokens - request.end + row
-            assert segment.request == index
+            assert (segment.request, segment.prompt_length) == (index, request.prompt_length)
             assert segment.keys - segment.end + row == position, "the mask's corner is elsewhere"
             assert segment.is_newest == (segment.keys == request.tokens)
-            assert streams == _drops(position, request, pattern)
+            assert are_ours == _drops(position, request, keeps)
     assert not found, "rows that no request has"
+
+
+@given(steps(longest=800), RULES)
+def test_a_segment_of_sparse_tiles_is_a_call_by_itself(
+    requests: list[Request], rule: BlockRule
+) -> None:
+    """It begins at a tile's edge; alone, its tiles are sparse, by the same rows."""
+    for segment in split_rows(requests, rule).ours:
+        request = requests[segment.request]
+        whole = Rows(0, _first(request), request.tokens, request.prompt_length)
+        alone = Rows(0, segment.keys - segment.rows, segment.keys, segment.prompt_length)
+        assert alone.start % TILE == 0
+        for tile in range(alone.start // TILE, alone.num_tiles):
+            assert not alone.is_dense(tile, rule)
+            assert alone.sampled(tile).tolist() == whole.sampled(tile).tolist()
 
 
 @given(steps(), PATTERNS)
@@ -69,20 +113,19 @@ def test_segments_are_as_few_as_can_be(requests: list[Request], pattern: Triangl
     split = split_rows(requests, pattern)
     changes = 0
     for request in requests:
-        first = request.tokens - (request.end - request.begin)
-        kinds = [_drops(i, request, pattern) for i in range(first, request.tokens)]
+        kinds = [_drops(i, request, pattern) for i in range(_first(request), request.tokens)]
         changes += bool(kinds) + sum(a != b for a, b in pairwise(kinds))
-    assert len(split.streaming) + len(split.dense) == changes
-    assert split.streaming_rows + split.dense_rows == sum(r.end - r.begin for r in requests)
+    assert len(split.ours) + len(split.dense) == changes
+    assert split.our_rows + split.dense_rows == sum(r.end - r.begin for r in requests)
 
 
 @pytest.mark.parametrize("length", [647, 648])
 def test_short_prompts_are_dense(length: int) -> None:
     split = split_rows([Request(0, length, length, length)], TrianglePattern())
-    assert not split.streaming
-    assert split.dense == (Segment(0, length, length, 0, True),)
+    assert not split.ours
+    assert split.dense == (Segment(0, length, length, 0, True, length),)
 
 
 def test_a_prompt_one_longer_streams_one_row() -> None:
-    (segment,) = split_rows([Request(0, 649, 649, 649)], TrianglePattern()).streaming
-    assert segment == Segment(520, 521, 521, 0, False)
+    (segment,) = split_rows([Request(0, 649, 649, 649)], TrianglePattern()).ours
+    assert segment == Segment(520, 521, 521, 0, False, 649)

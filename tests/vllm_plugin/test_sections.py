@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.errors import ConfigurationError
 from trianglemix.exporter.layers.plan import Fingerprint
 from trianglemix.pytorch import TriangleMixConfig, TriangleMixInferenceConfig
@@ -32,7 +33,14 @@ def test_layers_that_the_model_has_not() -> None:
         additional_config(TriangleMixConfig(triangle_layer_indices=[4]), 4)
 
 
-def test_block_sparse_layers_are_not_dropped_silently() -> None:
-    config = TriangleMixConfig(triangle_layer_indices=[1], block_sparse_layer_indices=[2])
-    with pytest.raises(ConfigurationError, match="triangle layers only"):
-        additional_config(config, 4)
+def test_block_sparse_layers_are_served_as_they_are_patched() -> None:
+    rule = BlockRule(mass=0.9, min_length=2000, num_last_tokens=64)
+    config = TriangleMixConfig(
+        triangle_layer_indices=[1], block_sparse_layer_indices=[2, 3], block_rule=rule
+    )
+    served = read_config(additional_config(config, 4), Fingerprint(4, 8, 2, 64))
+    assert served.keeps == {1: config.pattern, 2: rule, 3: rule}
+    alone = TriangleMixConfig(block_sparse_layer_indices=[2], block_rule=rule)
+    assert read_config(additional_config(alone, 4), Fingerprint(4, 8, 2, 64)).keeps == {2: rule}
+    with pytest.raises(ConfigurationError, match="named as triangle layers and as block-sparse"):
+        additional_config(TriangleMixConfig(starting_layer=2, block_sparse_layer_indices=[2]), 4)

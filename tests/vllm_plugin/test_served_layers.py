@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.errors import ServingError
 from trianglemix.vllm.served_layers import count_board, layer_index
@@ -42,7 +43,7 @@ def test_layers_are_numbered_by_their_names(name: str, index: int | None) -> Non
         ({"alibi_slopes": [0.5]}, "ALiBi"),
         ({"sinks": [0.5]}, "sinks in its softmax"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "cache is quantised"),
-        ({"refusal": lambda: "of its kernel"}, "of its kernel"),
+        ({"refusal": lambda role, spec: f"no kernel for {role}"}, "no kernel for triangle"),
     ],
 )
 def test_an_attention_that_is_not_plain(changes: dict[str, Any], words: str) -> None:
@@ -70,6 +71,19 @@ def test_a_cache_that_is_not_plain(window: int | None, kind: str) -> None:
         Builder(spec, [NAME], engine(PATTERN), None)
 
 
+def test_a_role_that_its_kernels_do_not_take() -> None:
+    """Asked by role: the same layer may be a triangle layer."""
+    for keeps, refused in ((BlockRule(), True), (PATTERN, False)):
+        config = engine(keeps)
+        attention = config.compilation_config.static_forward_context[NAME].impl
+        attention.refusal = lambda role, spec: "no library" if role == "block_sparse" else None
+        if refused:
+            with pytest.raises(ServingError, match="cannot be a block-sparse layer: no library"):
+                builder_of(config)
+        else:
+            assert builder_of(config)
+
+
 def test_another_backend() -> None:
     config = engine(PATTERN)
     config.compilation_config.static_forward_context[NAME].impl = SimpleNamespace()
@@ -80,7 +94,11 @@ def test_another_backend() -> None:
 def test_a_layer_without_attention() -> None:
     config = engine(PATTERN)
     del config.compilation_config.static_forward_context[NAME]
-    with pytest.raises(ServingError, match="layer 1 is named"):
+    with pytest.raises(ServingError, match="layer 1 is named as a triangle layer"):
+        builder_of(config)
+    config = engine(BlockRule())
+    del config.compilation_config.static_forward_context[NAME]
+    with pytest.raises(ServingError, match="layer 1 is named as a block-sparse layer"):
         builder_of(config)
 
 

@@ -71,7 +71,7 @@ def test_prompts_and_answers_mixed(answered: tuple[str, dict[str, Any]], number:
 def test_the_pattern_is_what_was_served(answered: tuple[str, dict[str, Any]]) -> None:
     """The dense model answers otherwise, and the layers say how many rows streamed."""
     family, result = answered
-    dense = expected(family, prompt(501), TOKENS, patched=False)
+    dense = expected(family, prompt(501), TOKENS, "dense")
     (found,) = result["rounds"][LENGTHS.index(501)]
     assert abs(found["logs"][0] - dense.logs[0]) > 1e-2
     span = PATTERN.num_sink_tokens + PATTERN.sliding_window_size
@@ -84,7 +84,8 @@ def test_the_pattern_is_what_was_served(answered: tuple[str, dict[str, Any]]) ->
     streaming = sum(max(0, n - PATTERN.num_last_tokens - span) for n in lengths)
     decoded = (TOKENS - 1) * len(lengths)  # the last token of an answer is never read
     assert result["counts"] == {
-        str(layer): [streaming, sum(lengths) + decoded - streaming] for layer in LAYERS
+        str(layer): {"triangle": streaming, "dense": sum(lengths) + decoded - streaming}
+        for layer in LAYERS
     }
 
 

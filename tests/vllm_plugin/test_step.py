@@ -11,15 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.errors import ServingError
+from trianglemix.vllm.gathered_past import gather_past
 from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
 from trianglemix.vllm.prompt_lengths import ENDLESS
+from trianglemix.vllm.roles import Keeps
 from trianglemix.vllm.row_split import Request
 
 from tests.vllm_plugin.flash_stand_in import SCALE, D, attend, merge, random_batch
-from tests.vllm_plugin.test_row_split import steps
+from tests.vllm_plugin.test_row_split import RULES, steps
 
 LAYERS = 3
 
@@ -62,6 +65,7 @@ class PlainAttention:
 
     attn_type, sliding_window, alibi_slopes, sinks = "decoder", None, None, None
     kv_cache_dtype = "auto"
+    scale, logits_soft_cap = SCALE, 0.0
 
     def forward(
         self, layer: Any, query: Tensor, key: Tensor, value: Tensor, cache: Tensor, metadata: Any,
@@ -86,13 +90,15 @@ class Builder(TriangleBuilding, PlainBuilder):
 class Layer(TriangleForward, PlainAttention):
     """Ours over the small one, with the calls that the CUDA backend makes."""
 
-    def stream(self, layer: Any, query: Tensor, cache: Tensor, step: Step, output: Tensor) -> None:
-        assert self.triangle is not None
+    def stream(self, query: Tensor, cache: Tensor, step: Step, output: Tensor) -> None:
+        assert isinstance(step.keeps, TrianglePattern)
         both = cache.transpose(1, 2)
         keys = PagedKeys(both[..., :D], both[..., D:])
         calls = FlashCalls(attend, merge, {"softmax_scale": SCALE})
-        pattern = self.triangle.pattern
-        stream_paged(query, keys, step.streaming, step.sinks, pattern, calls, output)
+        stream_paged(query, keys, step.ours, step.sinks, step.keeps, calls, output)
+
+    def gather(self, cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        return gather_past(cache, table, tokens)
 
 
 class FullAttentionSpec:
@@ -101,11 +107,18 @@ class FullAttentionSpec:
     sliding_window = None
 
 
-def engine(pattern: TrianglePattern, layers: str = "1", **changes: Any) -> SimpleNamespace:
+def section_of(keeps: Keeps, layers: str) -> dict[str, Any]:
+    """A section with layers of one role."""
+    if isinstance(keeps, BlockRule):
+        blocks = {"block_sparse_layers": layers, "block_rule": keeps.as_attributes()}
+        return {"layers": "none", **blocks}
+    return {"layers": layers, "pattern": list(keeps.as_attributes().values())}
+
+
+def engine(keeps: Keeps, layers: str = "1", **changes: Any) -> SimpleNamespace:
     """A `VllmConfig` as far as the plug-in looks into it, with `LAYERS` layers of ours."""
     names = [f"model.layers.{n}.self_attn.attn" for n in range(LAYERS)]
     modules = {name: SimpleNamespace(impl=Layer()) for name in names}
-    numbers = list(pattern.as_attributes().values())
     architecture = SimpleNamespace(
         total_num_attention_heads=4, total_num_kv_heads=2, rswa_window=None
     )
@@ -123,7 +136,7 @@ def engine(pattern: TrianglePattern, layers: str = "1", **changes: Any) -> Simpl
     )
     return SimpleNamespace(**{
         "model_config": model,
-        "additional_config": {"trianglemix": {"layers": layers, "pattern": numbers}},
+        "additional_config": {"trianglemix": section_of(keeps, layers)},
         "compilation_config": SimpleNamespace(static_forward_context=modules),
         "parallel_config": SimpleNamespace(rank=1, tensor_parallel_size=2),
         "instance_id": "test",
@@ -145,6 +158,11 @@ def common_of(requests: list[Request], table: Tensor) -> Common:
         seq_lens_cpu_upper_bound=tokens,
         rswa_prefix_lens=torch.tensor([r.prompt_length for r in requests], dtype=torch.int32),
     )  # fmt: skip
+
+
+def step_of(pattern: TrianglePattern, common: Common) -> Step:
+    step: Step = builder_of(engine(pattern)).build(0, common).trianglemix["triangle"]
+    return step
 
 
 def run(config: SimpleNamespace, layer: int, common: Common, batch: Any, extra: int = 0) -> Tensor:
@@ -175,16 +193,52 @@ def test_a_triangle_layer_keeps_what_the_predicate_keeps(
     torch.testing.assert_close(dense.double(), batch.dense.double(), rtol=0, atol=2e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(steps(longest=600), RULES, st.integers(0, 2**31))
+def test_a_block_sparse_layer_keeps_what_the_rule_keeps(
+    requests: list[Request], rule: BlockRule, seed: int
+) -> None:
+    """A tile cut by the step's beginning is dense; one cut by its end goes by what is here."""
+    batch = random_batch(requests, rule, seed)
+    found = run(engine(rule), 1, common_of(requests, batch.table), batch)
+    torch.testing.assert_close(found.double(), batch.expected.double(), rtol=0, atol=2e-6)
+
+
+def test_layers_of_two_roles_split_a_step_in_two_ways() -> None:
+    pattern, rule = TrianglePattern(4, 16, 8), BlockRule(0.4, 0, 4, 1, 8)
+    section = section_of(rule, "2") | section_of(pattern, "1")
+    config = engine(pattern, additional_config={"trianglemix": section})
+    requests = [Request(0, 300, 400, 520), Request(300, 301, 90, 80), Request(301, 701, 400, 400)]
+    for layer, keeps in ((1, pattern), (2, rule)):
+        batch = random_batch(requests, keeps, layer)
+        assert not torch.equal(batch.expected, batch.dense)
+        found = run(config, layer, common_of(requests, batch.table), batch)
+        torch.testing.assert_close(found.double(), batch.expected.double(), rtol=0, atol=2e-6)
+    steps = builder_of(config).build(0, common_of(requests, batch.table)).trianglemix
+    assert {role: (step.our_rows, step.dense_rows) for role, step in steps.items()} == {
+        "triangle": (300 + 372, 1 + 28), "block_sparse": (272 + 384, 28 + 1 + 16),
+    }  # fmt: skip
+
+
+def test_mass_1_is_vllm_s_own_attention() -> None:
+    requests = [Request(0, 600, 600, 600)]
+    batch = random_batch(requests, BlockRule(1.0, 0), 0)
+    metadata = builder_of(engine(BlockRule(1.0, 0))).build(0, common_of(requests, batch.table))
+    assert not metadata.trianglemix
+    metadata = builder_of(engine(BlockRule(0.9, 0))).build(0, common_of(requests, batch.table))
+    assert metadata.trianglemix["block_sparse"].our_rows == 384
+
+
 def test_where_nothing_streams_the_metadata_are_vllm_s() -> None:
     pattern = TrianglePattern(4, 16, 8)
     requests = [Request(0, 28, 28, 28), Request(28, 29, 60, 50)]
     batch = random_batch(requests, pattern, 0)
     metadata = builder_of(engine(pattern)).build(0, common_of(requests, batch.table))
-    assert metadata.trianglemix is None
+    assert not metadata.trianglemix
     longer = [Request(0, 29, 29, 29), Request(29, 30, 60, 50)]
     batch = random_batch(longer, pattern, 0)
-    step = builder_of(engine(pattern)).build(0, common_of(longer, batch.table)).trianglemix
-    assert (step.streaming_rows, step.dense_rows) == (1, 29)
+    step = step_of(pattern, common_of(longer, batch.table))
+    assert (step.our_rows, step.dense_rows) == (1, 29)
 
 
 def test_a_builder_made_again_does_not_see_our_window() -> None:
@@ -210,7 +264,8 @@ def test_an_engine_without_the_section_is_left_alone() -> None:
 
 def test_rows_are_counted_by_layer() -> None:
     pattern = TrianglePattern(4, 16, 8)
-    config = engine(pattern, "0,2")
+    section = section_of(BlockRule(), "1") | section_of(pattern, "0,2")
+    config = engine(pattern, additional_config={"trianglemix": section})
     requests = [Request(0, 40, 40, 50), Request(40, 41, 30, 20)]
     batch = random_batch(requests, pattern, 2)
     builder = builder_of(config)
@@ -219,9 +274,10 @@ def test_rows_are_counted_by_layer() -> None:
     for module in config.compilation_config.static_forward_context.values():
         output = torch.empty_like(batch.query)
         module.impl.forward(module, batch.query, key, key, batch.cache, metadata, output)
-    counts = [(layer.index, layer.count.triangle_rows, layer.count.dense_rows)
-              for layer in builder._layers]  # fmt: skip
-    assert counts == [(0, 20, 21), (2, 20, 21)]
+    streamed = {"triangle": 20, "dense": 21}
+    assert {layer.index: layer.count.rows for layer in builder._layers} == {
+        0: streamed, 1: {"block_sparse": 0, "dense": 41}, 2: streamed,
+    }  # fmt: skip
 
 
 def test_guessing_layers_get_vllm_s_metadata_and_need_no_lengths() -> None:
@@ -238,17 +294,17 @@ def test_guessing_layers_get_vllm_s_metadata_and_need_no_lengths() -> None:
 def test_without_sinks_there_is_one_call() -> None:
     pattern, requests = TrianglePattern(0, 16, 8), [Request(0, 60, 60, 60)]
     batch = random_batch(requests, pattern, 3)
-    step = builder_of(engine(pattern)).build(0, common_of(requests, batch.table)).trianglemix
+    step = step_of(pattern, common_of(requests, batch.table))
     both, calls = batch.cache.transpose(1, 2), []
 
     def counted(**given: Any) -> Any:
         calls.append(given["window_size"])
         return attend(**given)
 
-    rows = step.streaming.rows
+    rows = step.ours.rows
     output = torch.empty_like(rows.take(batch.query))
     stream_paged(
-        rows.take(batch.query), PagedKeys(both[..., :D], both[..., D:]), step.streaming,
+        rows.take(batch.query), PagedKeys(both[..., :D], both[..., D:]), step.ours,
         step.sinks, pattern, FlashCalls(counted, merge, {"softmax_scale": SCALE}), output,
     )  # fmt: skip
     assert calls == [[15, 0]]
