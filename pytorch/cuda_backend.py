@@ -17,7 +17,7 @@ from trianglemix.custom_ops.cuda_library import BLOCK_SPARSE, TRIANGLE, load_ker
 from trianglemix.custom_ops.library import LibraryNotFoundError
 from trianglemix.pytorch.block_choice import BlockSparse
 from trianglemix.pytorch.blocks import Attention
-from trianglemix.pytorch.cuda_call import current_stream
+from trianglemix.pytorch.cuda_call import current_stream, is_capturing
 from trianglemix.pytorch.layout import Rows
 from trianglemix.pytorch.operators import attend_blocks, attend_triangle
 
@@ -177,8 +177,8 @@ def device_lengths(rows: Rows, length: int, device: torch.device) -> tuple[Tenso
     if torch.compiler.is_compiling() or device.type != "cuda":
         made = [_made(values, device) for values in numbers]
     else:
-        stream = current_stream(device)
-        make = _made if torch.cuda.is_current_stream_capturing() else _shared
+        stream = current_stream(device.index)
+        make = _made if is_capturing() else _shared
         made = [make(values, device, stream) for values in numbers]
     return made[0], made[1], made[2]
 

@@ -1,7 +1,8 @@
 """One call of the CUDA library on torch tensors: what it takes, and the hand-over.
 
 A call costs the host a few microseconds before its two launches: the C structure is built once for
-all calls that differ in lengths and addresses only, and scratch comes from torch's allocator.
+all calls that differ in lengths and addresses only, and scratch, which comes from torch's
+allocator, stays with its stream. What is written out below, and looks long, is so for its speed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ DTYPES: Final = {
     torch.bfloat16: BFLOAT16,
 }
 _ENTRIES: Final = {"triangle": TRIANGLE, "block_sparse": BLOCK_SPARSE}
+NUMBERS: Final = ("sink", "window", "last", "scale", "softcap", "mass", "min_length")
+"""A problem's fields that say what is computed; block-sparse attention alone has the last two."""
 _ALIGNMENT: Final = 16
 _MOST_PREPARED: Final = 64
+_MOST_KEPT_BYTES: Final = 64 << 20
+_MOST_KEPT_STREAMS: Final = 8
 
 
 class Inputs(NamedTuple):
@@ -62,9 +67,13 @@ class _Prepared:
 
 @dataclass
 class _Thread(threading.local):
-    """A thread's own: a problem is read while other threads run."""
+    """A thread's own: a problem is read while other threads run, and their launches are between.
+
+    `scratch` is by stream, whose calls follow each other.
+    """
 
     prepared: dict[tuple[Any, ...], _Prepared] = field(default_factory=dict)
+    scratch: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
 _thread: Final = _Thread()
@@ -86,37 +95,48 @@ def run_kernels(
         LibraryNotFoundError: there is no CUDA library.
         RuntimeError: CUDA's own error.
     """
-    query, key, value = inputs.query, inputs.key, inputs.value
-    prepared = _prepare(operator, inputs, numbers)
+    ordered = tuple([numbers[name] for name in NUMBERS if name in numbers])
+    return call_kernels(operator, *inputs, ordered, block_mask)
+
+
+def call_kernels(
+    operator: str, query: Tensor, key: Tensor, value: Tensor, end: Tensor, prompt: Tensor,
+    first: Tensor, numbers: tuple[float, ...], block_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`run_kernels`, its arguments one by one and the numbers in the order of `NUMBERS`."""
+    prepared = _prepare(operator, query, key, value, end, prompt, first, numbers)
     B, H, S, D = query.shape
     T, Dv = key.shape[2], value.shape[3]
     if T == 0 or S == 0 or B == 0:
         return query.new_zeros(B, S, H, Dv).transpose(1, 2)
-    if query.stride() != (S * H * D, D, H * D, 1) or query.data_ptr() % _ALIGNMENT:
+    address = query.data_ptr()
+    if query.stride() != (S * H * D, D, H * D, 1) or address % _ALIGNMENT:
         query = _aligned(query.transpose(1, 2)).transpose(1, 2)
+        address = query.data_ptr()
     capacity = buffer_slots(key)
     if capacity is None or buffer_slots(value) != capacity:
         key, value, capacity = _aligned(key), _aligned(value), T
-    output = torch.empty_strided(
-        (B, H, S, Dv), (S * H * Dv, Dv, H * Dv, 1), dtype=query.dtype, device=query.device
-    )
+    if Dv == D:
+        output = torch.empty_like(query)  # lies as the queries do
+    else:
+        output = query.new_empty_strided((B, H, S, Dv), (S * H * Dv, Dv, H * Dv, 1))
     problem = prepared.problem
     problem.query_length, problem.total = S, T
     problem.past_capacity = problem.present_capacity = capacity
-    problem.query, problem.output = query.data_ptr(), output.data_ptr()
+    problem.query, problem.output = address, output.data_ptr()
     problem.past_key = problem.present_key = key.data_ptr()
     problem.past_value = problem.present_value = value.data_ptr()
-    problem.seqlens_k = inputs.seqlens_k.data_ptr()
-    problem.prompt_length = inputs.prompt_length.data_ptr()
-    problem.first_valid = inputs.first_valid.data_ptr()
+    problem.seqlens_k = end.data_ptr()
+    problem.prompt_length = prompt.data_ptr()
+    problem.first_valid = first.data_ptr()
     if operator == "block_sparse":
         problem.block_mask = None if block_mask is None else block_mask.data_ptr()
-    device = query.device
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        _enqueue(prepared, device, (S, capacity))
+    device = query.get_device()
+    if device < 0 or device == current_device():
+        _enqueue(prepared, query, (S, capacity))
     else:
         with torch.cuda.device(device):
-            _enqueue(prepared, device, (S, capacity))
+            _enqueue(prepared, query, (S, capacity))
     return output
 
 
@@ -148,40 +168,75 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
-def _enqueue(prepared: _Prepared, device: torch.device, sizes: tuple[int, int]) -> None:
+def _enqueue(prepared: _Prepared, query: Tensor, sizes: tuple[int, int]) -> None:
     if prepared.sizes != sizes:
         prepared.workspace_bytes = prepared.kernels.workspace_bytes(prepared.address)
         prepared.sizes = sizes
-    # torch's allocator keeps it for the stream, or in the pool of the graph that is captured.
-    workspace = torch.empty(prepared.workspace_bytes, dtype=torch.uint8, device=device)
-    stream = current_stream(device)
+    stream = current_stream(query.get_device())
+    workspace = _scratch(prepared.workspace_bytes, query, stream)
     error = prepared.kernels.run(prepared.address, workspace.data_ptr(), stream)
     if error:
         raise RuntimeError(f"the CUDA kernels say: {error.decode()}")
 
 
-def current_stream(device: torch.device) -> int:
-    """The device's current stream as CUDA knows it: torch's own object of it takes 1 us."""
-    private: Any = torch._C
-    stream: int = private._cuda_getCurrentRawStream(device.index)
+def _scratch(count: int, query: Tensor, stream: int) -> Tensor:
+    """`count` bytes beside `query`: the stream's, or, for a graph that is captured, its own."""
+    if is_capturing() or count > _MOST_KEPT_BYTES:
+        return query.new_empty(count, dtype=torch.uint8)
+    place = query.get_device(), stream
+    kept = _thread.scratch.get(place)
+    if kept is None or kept.nbytes < count:
+        if len(_thread.scratch) >= _MOST_KEPT_STREAMS:
+            _thread.scratch.clear()
+        kept = _thread.scratch[place] = query.new_empty(count, dtype=torch.uint8)
+    return kept
+
+
+_torch: Final[Any] = torch._C
+"""torch's own functions for what follows look at more, and take some microseconds."""
+
+
+def current_stream(device: int) -> int:
+    """The device's current stream as CUDA knows it."""
+    stream: int = _torch._cuda_getCurrentRawStream(device)
     return stream
 
 
-def _prepare(operator: str, inputs: Inputs, numbers: dict[str, float]) -> _Prepared:
-    """By all that the problem's fixed part and the checks depend on; written out, for its speed."""
-    query, key, value, end, prompt, first = inputs
+def current_device() -> int:
+    """The number of the current CUDA device."""
+    device: int = _torch._cuda_getDevice()
+    return device
+
+
+def is_capturing() -> bool:
+    """Whether the current stream's work is recorded as a graph."""
+    capturing: bool = _torch._cuda_isCurrentStreamCapturing()
+    return capturing
+
+
+def _prepare(
+    operator: str, query: Tensor, key: Tensor, value: Tensor, end: Tensor, prompt: Tensor,
+    first: Tensor, numbers: tuple[float, ...],
+) -> _Prepared:  # fmt: skip
+    """By all that the problem's fixed part and the checks depend on."""
     of_query, of_key, of_value = query.shape, key.shape, value.shape
+    index = query.get_device()
+    if index < 0 or not len(of_query) == len(of_key) == len(of_value) == 4:
+        # Of no GPU: tensors on the host and nowhere have the same number.
+        check_inputs(Inputs(query, key, value, end, prompt, first))
     signature = (
-        operator, *numbers.values(),
-        of_query[:2], of_query[3:], of_key[:2], of_key[3:], of_value[:2], of_value[3:],
-        of_key[2:3] == of_value[2:3],
+        operator, numbers,
+        of_query[0], of_query[1], of_query[3], of_key[0], of_key[1], of_key[3],
+        of_value[0], of_value[1], of_value[3], of_key[2] == of_value[2],
         query.dtype, key.dtype, value.dtype, end.dtype, prompt.dtype, first.dtype,
-        query.device, key.device, value.device, end.device, prompt.device, first.device,
+        index, key.get_device(), value.get_device(),
+        end.get_device(), prompt.get_device(), first.get_device(),
         end.shape, prompt.shape, first.shape,
         end.is_contiguous(), prompt.is_contiguous(), first.is_contiguous(),
     )  # fmt: skip
     prepared = _thread.prepared.get(signature)
     if prepared is None:
+        inputs = Inputs(query, key, value, end, prompt, first)
         check_inputs(inputs)
         if len(_thread.prepared) >= _MOST_PREPARED:
             _thread.prepared.clear()
@@ -228,9 +283,10 @@ def check_inputs(inputs: Inputs) -> None:
         )
 
 
-def _new_problem(operator: str, inputs: Inputs, numbers: dict[str, float]) -> _Prepared:
+def _new_problem(operator: str, inputs: Inputs, numbers: tuple[float, ...]) -> _Prepared:
     kernels = load_kernels(*_ENTRIES[operator])
-    problem: Problem = kernels.problem(dtype=DTYPES[inputs.query.dtype], **numbers)
+    fields = dict(zip(NUMBERS, numbers, strict=False))
+    problem: Problem = kernels.problem(dtype=DTYPES[inputs.query.dtype], **fields)
     B, H, _, D = inputs.query.shape
     G, Dv = inputs.value.shape[1], inputs.value.shape[3]
     problem.batch, problem.num_heads, problem.kv_num_heads = B, H, G

@@ -20,13 +20,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from trianglemix.custom_ops.errors import TriangleMixError
-from trianglemix.pytorch.cuda_call import Inputs, run_kernels
+from trianglemix.pytorch.cuda_call import Inputs, call_kernels
 
 _torch_library: Any = torch.library  # whose functions have no types
 NAMESPACE: Final[Any] = _torch_library.Library("trianglemix", "FRAGMENT")
 _TENSORS: Final = Inputs._fields
-_NUMBERS: Final = ("sink", "window", "last", "scale", "softcap", "mass", "min_length")
-"""As `run_kernels` names them, in the operators' order; the last two are `attend_blocks`' alone."""
 _PATTERN: Final = (
     "int num_sink_tokens, int sliding_window_size, int num_last_tokens, float scale, float softcap"
 )
@@ -74,10 +72,11 @@ def _fake(name: str) -> Any:
 
 
 def _on_cuda(name: str, kind: str) -> Any:
-    def run(*arguments: Any) -> Tensor:
-        refuse_gradient(name, *arguments[:3])
-        numbers = dict(zip(_NUMBERS, arguments[len(_TENSORS) :], strict=False))
-        return run_kernels(kind, Inputs(*arguments[: len(_TENSORS)]), numbers)
+    def run(  # type: ignore[no-untyped-def]
+        query, key, value, end, prompt, first, *numbers
+    ) -> Tensor:
+        refuse_gradient(name, query, key, value)
+        return call_kernels(kind, query, key, value, end, prompt, first, numbers)
 
     return run
 

@@ -36,6 +36,7 @@ def _library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda_library, "cuda_library_path", lambda: path)
         patch.setattr(cuda_call, "current_stream", lambda _: STREAM)
+        patch.setattr(cuda_call, "is_capturing", lambda: False)
         patch.setattr(cuda_call, "_thread", cuda_call._Thread())
         cuda_library.load_kernels.cache_clear()
         yield
@@ -239,6 +240,27 @@ def test_scratch_is_as_large_as_the_library_asks(monkeypatch: pytest.MonkeyPatch
     for one in inputs:
         run_kernels("triangle", one, NUMBERS)
     assert asked == [(20, 31), (19, 31)]
+
+
+def test_scratch_stays_with_its_stream_but_for_captured_graphs(
+    thread: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = torch.empty(1)
+    first = cuda_call._scratch(100, given, 1)
+    assert cuda_call._scratch(80, given, 1) is first
+    assert cuda_call._scratch(100, given, 2) is not first
+    larger = cuda_call._scratch(200, given, 1)
+    assert larger.nbytes == 200
+    assert cuda_call._scratch(100, given, 1) is larger
+    huge = cuda_call._MOST_KEPT_BYTES + 1
+    assert cuda_call._scratch(huge, given, 1).nbytes == huge
+    assert cuda_call._scratch(100, given, 1) is larger, "what is huge is not kept"
+    monkeypatch.setattr(cuda_call, "is_capturing", lambda: True)
+    assert cuda_call._scratch(100, given, 1) is not larger, "the graph's pool has its own"
+    monkeypatch.setattr(cuda_call, "is_capturing", lambda: False)
+    for stream in range(30):
+        cuda_call._scratch(10, given, stream)
+    assert len(thread.scratch) <= cuda_call._MOST_KEPT_STREAMS
 
 
 def test_the_librarys_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
