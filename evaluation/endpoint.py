@@ -46,9 +46,13 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, the tokens of its prompt as the server counts them, seconds to the first token."""
+    """An answer, the tokens of its prompt as the server counts them, seconds to the first token.
+
+    `tokens` are those of the answer where the server was asked for them and tells them.
+    """
 
     text: str
+    tokens: tuple[int, ...]
     prompt_tokens: int | None
     ttft_s: float
 
@@ -103,17 +107,19 @@ class Endpoint:
         }  # fmt: skip
         body = json.dumps(asked).encode()
         started, first = time.perf_counter(), None
-        parts, counted = list[str](), None
+        parts, tokens, counted = list[str](), list[int](), None
         with self._asked("POST", f"{self.base_url}/completions", body) as reply:
             self._check(reply)
             for event in self._events(reply):
                 if event.get("choices"):
                     first = time.perf_counter() if first is None else first
-                    parts.append(event["choices"][0].get("text") or "")
+                    choice = event["choices"][0]
+                    parts.append(choice.get("text") or "")
+                    tokens += choice.get("token_ids") or ()
                 counted = (event.get("usage") or {}).get("prompt_tokens", counted)
         if first is None:
             raise ServerError(f"{self.base_url} ended its answer before the first token")
-        return Completion("".join(parts), counted, first - started)
+        return Completion("".join(parts), tuple(tokens), counted, first - started)
 
     def layers_by_kind(self) -> dict[str, list[int]] | None:
         """Layers in which our plug-in dropped keys so far, by vLLM's metrics; None without any.

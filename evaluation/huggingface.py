@@ -109,6 +109,11 @@ class HuggingFaceModel:
 
     def answer(self, ids: tuple[int, ...], max_new_tokens: int) -> Answer:
         """Greedy, one prompt; the first token's logits are the only ones of the prefill."""
+        new, ttft = self.greedy_tokens(ids, max_new_tokens)
+        return Answer(self.tokenizer.decode(new), len(ids), ttft)
+
+    def greedy_tokens(self, ids: tuple[int, ...], max_new_tokens: int) -> tuple[list[int], float]:
+        """The answer's tokens, its stop token left out, and seconds to the first one."""
         import torch
         from trianglemix.pytorch import prompt_length
 
@@ -123,7 +128,7 @@ class HuggingFaceModel:
                 if len(new) == max_new_tokens:
                     break
                 token, cache = self._step(torch.tensor([[token]]), cache)
-        return Answer(self.tokenizer.decode(new), len(ids), ttft)
+        return new, ttft
 
     def _step(self, ids: Tensor, cache: Any) -> tuple[int, Any]:
         output = self.model(

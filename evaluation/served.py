@@ -55,13 +55,21 @@ class ServedModel:
                 f"{self._endpoint.base_url} read {found.prompt_tokens} tokens where {len(ids)} ids "
                 "were given: it takes no token ids as they are"
             )
-        return Answer(found.text, len(ids), found.ttft_s)
+        text = self.tokenizer.decode(found.tokens) if found.tokens else found.text
+        return Answer(text, len(ids), found.ttft_s)
 
     def _own_fields(self) -> dict[str, Any]:
-        """vLLM's own: no cache of an earlier prompt, no penalty that the model's folder names."""
+        """vLLM's own: no cache of an earlier prompt, no penalty that the model's folder names.
+
+        And the answer's tokens: its text leaves out a last character that is not whole.
+        """
         if not self._card.is_vllm:
             return {}
-        return {"cache_salt": uuid.uuid4().hex, "repetition_penalty": 1.0}
+        return {
+            "cache_salt": uuid.uuid4().hex,
+            "repetition_penalty": 1.0,
+            "return_token_ids": True,
+        }
 
     def peak_memory_mb(self) -> None:
         """Not known: it is the server's."""

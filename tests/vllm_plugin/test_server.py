@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,64 +12,25 @@ from typing import Any, Final
 import pytest
 
 from tests.vllm_plugin.served_models import (
-    CONTEXT,
     LAYERS,
-    PYTHON,
-    QUIET,
-    SECTION,
     check,
     expected,
     needs_vllm,
     prompt,
-    served_folder,
 )
+from tests.vllm_plugin.server import START_SECONDS, serve
 
 pytestmark = needs_vllm
 TOKENS: Final = 8
-START_SECONDS: Final = 200
 LENGTHS: Final = (501, 37, 333, 1, 90, 200)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; workers in processes of their own, prompts in steps of 128 tokens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    work = tmp_path_factory.mktemp("server")
-    options = {
-        "model": str(served_folder("qwen3")), "served-model-name": "tiny", "port": str(port),
-        "host": "127.0.0.1", "dtype": "float32", "max-model-len": str(CONTEXT),
-        "max-num-batched-tokens": "128", "max-num-seqs": "4", "block-size": "32",
-        "additional-config": json.dumps({"trianglemix": SECTION}),
-    }  # fmt: skip
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", *arguments]
-    with (work / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--enforce-eager"], stdout=log, stderr=subprocess.STDOUT, cwd=work,
-            env=os.environ | QUIET | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-        )  # fmt: skip
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(process, address, work)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-    assert "TriangleMix: triangle layers 1-2" in (work / "log.txt").read_text(encoding="utf-8")
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, work: Any) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, (work / "log.txt").read_text(encoding="utf-8")[-4000:]
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError((work / "log.txt").read_text(encoding="utf-8")[-4000:])
+    with serve("qwen3", tmp_path_factory.mktemp("server") / "log.txt") as running:
+        yield running.address(START_SECONDS)
+    assert "TriangleMix: triangle layers 1-2" in running.log()
 
 
 def _complete(address: str, ids: tuple[int, ...]) -> dict[str, Any]:
