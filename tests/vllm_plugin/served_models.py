@@ -159,6 +159,18 @@ def expected_in_chunks(
     return Answer(tuple(answer), tuple(logs))
 
 
+def sparse_rows(starts: Sequence[int], length: int, rule: BlockRule) -> int:
+    """How many rows of a prompt of `length` tokens are sparse if its steps begin at `starts`."""
+    if length <= rule.min_length:
+        return 0
+    found = 0
+    for start, stop in pairwise([*starts, length]):
+        for tile in range(-(-start // 128) * 128, stop - 15, 128):  # its 16th row is here
+            if tile + 128 <= length - rule.num_last_tokens:
+                found += min(tile + 128, stop) - tile
+    return found
+
+
 def run_engine(
     family: str,
     rounds: Sequence[Mapping[str, Any]],

@@ -6,7 +6,6 @@ answer of the same calls by hand, in which the cut tile is dense.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from tests.vllm_plugin.served_models import (
     needs_vllm,
     prompt,
     run_engine,
+    sparse_rows,
 )
 
 pytestmark = needs_vllm
@@ -98,29 +98,17 @@ def test_the_rule_is_what_was_served(answered: tuple[str, dict[str, Any]]) -> No
 
 def test_rows_are_counted(answered: tuple[str, dict[str, Any]]) -> None:
     _, result = answered
+    mixed = [length for length, _ in MIXED]
+    lengths = [*([length] for length in LENGTHS), *[[1000]] * 4, mixed, mixed]
     sparse = dense = 0
-    for found_all, lengths in zip(
-        result["rounds"],
-        [*([n] for n in LENGTHS), *[[1000]] * 4, *[[n for n, _ in MIXED]] * 2],
-        strict=True,
-    ):
-        for found, length in zip(found_all, lengths, strict=True):
-            edges = [*found["starts"], length]
-            ours = sum(_sparse_rows(a, b, length) for a, b in pairwise(edges))
+    for answers, given in zip(result["rounds"], lengths, strict=True):
+        for found, length in zip(answers, given, strict=True):
+            ours = sparse_rows(found["starts"], length, RULE)
             sparse += ours
-            dense += length - ours + TOKENS - 1
+            dense += length - ours + TOKENS - 1  # the last token of an answer is never read
     for layer in BLOCK_LAYERS:
         assert result["counts"][str(layer)] == {"block_sparse": sparse, "dense": dense}
     assert set(result["counts"]["2"]) == {"triangle", "dense"}
-
-
-def _sparse_rows(start: int, stop: int, length: int) -> int:
-    """Rows of tiles that begin in a step, hold no last row and have their 16th row in it."""
-    tiles = [
-        tile for tile in range(0, length, 128)
-        if start <= tile and tile + 15 < stop and tile + 128 <= length - RULE.num_last_tokens
-    ]  # fmt: skip
-    return sum(min(tile + 128, stop) - tile for tile in tiles) if length > RULE.min_length else 0
 
 
 def test_prefix_hits(tmp_path: Path) -> None:
