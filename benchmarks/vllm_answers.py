@@ -2,13 +2,13 @@
 
     python -m benchmarks.vllm_answers FOLDER              # one H100 or H200, 100 samples of 8,000
     python -m benchmarks.vllm_answers FOLDER --device cpu --samples 2 --tokens 1500 --python PYTHON
-    python -m benchmarks.vllm_answers FOLDER --ways triangle       # without vLLM alone
+    python -m benchmarks.vllm_answers FOLDER --ways triangle,block-sparse,dense
 
-Two servers, vLLM with the plug-in (the triangle layers of the plan) and vLLM alone, start beside
-this process, which meanwhile answers the same prompts with transformers, patched and dense. All
-prompts go to a server over HTTP as token ids, one after the other, in steps of `--step` tokens. Two
-programs that compute the same differ in their last digits, and so now and then in a token: how
-often the two *dense* ones do is the measure for how often the triangle ones may.
+Servers, vLLM with the plug-in (the triangle layers of the plan, or its block-sparse ones, too) and
+vLLM alone, start beside this process, which meanwhile answers the same prompts with transformers,
+patched and dense. All prompts go to a server over HTTP as token ids, one after the other, in steps
+of `--step` tokens. Two programs that compute the same differ in their last digits, and so now and
+then in a token: how often the two *dense* ones do is the measure for how often the others may.
 FOLDER is a Hugging Face folder (`source_models.packed_smollm2` makes it where no index is).
 """
 
@@ -35,9 +35,9 @@ from trianglemix.evaluation.served import ServedModel, choose_model
 from trianglemix.evaluation.statistics import paired_difference, paired_ratio, score_interval
 from trianglemix.evaluation.task import Task
 from trianglemix.exporter.layers.plan import Plan
-from trianglemix.exporter.options import layer_ranges
 from trianglemix.pytorch import TriangleMixConfig
 from trianglemix.runtime.tokenizer import Tokenizer
+from trianglemix.vllm import additional_config
 
 from benchmarks import four_keys
 from benchmarks.machine import describe_run, save_result
@@ -47,7 +47,7 @@ from benchmarks.vllm_server import Server
 
 NAME: Final = "vllm_answers"
 PLAN: Final = Path(__file__).resolve().parents[1] / "models" / "smollm2" / "plan.json"
-WAYS: Final = ("triangle", "dense")
+WAYS: Final = ("triangle", "block-sparse", "dense")
 FIRST_SEED: Final = 9000  # no sample that a plan was chosen by
 BATCH: Final = 10
 _SPARE: Final = 32
@@ -61,27 +61,29 @@ def main() -> None:
     """Asks, writes benchmarks/results/vllm_answers.json, prints what is the same."""
     options, started = _parse(), time.time()
     plan = Plan.load(options.plan)
-    config = TriangleMixConfig.from_pattern(plan.pattern or TrianglePattern(), plan.triangle_layers)
-    ways = [way for way in WAYS if way in options.ways.split(",")]
+    ways = {way: _config(way, plan) for way in WAYS if way in options.ways.split(",")}
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = {way: stack.enter_context(_server(way, plan, options, work)) for way in ways}
-        units = _units(options)
-        patched = _answers_here(units, config, options)
+        servers = {
+            way: stack.enter_context(_server(way, config, plan, options, work))
+            for way, config in ways.items()
+        }
+        units = _units(options, tuple(ways))
+        patched = _answers_here(units, ways, options)
         print(f"{time.time() - started:.0f} s: transformers has answered", flush=True)
         served = {}
         for way, server in servers.items():
             address = server.address(_START_SECONDS)
             served[way] = _answers_of(f"{address}/v1", units, options)
             print(f"{time.time() - started:.0f} s: {way} was served", flush=True)
-            _check_layers(way, served[way], plan)
+            _check_layers(way, served[way], ways[way])
     samples = _paired(units, patched, served)
     content = {
         "run": describe_run(["torch", "transformers"]) | {"vllm": _vllm_version()},
         "settings": {"tokens": options.tokens, "dtype": options.dtype, "step": options.step,
-                     "layers": list(plan.triangle_layers), "pattern": asdict(config.pattern)},
+                     "ways": {way: config and asdict(config) for way, config in ways.items()}},
         "seconds": time.time() - started,
-        "figures": _figures(samples, ways),
+        "figures": _figures(samples, list(ways)),
         "samples": samples,
     }  # fmt: skip
     print(json.dumps(content["figures"], indent=1))
@@ -95,7 +97,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--plan", type=Path, default=PLAN)
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default="triangle,dense")
     parser.add_argument("--step", type=int, default=2048, help="tokens of a step of the server")
     parser.add_argument("--dtype", default=None, help="bfloat16, on a CPU float32")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -105,7 +107,26 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _server(way: str, plan: Plan, options: argparse.Namespace, work: Path) -> Server:
+def _config(way: str, plan: Plan) -> TriangleMixConfig | None:
+    """What is patched, and what the plug-in is told."""
+    if way == "dense":
+        return None
+    config = TriangleMixConfig.from_pattern(plan.pattern or TrianglePattern(), plan.triangle_layers)
+    if way == "triangle":
+        return config
+    if plan.block_sparse is None:
+        raise SystemExit("the plan has no block-sparse layers")
+    section = plan.block_sparse
+    return replace(config, block_sparse_layer_indices=section.layers, block_rule=section.rule)
+
+
+def _server(
+    way: str,
+    config: TriangleMixConfig | None,
+    plan: Plan,
+    options: argparse.Namespace,
+    work: Path,
+) -> Server:
     given: dict[str, str | None] = {
         "model": str(options.folder.resolve()), "served-model-name": way, "dtype": options.dtype,
         "max-model-len": str(options.tokens + _SPARE), "max-num-batched-tokens": str(options.step),
@@ -116,31 +137,32 @@ def _server(way: str, plan: Plan, options: argparse.Namespace, work: Path) -> Se
         given |= _CARD
     else:
         environment |= _PROCESSOR
-    if way == "triangle":
-        pattern = list((plan.pattern or TrianglePattern()).as_attributes().values())
-        section = {"layers": layer_ranges(plan.triangle_layers), "pattern": pattern}
-        given["additional-config"] = json.dumps({"trianglemix": section})
-    else:
+    if config is None:
         environment["VLLM_PLUGINS"] = "none"
+    else:
+        section = additional_config(config, plan.fingerprint.num_layers)
+        given["additional-config"] = json.dumps(section)
     return Server(options.python, given, environment, work / f"{way}.log")
 
 
-def _units(options: argparse.Namespace) -> list[Unit]:
+def _units(options: argparse.Namespace, ways: tuple[str, ...]) -> list[Unit]:
     """Half of the samples from each kind of text."""
     kinds, units = list(four_keys.TASKS), []
     for at, kind in enumerate(kinds):
         seeds = range(FIRST_SEED + at, FIRST_SEED + options.samples, len(kinds))
         for begin in range(0, len(seeds), BATCH):
             chosen = tuple(seeds[begin : begin + BATCH])
-            units.append(Unit("retrieval", kind, options.tokens, chosen, WAYS))
+            units.append(Unit("retrieval", kind, options.tokens, chosen, ways))
     return units
 
 
 def _answers_here(
-    units: Sequence[Unit], config: TriangleMixConfig, options: argparse.Namespace
+    units: Sequence[Unit],
+    ways: dict[str, TriangleMixConfig | None],
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Of each unit what `benchmarks.paired_answers` gives: scores and texts by way."""
-    variants = {"triangle": Variant(config), "dense": Variant()}
+    variants = {way: Variant(config) for way, config in ways.items()}
     load(Worker(options.folder, options.device, options.dtype, variants, float("inf")))
     found = [ask(unit) for unit in units]
     return [answers for answers in found if answers is not None]
@@ -172,12 +194,14 @@ def _prompts(unit: Unit, tokenizer: Tokenizer) -> list[tuple[Task, Prompt]]:
     return [(task, made(seed)) for seed in unit.seeds]
 
 
-def _check_layers(way: str, served: dict[str, Any], plan: Plan) -> None:
-    wanted = sorted(plan.triangle_layers) if way == "triangle" else []
-    if served["triangle_layers"] != wanted:
+def _check_layers(way: str, served: dict[str, Any], config: TriangleMixConfig | None) -> None:
+    wanted = [sorted(config.triangle_layer_indices or ()) if config else [],
+              sorted(config.block_sparse_layer_indices or ()) if config else []]  # fmt: skip
+    found = [served["triangle_layers"], served["block_sparse_layers"]]
+    if found != wanted:
         raise SystemExit(
-            f"the {way} server streamed in layers {served['triangle_layers']}, not {wanted}: is "
-            "the plug-in's entry point installed?"
+            f"the {way} server has triangle and block-sparse layers {found}, not {wanted}: is the "
+            "plug-in's entry point installed?"
         )
 
 
@@ -188,15 +212,14 @@ def _paired(
     for unit, here in zip(units, patched, strict=True):
         for place, seed in enumerate(unit.seeds):
             at, answers = len(samples), {}
-            for way in WAYS:
+            for way, there in served.items():
                 kept = here["answers"][way]
                 answers[f"patch {way}"] = {"text": kept["texts"][place],
                                            "score": kept["scores"][place]}  # fmt: skip
-                if way in served:
-                    answers[f"vllm {way}"] = {
-                        "text": served[way]["texts"][at], "score": served[way]["scores"][at],
-                        "first_token_s": served[way]["seconds"][at],
-                    }  # fmt: skip
+                answers[f"vllm {way}"] = {
+                    "text": there["texts"][at], "score": there["scores"][at],
+                    "first_token_s": there["seconds"][at],
+                }  # fmt: skip
             tokens = here["lengths"][place]
             samples.append({"task": unit.task, "seed": seed, "tokens": tokens, "answers": answers})
     return samples
@@ -220,11 +243,11 @@ def _figures(samples: Sequence[dict[str, Any]], ways: Sequence[str]) -> dict[str
             "right_patched": fmean(column(theirs, "score")),
             "difference": asdict(paired_difference(column(ours, "score"), column(theirs, "score"))),
         }
-    if len(ways) == len(WAYS):
-        first = [column(f"vllm {way}", "first_token_s") for way in WAYS]
-        figures["first_token_ratio"] = asdict(paired_ratio(*first))
-    changed = column("patch triangle", "text"), column("patch dense", "text")
-    figures["answers_that_the_pattern_changes"] = sum(a != b for a, b in zip(*changed, strict=True))
+        if way != "dense" and "dense" in ways:
+            first = [column(f"vllm {name}", "first_token_s") for name in (way, "dense")]
+            figures[way]["first_token_ratio"] = asdict(paired_ratio(*first))
+            texts = zip(column(theirs, "text"), column("patch dense", "text"), strict=True)
+            figures[way]["differ_from_dense"] = sum(a != b for a, b in texts)
     return figures
 
 

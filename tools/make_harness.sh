@@ -12,6 +12,6 @@ rm -rf "$TARGET"
 # addsitedir, not a bare path: the editable installation is a .pth file itself.
 echo "import site; site.addsitedir('$PROJECT')" \
   >"$("$TARGET/bin/python" -c "$SITE")/project_environment.pth"
-"$TARGET/bin/python" -m pip install -q -c tests/constraints.txt lm-eval==0.4.13
+"$TARGET/bin/python" -m pip install -q -c tests/constraints.txt 'lm-eval[api]==0.4.13'
 "$TARGET/bin/python" -c 'import lm_eval, trianglemix'
 touch "$TARGET/complete"
