@@ -3,8 +3,8 @@
     python -m benchmarks.vllm_engine SETTINGS            (JSON; see `Settings`)
 
 A line `{"task": "first_token", "way": "triangle", "tokens": 8192, "seed": 0}` is answered by a line
-that begins with `MARK`. The engine of `"plugin": false` runs vLLM alone: start it with
-`VLLM_PLUGINS=none`.
+that begins with `MARK`; with the way `block_sparse` it says the `mass`, too. The engine of
+`"plugin": false` runs vLLM alone: start it with `VLLM_PLUGINS=none`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +44,10 @@ _FIRST_TOKEN: Final = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """An engine: `longest` prompt and answer together, tokens of a step, share of the memory."""
+    """An engine: `longest` prompt and answer together, tokens of a step, share of the memory.
+
+    `block_sparse` makes the layers that are no triangle layers block-sparse ones.
+    """
 
     plugin: bool
     layers: int
@@ -55,15 +58,21 @@ class Settings:
     compiled: bool
     dtype: str
     device: str
+    block_sparse: bool = False
 
     @property
-    def triangle_layers(self) -> str:
-        """The deeper half, as the published plans have it."""
-        return f"{self.layers // 2}-{self.layers - 1}"
+    def section(self) -> dict[str, Any]:
+        """The deeper half are triangle layers, as the published plans have it."""
+        half = self.layers // 2
+        section = {"layers": f"{half}-{self.layers - 1}", "pattern": [8, 512, 128]}
+        if self.block_sparse:
+            section["block_sparse_layers"] = f"0-{half - 1}"
+            section["min_length"] = 4096 if self.device == "cuda" else 256
+        return section
 
 
 class Engine:
-    """A model of random weights, and the layers' two ways."""
+    """A model of random weights, and the layers' ways."""
 
     def __init__(self, settings: Settings) -> None:
         from vllm import LLM
@@ -72,8 +81,8 @@ class Engine:
             import trianglemix.vllm
 
             trianglemix.vllm.register()
-        section = {"layers": settings.triangle_layers, "pattern": [8, 512, 128]}
-        ours = {"additional_config": {"trianglemix": section}} if settings.plugin else {}
+        section = {"trianglemix": settings.section}
+        ours = {"additional_config": section} if settings.plugin else {}
         self.llm = LLM(
             model=str(_model_folder(settings)), load_format="dummy", skip_tokenizer_init=True,
             max_model_len=settings.longest, max_num_batched_tokens=settings.step,
@@ -85,8 +94,9 @@ class Engine:
         self._fill_weights()
         self._builders: dict[int, tuple[Any, Any]] = {}
 
-    def switch(self, way: str) -> None:
-        """`triangle`, or `dense`: our classes, whose steps then never stream."""
+    def switch(self, way: str, mass: float | None) -> None:
+        """`triangle`; `block_sparse`, which has both roles, the rule at that mass; or `dense`: our
+        classes, whose steps are then never split."""
         if not self._builders:
             groups = [group for kind in self._runner().attn_groups for group in kind]
             found = [builder for group in groups for builder in group.metadata_builders]
@@ -94,7 +104,8 @@ class Engine:
             self._builders = {key: pair for key, pair in layers.items() if pair[1]}
             assert self._builders, "the engine does not run through the plug-in"
         for builder, layers in self._builders.values():
-            builder._layers = layers if way == "triangle" else ()
+            builder._layers = tuple(_at_mass(layer, mass) for layer in layers
+                                    if layer.role == way or way == "block_sparse")  # fmt: skip
 
     def first_token(self, tokens: int, seed: int) -> dict[str, Any]:
         """Seconds until the first token of a prompt, and the token with its log-probability."""
@@ -103,6 +114,18 @@ class Engine:
         log = float(answer[0].outputs[0].logprobs[0][token].logprob)
         assert log < 0, f"the log-probability is {log}"
         return {"seconds": seconds, "token": token, "log": log}
+
+    def density(self, tokens: int, seed: int) -> dict[str, Any]:
+        """The share of the causal blocks that the block-sparse layers keep of a prompt."""
+        from benchmarks.vllm_density import counting_blocks
+
+        layers = [layer for builder, _ in self._builders.values() for layer in builder._layers
+                  if layer.role == "block_sparse"]  # fmt: skip
+        heads = self.llm.llm_engine.vllm_config.model_config.model_arch_config
+        with counting_blocks() as found:
+            self.first_token(tokens, seed)
+        number = heads.total_num_attention_heads
+        return {"density": found.density(number, len(layers), tokens)}
 
     def decode(self, tokens: int, seed: int, requests: int, steps: int) -> dict[str, Any]:
         """Tokens per second of `requests` answers at once, the time to read prompts taken off."""
@@ -174,6 +197,13 @@ class Engine:
                     tensor.normal_(0, STANDARD_DEVIATION)
 
 
+def _at_mass(layer: Any, mass: float | None) -> Any:
+    """A layer of the plug-in, its rule with another mass if it has a rule."""
+    if layer.role != "block_sparse":
+        return layer
+    return replace(layer, keeps=replace(layer.keeps, mass=mass))
+
+
 def describe(settings: Settings) -> dict[str, Any]:
     """Versions and the device."""
     import torch
@@ -199,9 +229,9 @@ def main(settings: Settings) -> None:
     print(MARK + json.dumps(describe(settings)), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        task, way = asked.pop("task"), asked.pop("way")
+        task, way, mass = asked.pop("task"), asked.pop("way"), asked.pop("mass", None)
         if settings.plugin:
-            engine.switch(way)
+            engine.switch(way, mass)
         print(MARK + json.dumps(getattr(engine, task)(**asked)), flush=True)
 
 

@@ -1,14 +1,18 @@
-"""How long until the first token inside vLLM? Stock, dense through the plug-in, triangle.
+"""How long until the first token inside vLLM? Stock, dense through the plug-in, with our layers.
 
     python -m benchmarks.vllm_ttft                      # one H100 or H200, Llama-3.1-8B's shape
+    python -m benchmarks.vllm_ttft --ways stock,dense,triangle,block_sparse
     python -m benchmarks.vllm_ttft --decode             # 64 answers at 4K, too
     python -m benchmarks.vllm_ttft --decode --lengths ""    # these alone, beside what the file has
     python -m benchmarks.vllm_ttft --device cpu --lengths 500,1000 --layers 4 --rounds 2
     python -m benchmarks.vllm_ttft --report             # the table and the picture again
 
 Two engines, each in a process of its own, share the card: vLLM alone (`VLLM_PLUGINS=none`) and
-vLLM with the plug-in, which is switched between its two ways. They take turns, one at a time, and
+vLLM with the plug-in, which is switched between its ways. They take turns, one at a time, and
 the order turns round after each round, so that a card that gets warm slows all alike. Medians.
+`block_sparse` is `triangle` with block-sparse layers in the other half. Random weights have no
+structure, so for each length `mass` is set for the density asked for, as
+`benchmarks.prefill_block_sparse` does.
 `--decode` needs the whole card for each engine: they start one after the other, twice.
 """
 
@@ -31,6 +35,11 @@ from benchmarks.vllm_engine import ENVIRONMENT, MARK, Settings
 
 NAME: Final = "vllm_ttft"
 WAYS: Final = ("stock", "dense", "triangle")
+BLOCKS: Final = "block_sparse"
+FIRST_MASS: Final = {8192: 0.02, 32768: 0.143, 65536: 0.162, 131072: 0.171}
+"""Where the search for a density of .15 begins: what gave it in `prefill_block_sparse`."""
+NEAR: Final = 0.005
+TRIES: Final = 8
 DECODE: Final = {"tokens": 4096, "requests": 64, "steps": 128}
 _SPARE: Final = 128  # tokens of a model's length beyond the longest prompt
 _PICTURE: Final = Path(__file__).resolve().parents[1] / "docs" / "images" / "vllm-ttft.png"
@@ -81,25 +90,56 @@ def engine(settings: Settings) -> Iterator[Process]:
         child.wait(timeout=120)
 
 
-def measure_first_tokens(
-    settings: Settings, lengths: list[int], rounds: int, results: dict[str, Any]
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What is measured: `ways` at `lengths` in tokens, so often; `density` is of `block_sparse`."""
+
+    ways: list[str]
+    lengths: list[int]
+    rounds: int
+    density: float
+
+
+def measure_first_tokens(settings: Settings, asked: Asked, results: dict[str, Any]) -> None:
     """Fills `results["first_token"]` by length and way, and writes the file as they come."""
     found: dict[str, Any] = results.setdefault("first_token", {})
     with engine(replace(settings, plugin=False)) as stock, engine(settings) as ours:
         results["engines"] = {"stock": stock.begun, "ours": ours.begun}
-        processes = dict(zip(WAYS, (stock, ours, ours), strict=True))
-        for length in lengths:
-            by_way: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+        for length in asked.lengths:
+            given: dict[str, Any] = {"task": "first_token", "tokens": length}
+            if BLOCKS in asked.ways:
+                chosen = find_mass(ours, length, asked.density)
+                results.setdefault("masses", {})[str(length)] = chosen
+                given["mass"] = chosen["mass"]
+            by_way: dict[str, list[dict[str, Any]]] = {way: [] for way in asked.ways}
             found[str(length)] = by_way
-            for number in range(-1, rounds):  # the first is to warm up
-                for way in WAYS if number % 2 else WAYS[::-1]:
-                    question = {"task": "first_token", "way": way, "tokens": length, "seed": number}
-                    answer = processes[way].ask(question)
+            for number in range(-1, asked.rounds):  # the first is to warm up
+                for way in asked.ways if number % 2 else asked.ways[::-1]:
+                    process = stock if way == "stock" else ours
+                    answer = process.ask(given | {"way": way, "seed": number})
                     if number >= 0:
                         by_way[way].append(answer)
             save_result(NAME, results)
             print(_row(length, by_way), flush=True)
+
+
+def find_mass(ours: Process, length: int, density: float) -> dict[str, float]:
+    """The mass at which the block-sparse layers keep that share of the blocks, and the share.
+
+    Raises:
+        SystemExit: no mass within the tries gives it.
+    """
+    mass, low, high = FIRST_MASS.get(length, density), (0.0, 0.0), (1.0, 1.0)
+    for number in range(TRIES):
+        asked = {"task": "density", "way": BLOCKS, "mass": mass, "tokens": length, "seed": -1}
+        found: float = ours.ask(asked)["density"]
+        print(f"{length} tokens: mass {mass:.4f} gives {found:.4f}", file=sys.stderr, flush=True)
+        if abs(found - density) <= NEAR:
+            return {"mass": mass, "density": found}
+        low, high = ((mass, found), high) if found < density else (low, (mass, found))
+        share = (density - low[1]) / (high[1] - low[1]) if number % 2 == 0 else 0.5
+        mass = low[0] + share * (high[0] - low[0])  # on the line between the two, or the middle
+    raise SystemExit(f"no mass gives density {density} at {length} tokens")
 
 
 def measure_decoding(settings: Settings, results: dict[str, Any]) -> None:
@@ -124,8 +164,9 @@ def measure_decoding(settings: Settings, results: dict[str, Any]) -> None:
 
 def _row(length: int | str, by_way: dict[str, list[dict[str, Any]]]) -> str:
     """A line of the table: seconds of stock, shares of the others, whether answers are stock's."""
-    seconds = {way: statistics.median(x["seconds"] for x in by_way[way]) for way in WAYS}
-    shares = " | ".join(f"{seconds[way] / seconds['stock']:.3f}" for way in WAYS[1:])
+    seconds = {way: statistics.median(x["seconds"] for x in found) for way, found in by_way.items()}
+    others = [way for way in by_way if way != "stock"]
+    shares = " | ".join(f"{seconds[way] / seconds['stock']:.3f}" for way in others)
     same = all(
         one["token"] == other["token"] and one["log"] == other["log"]
         for one, other in zip(by_way["stock"], by_way["dense"], strict=True)
@@ -135,10 +176,14 @@ def _row(length: int | str, by_way: dict[str, list[dict[str, Any]]]) -> str:
 
 def report(results: dict[str, Any]) -> None:
     """Prints the table, and draws the picture where matplotlib is."""
-    print("| tokens | stock, seconds | dense through us | triangle | dense answers as stock |")
-    print("|---|---|---|---|---|")
+    ways = list(next(iter(results["first_token"].values())))
+    names = [name.replace("_", "-") for name in ways if name != "stock"]
+    print(f"| tokens | stock, seconds | {' | '.join(names)} | dense answers as stock |")
+    print("|---" * (len(ways) + 2) + "|")
     for length, by_way in results["first_token"].items():
         print(_row(length, by_way))
+    for length, chosen in results.get("masses", {}).items():
+        print(f"{length} tokens: density {chosen['density']:.3f} at mass {chosen['mass']:.4f}")
     try:
         _draw(results["first_token"])
     except ModuleNotFoundError:
@@ -150,12 +195,14 @@ def _draw(found: dict[str, Any]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.2))
     lengths = [int(length) for length in found]
-    for way in WAYS[1:]:
+    labels = {"dense": "the plug-in, dense", "triangle": "half the layers triangle",
+              BLOCKS: "the others block-sparse"}  # fmt: skip
+    for way in [way for way in next(iter(found.values())) if way != "stock"]:
         shares = []
         for by_way in found.values():
-            median = {w: statistics.median(x["seconds"] for x in by_way[w]) for w in WAYS}
+            median = {w: statistics.median(x["seconds"] for x in by_way[w]) for w in by_way}
             shares.append(median[way] / median["stock"])
-        axes.plot(lengths, shares, marker="o", label=f"{way} through the plug-in")
+        axes.plot(lengths, shares, marker="o", label=labels[way])
     axes.axhline(1, color="grey", linewidth=1, label="vLLM alone")
     axes.set(xscale="log", xlabel="tokens of the prompt", ylabel="time to first token, share",
              ylim=(0, 1.15), xticks=lengths)  # fmt: skip
@@ -170,6 +217,8 @@ def _draw(found: dict[str, Any]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="8192,32768,131072")
+    parser.add_argument("--ways", default=",".join(WAYS), help=f"also {BLOCKS}")
+    parser.add_argument("--density", type=float, default=0.15, help="of the block-sparse layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--step", type=int, default=8192, help="tokens of a step")
@@ -179,7 +228,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--decode", action="store_true", help="64 answers at 4K, too")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--report", action="store_true", help="only table and picture")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.ways = given.ways.split(",")
+    if not {"stock", "dense"} <= {*given.ways} <= {*WAYS, BLOCKS}:
+        parser.error(f"--ways names stock, dense and any of triangle, {BLOCKS}")
+    return given
 
 
 def main() -> None:
@@ -193,10 +246,12 @@ def main() -> None:
         plugin=True, layers=given.layers, longest=max(lengths, default=0) + _SPARE, step=given.step,
         memory=given.memory, requests=4, compiled=given.compiled,
         dtype="float32" if given.device == "cpu" else given.dtype, device=given.device,
+        block_sparse=BLOCKS in given.ways,
     )  # fmt: skip
     results: dict[str, Any] = {"run": describe_run([]), "settings": asdict(settings)}
     if lengths:
-        measure_first_tokens(settings, lengths, given.rounds, results)
+        asked = Asked(given.ways, lengths, given.rounds, given.density)
+        measure_first_tokens(settings, asked, results)
     else:
         results = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))
         results.pop("decode", None)
