@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -9,14 +10,14 @@ def gather_past(kv_cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, T
     """Keys and values `[1, G, T, D]` of the first `T = tokens` tokens of a request.
 
     `kv_cache [pages, G, page, 2 D]` has a head's keys before its values, `table [pages]` int32 the
-    request's pages in order. Each of the two is a view of whole pages, contiguous but for the slots
-    after `T`, and takes `2 T G D` numbers together until the call that reads it is done.
+    request's pages in order. Each of the two is the beginning of a buffer `[1, G, slots, D]`, whose
+    slots are a power of two: as a prompt grows chunk by chunk, the allocator gives the same few
+    again.
     """
     _, G, page, both = kv_cache.shape
-    D = both // 2
-    wanted = table[: -(-tokens // page)]
-    key, value = (
-        half.transpose(0, 1).index_select(1, wanted).view(1, G, -1, D)[:, :, :tokens]
-        for half in (kv_cache[..., :D], kv_cache[..., D:])
-    )
+    D, pages = both // 2, -(-tokens // page)
+    buffers = kv_cache.new_empty(2, G, 1 << (pages - 1).bit_length(), page, D)
+    for half, buffer in zip((kv_cache[..., :D], kv_cache[..., D:]), buffers, strict=True):
+        torch.index_select(half.transpose(0, 1), 1, table[:pages], out=buffer[:, :pages])
+    key, value = (buffer.view(1, G, -1, D)[:, :, :tokens] for buffer in buffers)
     return key, value

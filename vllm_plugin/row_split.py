@@ -136,6 +136,6 @@ def _sparse_span(
     if rule.is_dense:
         return TILE * begin, TILE * begin
     before_last = (prompt_length - rule.num_last_tokens) // TILE
-    sampled = (np.minimum(prompt_length, stop) - SAMPLE_STEP) // TILE + 1
+    sampled = (stop - SAMPLE_STEP) // TILE + 1  # their rows are before the last ones, so before N
     end = np.minimum(before_last, sampled) * (prompt_length > rule.min_length)
     return TILE * begin, np.minimum(stop, TILE * end)

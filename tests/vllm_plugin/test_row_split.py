@@ -67,6 +67,8 @@ def test_rows_stream_exactly_where_the_predicate_drops_a_key(
 @given(steps(longest=800), RULES)
 @example([Request(0, 272, 400, 700)], BlockRule(0.5, 0, num_last_tokens=8))  # ends at row 15
 @example([Request(0, 271, 399, 700)], BlockRule(0.5, 0, num_last_tokens=8))  # ends before it
+@example([Request(0, 200, 200, 200)], BlockRule(0.5, 200, num_last_tokens=8))  # short enough
+@example([Request(0, 201, 201, 201)], BlockRule(0.5, 200, num_last_tokens=8))  # one too many
 def test_rows_are_ours_exactly_in_the_rule_s_sparse_tiles(
     requests: list[Request], rule: BlockRule
 ) -> None:
