@@ -18,8 +18,8 @@ from typing import Any, Final
 from trianglemix.custom_ops.library import LibraryNotFoundError
 
 CUDA_LIBRARY_NAME: Final = "libtrianglemix_cuda.so"
-ABI: Final = 3
-"""`TRIANGLEMIX_CUDA_ABI`: since 3 a null `key` appends nothing."""
+ABI: Final = 4
+"""`TRIANGLEMIX_CUDA_ABI`: since 3 a null `key` appends nothing, since 4 keys may lie by pages."""
 FLOAT32: Final = 0
 FLOAT16: Final = 1
 BFLOAT16: Final = 2
@@ -37,11 +37,31 @@ class Rotation(ctypes.Structure):
     )
 
 
+class PageStrides(ctypes.Structure):
+    """`PageStrides`, in numbers."""
+
+    _fields_ = (("page", c_int64), ("head", c_int64), ("slot", c_int64))
+
+
+class KeyPages(ctypes.Structure):
+    """`KeyPages`: all zero where keys and values lie in one piece."""
+
+    _fields_ = (
+        ("table", c_void_p),
+        ("row_pages", c_int64),
+        ("size", c_int64),
+        ("count", c_int64),
+        ("key", PageStrides),
+        ("value", PageStrides),
+    )
+
+
 class Problem(ctypes.Structure):
     """`AttentionProblem`: one call; pointers are addresses in device memory.
 
     Keys and values are `present_key [B, G, T, D]` and `present_value [B, G, T, Dv]`, `T` being
-    `present_capacity`; a null `key` and `value` say that the new tokens' are there already.
+    `present_capacity`; a null `key` and `value` say that the new tokens' are there already. With
+    `pages` they are pools of pages instead.
     """
 
     _fields_ = (
@@ -75,6 +95,7 @@ class Problem(ctypes.Structure):
         ("seqlens_k", c_void_p),
         ("prompt_length", c_void_p),
         ("first_valid", c_void_p),
+        ("pages", KeyPages),
     )
 
 

@@ -35,7 +35,8 @@ DTYPES: Final = {
 _ENTRIES: Final = {"triangle": TRIANGLE, "block_sparse": BLOCK_SPARSE}
 NUMBERS: Final = ("sink", "window", "last", "scale", "softcap", "mass", "min_length")
 """A problem's fields that say what is computed; block-sparse attention alone has the last two."""
-_ALIGNMENT: Final = 16
+ALIGNMENT: Final = 16
+"""Bytes of one load."""
 _MOST_PREPARED: Final = 64
 _MOST_KEPT_BYTES: Final = 64 << 20
 _MOST_KEPT_STREAMS: Final = 8
@@ -110,12 +111,12 @@ def call_kernels(
     if T == 0 or S == 0 or B == 0:
         return query.new_zeros(B, S, H, Dv).transpose(1, 2)
     address = query.data_ptr()
-    if query.stride() != (S * H * D, D, H * D, 1) or address % _ALIGNMENT:
-        query = _aligned(query.transpose(1, 2)).transpose(1, 2)
+    if query.stride() != (S * H * D, D, H * D, 1) or address % ALIGNMENT:
+        query = aligned(query.transpose(1, 2)).transpose(1, 2)
         address = query.data_ptr()
     capacity = buffer_slots(key)
     if capacity is None or buffer_slots(value) != capacity:
-        key, value, capacity = _aligned(key), _aligned(value), T
+        key, value, capacity = aligned(key), aligned(value), T
     if Dv == D:
         output = torch.empty_like(query)  # lies as the queries do
     else:
@@ -146,7 +147,7 @@ def buffer_slots(x: Tensor) -> int | None:
     None where it is not that: other strides, an address that the kernels' loads do not take, or a
     buffer whose last slots do not exist.
     """
-    if x.data_ptr() % _ALIGNMENT:
+    if x.data_ptr() % ALIGNMENT:
         return None
     B, G, T, D = x.shape
     if x.is_contiguous():
@@ -162,19 +163,30 @@ def buffer_slots(x: Tensor) -> int | None:
     return slots if x.storage_offset() + B * G * span <= numbers else None
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """Contiguous, at an address that the kernels' loads take."""
     x = x.contiguous()
-    return x.clone() if x.data_ptr() % _ALIGNMENT else x
+    return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 
 def _enqueue(prepared: _Prepared, query: Tensor, sizes: tuple[int, int]) -> None:
     if prepared.sizes != sizes:
         prepared.workspace_bytes = prepared.kernels.workspace_bytes(prepared.address)
         prepared.sizes = sizes
+    launch(prepared.kernels, prepared.address, prepared.workspace_bytes, query)
+
+
+def launch(kernels: CudaKernels, address: int, workspace_bytes: int, query: Tensor) -> None:
+    """Enqueues the problem at `address` on the current stream of the queries' device.
+
+    That device has to be the current one.
+
+    Raises:
+        RuntimeError: what the kernels do not take, or CUDA's own error.
+    """
     stream = current_stream(query.get_device())
-    workspace = _scratch(prepared.workspace_bytes, query, stream)
-    error = prepared.kernels.run(prepared.address, workspace.data_ptr(), stream)
+    workspace = _scratch(workspace_bytes, query, stream)
+    error = kernels.run(address, workspace.data_ptr(), stream)
     if error:
         raise RuntimeError(f"the CUDA kernels say: {error.decode()}")
 
@@ -268,14 +280,22 @@ def check_inputs(inputs: Inputs) -> None:
             f"query is {query.dtype}, key {key.dtype} and value {value.dtype}, but must be one of "
             "float32, float16, bfloat16, and the same"
         )
-    for name in ("seqlens_k", "prompt_length", "first_valid"):
-        x = getattr(inputs, name)
-        if x.dtype != torch.int32 or x.shape != query.shape[:1] or not x.is_contiguous():
+    lengths = {name: getattr(inputs, name) for name in Inputs._fields[3:]}
+    check_lengths(lengths, query.shape[0])
+    check_devices(query, key, value, *lengths.values())
+
+
+def check_lengths(lengths: dict[str, Tensor], batch: int) -> None:
+    """Raises ConfigurationError for lengths, by their names, that are not int32 `[batch]`."""
+    for name, x in lengths.items():
+        if x.dtype != torch.int32 or x.shape != (batch,) or not x.is_contiguous():
             raise ConfigurationError(
-                f"{name} is {x.dtype} {list(x.shape)}, but must be contiguous int32 "
-                f"[{query.shape[0]}]"
+                f"{name} is {x.dtype} {list(x.shape)}, but must be contiguous int32 [{batch}]"
             )
-    others = (key, value, inputs.seqlens_k, inputs.prompt_length, inputs.first_valid)
+
+
+def check_devices(query: Tensor, *others: Tensor) -> None:
+    """Raises ConfigurationError for tensors that are not where the queries are."""
     if any(x.device != query.device for x in others):
         raise ConfigurationError(
             f"query is on {query.device}, but its other tensors are on "

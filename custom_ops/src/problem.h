@@ -27,6 +27,22 @@ struct Rotation {
   bool interleaved;
 };
 
+// Numbers from a page of a pool to the next, from a page's head to the next, from slot to slot.
+struct PageStrides {
+  int64_t page, head, slot;
+};
+
+// Keys and values that lie by pages: slot j of batch row b is slot j % size of page
+// table[b * row_pages + j / size] of two pools, which begin at `present_key` and `present_value`.
+// Only entries of slots below L_b are read.
+struct KeyPages {
+  const int32_t* table;  // [B, row_pages]; null: they lie in one piece
+  int64_t row_pages;
+  int64_t size;   // slots of a page
+  int64_t count;  // pages of a pool
+  PageStrides key, value;
+};
+
 // Row b's keys end at L_b = seqlens_k[b] + 1; its new tokens start at max(0, L_b - S).
 // All tensors are contiguous in the layouts given, but for the new tokens: their rows lie `stride`
 // numbers apart, since queries, keys and values may come packed as one tensor. Pointers live where
@@ -66,8 +82,11 @@ struct AttentionProblem {
   const int32_t* prompt_length;  // [B], N; null = L_b
   const int32_t* first_valid;    // [B]; null = 0
 
+  KeyPages pages;  // CUDA, BlockSparseAttention: then `key` and `first_valid` are null
+
   // Else the cache, `present_*`, is read alone, and `past_*` are not looked at.
   bool appends() const { return key != nullptr; }
+  bool is_paged() const { return pages.table != nullptr; }
 
   // Of row b, where the lengths are in host memory.
   int64_t end(int64_t b) const { return int64_t{seqlens_k[b]} + 1; }

@@ -37,6 +37,17 @@ void Write(void* base, DType dtype, int64_t i, float x) {
   static_cast<uint16_t*>(base)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+// Numbers from `present_key` or `present_value` to slot j of head g of batch row b.
+int64_t Place(const AttentionProblem& p, bool key, int64_t b, int64_t g, int64_t j) {
+  if (!p.is_paged()) {
+    const int64_t size = key ? p.head_size : p.value_head_size;
+    return ((b * p.kv_num_heads + g) * p.present_capacity + j) * size;
+  }
+  const PageStrides& strides = key ? p.pages.key : p.pages.value;
+  const int64_t page = p.pages.table[b * p.pages.row_pages + j / p.pages.size];
+  return page * strides.page + g * strides.head + j % p.pages.size * strides.slot;
+}
+
 float Score(const AttentionProblem& p, int64_t query, int64_t key) {
   double sum = 0;
   for (int64_t d = 0; d < p.head_size; ++d) {
@@ -47,7 +58,7 @@ float Score(const AttentionProblem& p, int64_t query, int64_t key) {
 }
 
 bool Keeps(const AttentionProblem& p, int64_t b, int64_t i, int64_t j) {
-  const int64_t first = p.first_valid[b];
+  const int64_t first = p.first_key(b);
   if (j < first || j > i) return false;
   const Pattern& pattern = p.pattern;
   return pattern.window == kDenseWindow || j - first < pattern.sink || i - j < pattern.window ||
@@ -56,20 +67,19 @@ bool Keeps(const AttentionProblem& p, int64_t b, int64_t i, int64_t j) {
 
 // Row i of head h: token s of batch row b.
 void Attend(const AttentionProblem& p, int64_t b, int64_t h, int64_t s, int64_t i) {
-  const int64_t head = b * p.kv_num_heads + h / (p.num_heads / p.kv_num_heads);
-  const int64_t slots = head * p.present_capacity, token = b * p.query_length + s;
+  const int64_t g = h / (p.num_heads / p.kv_num_heads), token = b * p.query_length + s;
   const int64_t query = token * p.query_stride + h * p.head_size;
   std::vector<double> sums(p.value_head_size);
   double total = 0, most = -INFINITY;
   for (int64_t j = 0; j <= i; ++j) {
-    if (Keeps(p, b, i, j)) most = std::fmax(most, Score(p, query, (slots + j) * p.head_size));
+    if (Keeps(p, b, i, j)) most = std::fmax(most, Score(p, query, Place(p, true, b, g, j)));
   }
   for (int64_t j = 0; j <= i; ++j) {
     if (!Keeps(p, b, i, j)) continue;
-    const double weight = std::exp(Score(p, query, (slots + j) * p.head_size) - most);
+    const double weight = std::exp(Score(p, query, Place(p, true, b, g, j)) - most);
     total += weight;
     for (int64_t d = 0; d < p.value_head_size; ++d) {
-      sums[d] += weight * Read(p.present_value, p.dtype, (slots + j) * p.value_head_size + d);
+      sums[d] += weight * Read(p.present_value, p.dtype, Place(p, false, b, g, j) + d);
     }
   }
   const int64_t output = (token * p.num_heads + h) * p.value_head_size;
@@ -81,6 +91,8 @@ void Attend(const AttentionProblem& p, int64_t b, int64_t h, int64_t s, int64_t 
 const char* Run(const AttentionProblem& p, void* workspace, void* stream) {
   if (reinterpret_cast<uintptr_t>(stream) != kStream) return "not on the current stream";
   if (p.appends() || p.value != nullptr) return "appends to a cache that is whole";
+  if (p.is_paged() == (p.first_valid != nullptr)) return "pages begin at slot 0, other keys do not";
+  if (p.is_paged() && p.pages.row_pages * p.pages.size < p.present_capacity) return "a short table";
   if (p.rotation.cos != nullptr || p.prepares_queries()) return "queries are not as they should be";
   const void* pointers[] = {p.query, p.present_key, p.present_value, p.output};
   for (const void* x : pointers) {

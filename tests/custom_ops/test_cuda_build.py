@@ -15,17 +15,22 @@ SOURCE = """
 #include "block_sparse/cuda/choice_sm90.cuh"
 #include "cuda/attention_sm90.cuh"
 namespace trianglemix {
-#define ATTENTION(T, SCHEDULE) template __global__ void \\
-    attention_sm90<T, 128, Schedule::SCHEDULE>(const __grid_constant__ Sm90Params);
-#define CHOICE(T, ROWS) template __global__ void \\
-    choice_sm90<T, ChoiceTile<128, ROWS>>(const __grid_constant__ ChoiceSm90Params);
-#define KERNELS(T) ATTENTION(T, kRanges) ATTENTION(T, kBlocks) \\
-    CHOICE(T, 64) CHOICE(T, 128) CHOICE(T, 192)
+template <Layout kLayout> using AttentionParams = ParamsOf<Sm90Params, kLayout>;
+template <Layout kLayout> using ChoiceParamsOf = ParamsOf<ChoiceSm90Params, kLayout>;
+#define ATTENTION(T, SCHEDULE, LAYOUT) template __global__ void \\
+    attention_sm90<T, 128, Schedule::SCHEDULE, Layout::LAYOUT>( \\
+        const __grid_constant__ AttentionParams<Layout::LAYOUT>);
+#define CHOICE(T, ROWS, LAYOUT) template __global__ void \\
+    choice_sm90<T, ChoiceTile<128, ROWS>, Layout::LAYOUT>( \\
+        const __grid_constant__ ChoiceParamsOf<Layout::LAYOUT>);
+#define LAYOUTS(T, LAYOUT) ATTENTION(T, kBlocks, LAYOUT) \\
+    CHOICE(T, 64, LAYOUT) CHOICE(T, 128, LAYOUT) CHOICE(T, 192, LAYOUT)
+#define KERNELS(T) ATTENTION(T, kRanges, kWhole) LAYOUTS(T, kWhole) LAYOUTS(T, kPages)
 KERNELS(__half)
 KERNELS(__nv_bfloat16)
 }  // namespace trianglemix
 """
-KERNELS = 10
+KERNELS = 18
 
 
 @pytest.fixture(scope="module")

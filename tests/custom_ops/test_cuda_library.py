@@ -15,6 +15,8 @@ from trianglemix.custom_ops.cuda_library import (
     TRIANGLE,
     BlockSparseProblem,
     KernelTable,
+    KeyPages,
+    PageStrides,
     Problem,
     Rotation,
     load_kernels,
@@ -27,6 +29,8 @@ TYPES: dict[str, Any] = {
     "AttentionProblem": Problem,
     "BlockSparseProblem": BlockSparseProblem,
     "Rotation": Rotation,
+    "KeyPages": KeyPages,
+    "PageStrides": PageStrides,
     "CudaKernels": KernelTable,
 }
 PATTERN = {"sink", "window", "last"}

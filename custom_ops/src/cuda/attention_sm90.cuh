@@ -1,14 +1,14 @@
 // Attention on Hopper: warpgroup matrix products fed by the bulk copy engine, persistent blocks.
 //
-// A block is one producer warp and two consumer warpgroups of 64 tile rows each. The producer draws
-// work items from a counter and streams Q, K and V tiles through shared memory. A warpgroup has the
-// scores of tile t and the values of tile t - 1 in flight together, across items too: while an
-// item's rows are stored, the next one's first scores are under way. While it weighs its scores the
-// other warpgroup's products fill the tensor cores. An item of key ranges begins with a small tile,
-// 16 sinks and the kEdge keys that do not fill whole tiles; then come whole tiles in ascending
-// order, of which only the first and the last need a mask. Cost per item: 128 rows * (window +
-// positions + at most kKeys + 16) * 4 * D operations. One of key blocks has whole tiles alone, of
-// which the last needs a mask.
+// A block is a producer (a thread, or a warp) and two consumer warpgroups of 64 tile rows each. The
+// producer draws work items from a counter and streams Q, K and V tiles through shared memory. A
+// warpgroup has the scores of tile t and the values of tile t - 1 in flight together, across items
+// too: while an item's rows are stored, the next one's first scores are under way. While it weighs
+// its scores the other warpgroup's products fill the tensor cores. An item of key ranges begins
+// with a small tile, 16 sinks and the kEdge keys that do not fill whole tiles; then come whole
+// tiles in ascending order, of which only the first and the last need a mask. Cost per item: 128
+// rows * (window + positions + at most kKeys + 16) * 4 * D operations. One of key blocks has whole
+// tiles alone, of which the last needs a mask.
 #pragma once
 
 #include "sm90_blocks.cuh"
@@ -28,9 +28,9 @@ struct ConsumerOf<T, kD, Schedule::kBlocks> : BlockConsumer<T, kD> {
   using BlockConsumer<T, kD>::BlockConsumer;
 };
 
-template <typename T, int kD, Schedule kSchedule>
+template <typename T, int kD, Schedule kSchedule, Layout kLayout>
 __global__ void __launch_bounds__(Sm90Tile<kD, kSchedule>::kThreads, 1)
-    attention_sm90(const __grid_constant__ Sm90Params params) {
+    attention_sm90(const __grid_constant__ ParamsOf<Sm90Params, kLayout> params) {
   using Tile = Sm90Tile<kD, kSchedule>;
   extern __shared__ char raw[];
   const Sm90Shared<Tile> shared(raw);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(Sm90Tile<kD, kSchedule>::kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_give<Tile::kProducerRegisters>();
-    if (threadIdx.x == 0) Producer<kD, kSchedule>(params, shared).run();
+    if (threadIdx.x < kLoaders<kLayout>) Producer<kD, kSchedule, kLayout>(params, shared).run();
   } else {
     registers_take<Tile::kConsumerRegisters>();
     ConsumerOf<T, kD, kSchedule>(params, shared).run();

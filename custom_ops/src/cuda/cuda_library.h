@@ -5,7 +5,7 @@
 
 #include "../problem.h"
 
-#define TRIANGLEMIX_CUDA_ABI 3
+#define TRIANGLEMIX_CUDA_ABI 4
 
 namespace trianglemix {
 

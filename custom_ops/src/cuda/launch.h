@@ -54,13 +54,15 @@ struct Preparation {
 };
 
 // Each enqueues one launch and returns its error. Attention visits key ranges, or, where the
-// scratch has a bit mask, key blocks.
+// scratch has a bit mask, key blocks; those on Hopper alone may lie by pages.
 cudaError_t launch_append(const AttentionProblem& problem, const Plan& plan,
                           const Preparation& preparation, cudaStream_t stream);
 cudaError_t launch_sm90(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         const Device& device, cudaStream_t stream);
 cudaError_t launch_sm90_blocks(const AttentionProblem& problem, const Plan& plan,
                                const Scratch& scratch, const Device& device, cudaStream_t stream);
+cudaError_t launch_sm90_pages(const AttentionProblem& problem, const Plan& plan,
+                              const Scratch& scratch, const Device& device, cudaStream_t stream);
 cudaError_t launch_sm80(const AttentionProblem& problem, const Plan& plan, const Scratch& scratch,
                         cudaStream_t stream);
 cudaError_t launch_float32(const AttentionProblem& problem, const Plan& plan,

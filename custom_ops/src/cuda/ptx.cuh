@@ -119,6 +119,14 @@ __device__ __forceinline__ void tma_load_3d(uint32_t target, const void* map, ui
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+__device__ __forceinline__ void tma_load_4d(uint32_t target, const void* map, uint32_t barrier,
+                                            int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
 // For what is read once: its cache lines are the first to go.
 __device__ __forceinline__ void tma_load_4d_once(uint32_t target, const void* map, uint32_t barrier,
                                                  int x, int y, int z, int w) {

@@ -1,38 +1,80 @@
-// The Hopper kernel's producer: one thread that draws work items and streams their tiles.
+// The Hopper kernel's producer, which draws work items and streams their tiles: one thread, or for
+// keys by pages a warp, whose lanes all know what the first one does.
 #pragma once
 
+#include "sm90_pages.cuh"
 #include "sm90_tile.cuh"
 
 namespace trianglemix {
 
-template <int kD, Schedule kSchedule>
+// An item between its fetching and its use, in registers: of one thread, or spread over a warp.
+template <int kThreads>
+struct HeldItem;
+
+template <>
+struct HeldItem<1> {
+  Item item;
+
+  __device__ __forceinline__ void clear() { item.rows = 0; }
+  __device__ __forceinline__ void load(const int4* source) {
+#pragma unroll
+    for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&item)[i] = source[i];
+  }
+  __device__ __forceinline__ int rows() const { return item.rows; }
+  __device__ __forceinline__ void store(Item& target) const { target = item; }
+};
+
+template <>
+struct HeldItem<32> {
+  static constexpr int kParts = sizeof(Item) / 16, kRows = offsetof(Item, rows);
+  static_assert(kRows % 16 == 0, "rows are the first number of a part");
+  int4 part;  // of lane i, the i-th
+
+  __device__ __forceinline__ void clear() { part = {0, 0, 0, 0}; }
+  __device__ __forceinline__ void load(const int4* source) {
+    if (threadIdx.x % 32 < kParts) part = source[threadIdx.x % 32];
+  }
+  __device__ __forceinline__ int rows() const {
+    return __shfl_sync(0xffffffff, part.x, kRows / 16);
+  }
+  __device__ __forceinline__ void store(Item& target) const {
+    if (threadIdx.x % 32 < kParts) reinterpret_cast<int4*>(&target)[threadIdx.x % 32] = part;
+    __syncwarp();
+  }
+};
+
+template <int kD, Schedule kSchedule, Layout kLayout>
 struct Producer {
   using Tile = Sm90Tile<kD, kSchedule>;
-  const Sm90Params& params;
+  using Params = ParamsOf<Sm90Params, kLayout>;
+  using Place = std::conditional_t<kLayout == Layout::kPages, PagedPlace, int>;  // of a tile
+  const Params& params;
   const Sm90Shared<Tile>& shared;
   Ring<Tile::kSlots> slots;
   Ring<Tile::kQueries> queries;
   int number, produced = 0;
-  Item ahead;  // the item after the one being loaded, fetched while that one's tiles are
+  // The item after the one being loaded, fetched while that one's tiles are.
+  HeldItem<kLoaders<kLayout>> ahead;
 
-  __device__ Producer(const Sm90Params& params, const Sm90Shared<Tile>& shared)
+  __device__ Producer(const Params& params, const Sm90Shared<Tile>& shared)
       : params(params), shared(shared), number(blockIdx.x) {}
 
   __device__ __forceinline__ void fetch() {
-    ahead.rows = 0;
+    ahead.clear();
     if (number >= params.plan.items) return;
-    const int4* source = reinterpret_cast<const int4*>(params.scratch.items + number);
-#pragma unroll
-    for (int i = 0; i < sizeof(Item) / 16; ++i) reinterpret_cast<int4*>(&ahead)[i] = source[i];
-    number = gridDim.x + atomicAdd(params.scratch.next_item, 1);
+    ahead.load(reinterpret_cast<const int4*>(params.scratch.items + number));
+    int drawn = 0;
+    if (leads<kLayout>()) drawn = atomicAdd(params.scratch.next_item, 1);
+    if (kLoaders<kLayout> > 1) drawn = __shfl_sync(0xffffffff, drawn, 0);
+    number = gridDim.x + drawn;
   }
 
   // The next item with any rows, in shared memory for the consumers; rows == 0 after the last. Its
   // place in the ring is free: with the queries of the item before it, the one that was here ended.
   __device__ __forceinline__ const Item& next_item() {
-    while (ahead.rows == 0 && number < params.plan.items) fetch();
+    while (ahead.rows() == 0 && number < params.plan.items) fetch();
     Item& target = shared.items[produced++ % Tile::kItems];
-    target = ahead;
+    ahead.store(target);
     return target;
   }
 
@@ -40,9 +82,14 @@ struct Producer {
     // With two places, one comes free while the item in the other begins: at the first item, too.
     mbarrier_wait(shared.query_empty(queries.index), queries.parity ^ (queries.index == 0));
     const uint32_t barrier = shared.query_full(queries.index);
-    if (item.rows == 0) return mbarrier_arrive(barrier);
-    mbarrier_expect(barrier, params.plan.positions * params.plan.pack * kD * 2);
-    for (int slab = 0; slab < Tile::kSlabs; ++slab) {
+    if (item.rows == 0) {
+      if (leads<kLayout>()) mbarrier_arrive(barrier);
+      return;
+    }
+    if (leads<kLayout>()) {
+      mbarrier_expect(barrier, params.plan.positions * params.plan.pack * kD * 2);
+    }
+    for (int slab = 0; slab < Tile::kSlabs && leads<kLayout>(); ++slab) {
       tma_load_4d_once(shared.query(queries.index) + slab * Tile::kRows * Tile::kSwizzle,
                        &params.query, barrier, slab * Tile::kSlabColumns,
                        item.group * params.plan.pack, item.row, item.b);
@@ -53,7 +100,7 @@ struct Producer {
   // Waits for a free slot and promises `keys` rows to it.
   __device__ uint32_t open_slot(int keys) {
     mbarrier_wait(shared.empty(slots.index), slots.parity ^ 1);
-    mbarrier_expect(shared.full(slots.index), keys * kD * 2);
+    if (leads<kLayout>()) mbarrier_expect(shared.full(slots.index), keys * kD * 2);
     return shared.slot(slots.index);
   }
 
@@ -65,8 +112,20 @@ struct Producer {
                   slab * Tile::kSlabColumns, first, item.b * params.plan.kv_heads + item.kv_head);
     }
   }
-  __device__ void load_tile(const CUtensorMap& map, const Item& item, int first) {
-    load_box(map, item, open_slot(Tile::kKeys), Tile::kKeys, first);
+  __device__ Place place(const Item& item, int first) const {
+    if constexpr (kLayout == Layout::kPages) {
+      return find_pages<Tile>(params.pages, item.b, first, item.end);
+    } else {
+      return first;
+    }
+  }
+  __device__ void load_tile(const CUtensorMap& map, const Item& item, const Place& place) {
+    const uint32_t target = open_slot(Tile::kKeys);
+    if constexpr (kLayout == Layout::kPages) {
+      load_pages<Tile>(params.pages, map, target, shared.full(slots.index), item.kv_head, place);
+    } else {
+      load_box(map, item, target, Tile::kKeys, place);
+    }
     slots.advance();
   }
   __device__ void load_small(const CUtensorMap& map, const Item& item, int edge) {
@@ -88,17 +147,17 @@ struct Producer {
     const Item* item = nullptr;
     previous_grid_wait();  // for the keys, the list of items and zeroed counters
     fetch();
-    int before = 0;  // first key of the tile whose values are next
+    Place before{};  // of the tile whose values are next
     while (true) {
       const Item& next = next_item();
       load_queries(next);
-      const int last = before;  // of the item before
+      const Place last = before;  // of the item before
       KeyCursor<kD, kSchedule> keys(params.scratch, next);
       if (next.rows > 0) {
         if constexpr (Tile::kHasSmall) {
           load_small(params.key_small, next, keys.tiles.edge(next));
         } else {
-          before = keys.next(next);
+          before = place(next, keys.next(next));
           load_tile(params.key, next, before);
         }
       }
@@ -108,15 +167,15 @@ struct Producer {
       fetch();
 #pragma unroll 1
       for (int t = Tile::kHasSmall ? 0 : 1; t < keys.tiles.count; ++t) {
-        const int first = keys.next(next);
-        load_tile(params.key, next, first);
+        const Place at = place(next, keys.next(next));
+        load_tile(params.key, next, at);
         if (Tile::kHasSmall && t == 0) {
           if constexpr (Tile::kHasSmall)
             load_small(params.value_small, next, keys.tiles.edge(next));
         } else {
           load_tile(params.value, next, before);
         }
-        before = first;
+        before = at;
       }
     }
   }

@@ -4,6 +4,10 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
+#include "../problem.h"
+
 namespace trianglemix {
 
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
@@ -41,6 +45,19 @@ inline bool encode_map(CUtensorMap* map, bool half, int swizzle, const void* bas
                         swizzle == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+// Keys or values that lie by pages: boxes of `columns` numbers of at most `keys` slots of a page.
+inline MapShape page_shape(const AttentionProblem& problem, const PageStrides& strides, int columns,
+                           int keys) {
+  const auto bytes = [](int64_t numbers) { return static_cast<cuuint64_t>(2 * numbers); };
+  const auto u64 = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+  const KeyPages& pages = problem.pages;
+  return {4,
+          {u64(problem.head_size), u64(pages.size), u64(problem.kv_num_heads), u64(pages.count)},
+          {bytes(strides.slot), bytes(strides.head), bytes(strides.page)},
+          {static_cast<cuuint32_t>(columns),
+           static_cast<cuuint32_t>(std::min<int64_t>(pages.size, keys)), 1, 1}};
 }
 
 }  // namespace trianglemix

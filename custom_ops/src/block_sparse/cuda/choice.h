@@ -56,6 +56,8 @@ ChoiceScratch choice_scratch_at(const ChoicePlan& plan, Kernel kernel, void* mem
 // Each enqueues one launch and returns its error.
 cudaError_t launch_choice_sm90(const BlockSparseProblem& problem, const ChoiceParams& params,
                                cudaStream_t stream);
+cudaError_t launch_choice_sm90_pages(const BlockSparseProblem& problem, const ChoiceParams& params,
+                                     cudaStream_t stream);
 cudaError_t launch_choice_sm80(const BlockSparseProblem& problem, const ChoiceParams& params,
                                cudaStream_t stream);
 cudaError_t launch_choice_float32(const ChoiceParams& params, cudaStream_t stream);

@@ -1,16 +1,17 @@
 // The choice of blocks on Hopper: sampled scores by warpgroup matrix products, then the threshold.
 //
-// A block is one producer warp, which streams key tiles, the last first, and warpgroups of 64
-// sampled rows each (8 units), all of which each tile serves. Nothing but these tiles is shared: a
-// warp has the scores of its two units, sums them over each block, and chooses. Warpgroups set out
-// for their products in turn: else all would be done at once, and then all take exponentials, while
-// the tensor cores wait. (The two that share the rows of a small item have half of its blocks each,
-// and their own slots of the ring.) Cost per item: rows * keys * 2 * D operations, and as many
-// exponentials as scores.
+// A block is one producer (a thread, or for keys by pages a warp), which streams key tiles, the
+// last first, and warpgroups of 64 sampled rows each (8 units), all of which each tile serves.
+// Nothing but these tiles is shared: a warp has the scores of its two units, sums them over each
+// block, and chooses. Warpgroups set out for their products in turn: else all would be done at
+// once, and then all take exponentials, while the tensor cores wait. (The two that share the rows
+// of a small item have half of its blocks each, and their own slots of the ring.) Cost per item:
+// rows * keys * 2 * D operations, and as many exponentials as scores.
 #pragma once
 
 #include <cuda.h>
 
+#include "../../cuda/sm90_pages.cuh"
 #include "../../cuda/sm90_products.cuh"
 #include "../../cuda/sm90_ring.cuh"
 #include "choose.cuh"
@@ -56,10 +57,36 @@ struct ChoiceShared {
   __device__ uint32_t empty(int i) const { return full(Tile::kSlots + i); }
 };
 
-template <typename Tile>
+template <typename Tile, Layout kLayout>
 struct ChoiceProducer {
-  const ChoiceSm90Params& params;
+  const ParamsOf<ChoiceSm90Params, kLayout>& params;
   const ChoiceShared<Tile> shared;
+
+  __device__ __forceinline__ void open_slot(const Ring<Tile::kSlots>& slots) const {
+    mbarrier_wait(shared.empty(slots.index), slots.parity ^ 1);
+    if (leads<kLayout>()) mbarrier_expect(shared.full(slots.index), Tile::kSlotBytes);
+  }
+  __device__ __forceinline__ static int first_slot(const ChoiceItem& item, int block) {
+    return item.first_valid + int{kBlock} * block;
+  }
+  __device__ __forceinline__ void load(const ChoiceItem& item, const Ring<Tile::kSlots>& slots,
+                                       int block) const {
+    if constexpr (kLayout == Layout::kPages) {
+      const PagedPlace place =
+          find_pages<Tile>(params.pages, item.b, first_slot(item, block), item.sampled_end);
+      open_slot(slots);
+      load_pages<Tile>(params.pages, params.key, shared.slot(slots.index), shared.full(slots.index),
+                       item.kv_head, place);
+    } else {
+      open_slot(slots);
+#pragma unroll
+      for (int slab = 0; slab < Tile::kSlabs; ++slab) {
+        tma_load_3d(shared.slot(slots.index) + slab * Tile::kKeys * Tile::kSwizzle, &params.key,
+                    shared.full(slots.index), slab * Tile::kSlabColumns, first_slot(item, block),
+                    item.b * params.choice.plan.kv_heads + item.kv_head);
+      }
+    }
+  }
 
   __device__ void run() {
     const ChoicePlan& plan = params.choice.plan;
@@ -71,15 +98,7 @@ struct ChoiceProducer {
       const ChoiceItem item = choice_item(plan, params.choice.lengths, number);
       if (item.count == 0) continue;
       for (int block = item.last_tile(plan); block >= 0; --block) {
-        mbarrier_wait(shared.empty(slots.index), slots.parity ^ 1);
-        mbarrier_expect(shared.full(slots.index), Tile::kSlotBytes);
-#pragma unroll
-        for (int slab = 0; slab < Tile::kSlabs; ++slab) {
-          tma_load_3d(shared.slot(slots.index) + slab * Tile::kKeys * Tile::kSwizzle, &params.key,
-                      shared.full(slots.index), slab * Tile::kSlabColumns,
-                      item.first_valid + int{kBlock} * block,
-                      item.b * plan.kv_heads + item.kv_head);
-        }
+        load(item, slots, block);
         slots.advance();
       }
     }
@@ -240,9 +259,9 @@ struct ChoiceConsumer {
   }
 };
 
-template <typename T, typename Tile>
+template <typename T, typename Tile, Layout kLayout>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
-    choice_sm90(const __grid_constant__ ChoiceSm90Params params) {
+    choice_sm90(const __grid_constant__ ParamsOf<ChoiceSm90Params, kLayout> params) {
   extern __shared__ char raw[];
   const ChoiceShared<Tile> shared(raw);
   if (threadIdx.x == 0) {
@@ -255,7 +274,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     registers_give<Tile::kProducerRegisters>();
-    if (threadIdx.x == 0) ChoiceProducer<Tile>{params, shared}.run();
+    if (threadIdx.x < kLoaders<kLayout>) ChoiceProducer<Tile, kLayout>{params, shared}.run();
     if (threadIdx.x >= 32) {
       fill_rest(params.choice, blockIdx.x * 96 + threadIdx.x - 32, 96 * gridDim.x, 2);
     }

@@ -6,7 +6,9 @@ namespace trianglemix {
 namespace {
 
 // A call whose sizes alone say that all its tiles are dense: decode steps, a rule that keeps all.
+// The dense mode's kernels, which it goes to, read no pages.
 bool is_dense(const BlockSparseProblem& problem) {
+  if (problem.is_paged()) return false;
   const BlockRule rule{problem.pattern, problem.mass, problem.min_length};
   return rule.is_dense() || problem.query_length < kSampleStep;
 }
@@ -91,6 +93,7 @@ const char* run(const AttentionProblem* base, void* workspace, void* stream_poin
   Device device;
   if (const char* error = query_device(&device)) return error;
   if (const char* error = check_sizes(problem)) return error;
+  if (const char* error = check_pages(problem, choose_kernel(problem, device))) return error;
   if (problem.batch * problem.query_length == 0) return nullptr;
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   cudaError_t e = cudaSuccess;
