@@ -29,7 +29,7 @@ from trianglemix.vllm.roles import TRIANGLE, Keeps
 from trianglemix.vllm.row_split import split_rows
 from trianglemix.vllm.segments import SegmentTensors, segment_tensors
 from trianglemix.vllm.served_layers import ServedLayer, count_board, prepare_layers
-from trianglemix.vllm.sparse_segments import attend_sparse
+from trianglemix.vllm.sparse_segments import SegmentKernel, attend_gathered, attend_sparse
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,11 @@ class TriangleForward:
         """`query [rows, H, D]`, the rows of a block-sparse layer's sparse tiles, into `output`."""
         assert isinstance(step.keeps, BlockRule)
         attention = BlockSparse(step.keeps, self.scale, float(self.logits_soft_cap))
-        attend_sparse(query, step.ours, partial(self.gather, kv_cache), attention, output)
+        attend_sparse(query, step.ours, self.sparse_kernel(kv_cache, attention), output)
+
+    def sparse_kernel(self, kv_cache: Tensor, attention: BlockSparse) -> SegmentKernel:
+        """What runs a block-sparse layer's rows of one request."""
+        return partial(attend_gathered, partial(self.gather, kv_cache), attention)
 
     def gather(self, kv_cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[1, G, T, D]` of a request's first `T` tokens, in the pages `table`."""

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
+from trianglemix.pytorch.block_choice import BlockSparse
 from trianglemix.pytorch.cuda_backend import why_not_device, why_not_heads
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.gathered_past import gather_past
 from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
+from trianglemix.vllm.paged_blocks import PagedBlocks
 from trianglemix.vllm.refusals import FLASH_ATTENTION
 from trianglemix.vllm.roles import BLOCK_SPARSE
+from trianglemix.vllm.sparse_segments import SegmentKernel
 from vllm.config import get_current_vllm_config_or_none
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import flash_attn
@@ -57,6 +60,11 @@ class TriangleFlashImpl(TriangleForward, FlashAttentionImpl):
         fixed = flash_attn.canonicalize_singleton_dim_strides
         keys = PagedKeys(fixed(key), fixed(value))
         stream_paged(query, keys, step.ours, step.sinks, step.keeps, calls, output)
+
+    def sparse_kernel(self, kv_cache: Tensor, attention: BlockSparse) -> SegmentKernel:
+        """See `TriangleForward.sparse_kernel`."""
+        in_pages = PagedBlocks(kv_cache, attention)
+        return in_pages if in_pages.is_taken else super().sparse_kernel(kv_cache, attention)
 
     def gather(self, kv_cache: Tensor, table: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
         """See `TriangleForward.gather`."""

@@ -18,7 +18,7 @@ import torch
 from trianglemix.custom_ops.block_sparse.contract import BlockRule
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.cuda_backend import kernel_blocks
-from trianglemix.vllm import cuda, sparse_segments
+from trianglemix.vllm import cuda, paged_blocks, sparse_segments
 from trianglemix.vllm.errors import ServingError
 from trianglemix.vllm.roles import Keeps, role_of
 from trianglemix.vllm.row_split import Request
@@ -133,6 +133,7 @@ def main(seed: int) -> None:
     cuda.merge_attn_states = stand_in.merge
     torch.cuda.current_device = lambda: 0
     sparse_segments.block_sparse_attention = kernel_blocks  # torch.ops.trianglemix, on a CPU
+    paged_blocks.attend_pages = stand_in.attend_pages
     _check_refusals()
     cuda.why_not_device = lambda index: None
     config = engine(TrianglePattern(4, 16, 8))
@@ -147,6 +148,8 @@ def main(seed: int) -> None:
             streamed += _check(requests, pattern, seed + step)
     sparse = 0
     for step in range(BLOCK_STEPS):
+        # In pages, and gathered as for other sizes.
+        paged_blocks.HOPPER_HEAD_SIZES = (stand_in.D,) if step % 2 else ()
         rule = BlockRule(numbers.choice([0.3, 0.6, 0.9]), numbers.choice([0, 150]), 4,
                          numbers.choice([1, 128]), numbers.choice([1, 8, 128]))  # fmt: skip
         requests = _requests(numbers, 700)

@@ -16,6 +16,9 @@ from trianglemix.custom_ops.block_sparse.rule import Rows, kept_blocks
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.custom_ops.triangle.pattern import keep_mask
+from trianglemix.pytorch.cuda_call import NUMBERS
+from trianglemix.pytorch.operators import attend_blocks
+from trianglemix.pytorch.paged_call import PagedInputs
 from trianglemix.vllm.roles import Keeps
 from trianglemix.vllm.row_split import Request
 
@@ -65,6 +68,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tupl
     scores = torch.einsum("ihd,jhd->hij", q.double(), k) * scale
     scores = scores.masked_fill(~mask, float("-inf"))
     return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+def attend_pages(inputs: PagedInputs, numbers: dict[str, float], output: Tensor) -> None:
+    """`paged_call.attend_pages` of one row, by `torch.ops` on keys that are gathered."""
+    (table,), T = inputs.pages.table, inputs.total
+    assert inputs.seqlens_k.tolist() == [T - 1]
+    j = torch.arange(T)
+    page = table[j // PAGE].long()
+    keys = [
+        x[page, :, j % PAGE].transpose(0, 1)[None] for x in (inputs.pages.key, inputs.pages.value)
+    ]
+    first = torch.zeros(1, dtype=torch.int32)
+    lengths = inputs.seqlens_k, inputs.prompt_length, first
+    given = [numbers[name] for name in NUMBERS]
+    output.copy_(attend_blocks(inputs.query, *keys, *lengths, *given).transpose(1, 2))
 
 
 @dataclass(frozen=True)
