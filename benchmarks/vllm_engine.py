@@ -46,7 +46,8 @@ _FIRST_TOKEN: Final = 3
 class Settings:
     """An engine: `longest` prompt and answer together, tokens of a step, share of the memory.
 
-    `block_sparse` makes the layers that are no triangle layers block-sparse ones.
+    `block_sparse` makes the layers that are no triangle layers block-sparse ones. `page` is vLLM's
+    `block_size`, None its own choice.
     """
 
     plugin: bool
@@ -59,6 +60,7 @@ class Settings:
     dtype: str
     device: str
     block_sparse: bool = False
+    page: int | None = None
 
     @property
     def section(self) -> dict[str, Any]:
@@ -83,12 +85,13 @@ class Engine:
             trianglemix.vllm.register()
         section = {"trianglemix": settings.section}
         ours = {"additional_config": section} if settings.plugin else {}
+        pages = {"block_size": settings.page} if settings.page else {}
         self.llm = LLM(
             model=str(_model_folder(settings)), load_format="dummy", skip_tokenizer_init=True,
             max_model_len=settings.longest, max_num_batched_tokens=settings.step,
             max_num_seqs=settings.requests, enable_prefix_caching=False, disable_log_stats=True,
             dtype=settings.dtype, enforce_eager=not settings.compiled,
-            gpu_memory_utilization=settings.memory, **ours,
+            gpu_memory_utilization=settings.memory, **ours, **pages,
         )  # fmt: skip
         self.vocabulary = self.llm.llm_engine.vllm_config.model_config.get_vocab_size()
         self._fill_weights()

@@ -1,7 +1,7 @@
 """How long until the first token inside vLLM? Stock, dense through the plug-in, with our layers.
 
     python -m benchmarks.vllm_ttft                      # one H100 or H200, Llama-3.1-8B's shape
-    python -m benchmarks.vllm_ttft --ways stock,dense,triangle,block_sparse
+    python -m benchmarks.vllm_ttft --ways stock,dense,triangle,block_sparse --page 128
     python -m benchmarks.vllm_ttft --decode             # 64 answers at 4K, too
     python -m benchmarks.vllm_ttft --decode --lengths ""    # these alone, beside what the file has
     python -m benchmarks.vllm_ttft --device cpu --lengths 500,1000 --layers 4 --rounds 2
@@ -13,6 +13,7 @@ the order turns round after each round, so that a card that gets warm slows all 
 `block_sparse` is `triangle` with block-sparse layers in the other half. Random weights have no
 structure, so for each length `mass` is set for the density asked for, as
 `benchmarks.prefill_block_sparse` does.
+Pages of 128 tokens (`--page 128`; vLLM's default is 16) are read in place by block-sparse layers.
 `--decode` needs the whole card for each engine: they start one after the other, twice.
 """
 
@@ -98,12 +99,14 @@ class Asked:
     lengths: list[int]
     rounds: int
     density: float
+    stock_page: int | None = None
 
 
 def measure_first_tokens(settings: Settings, asked: Asked, results: dict[str, Any]) -> None:
     """Fills `results["first_token"]` by length and way, and writes the file as they come."""
     found: dict[str, Any] = results.setdefault("first_token", {})
-    with engine(replace(settings, plugin=False)) as stock, engine(settings) as ours:
+    alone = replace(settings, plugin=False, page=asked.stock_page)
+    with engine(alone) as stock, engine(settings) as ours:
         results["engines"] = {"stock": stock.begun, "ours": ours.begun}
         for length in asked.lengths:
             given: dict[str, Any] = {"task": "first_token", "tokens": length}
@@ -223,6 +226,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--step", type=int, default=8192, help="tokens of a step")
     parser.add_argument("--memory", type=float, default=0.47, help="share of the card, each engine")
+    parser.add_argument("--page", type=int, help="tokens of a page of the plug-in's engine")
+    parser.add_argument("--stock-page", type=int, help="of vLLM's own")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--compiled", action="store_true", help="torch.compile and graphs")
     parser.add_argument("--decode", action="store_true", help="64 answers at 4K, too")
@@ -246,11 +251,11 @@ def main() -> None:
         plugin=True, layers=given.layers, longest=max(lengths, default=0) + _SPARE, step=given.step,
         memory=given.memory, requests=4, compiled=given.compiled,
         dtype="float32" if given.device == "cpu" else given.dtype, device=given.device,
-        block_sparse=BLOCKS in given.ways,
+        block_sparse=BLOCKS in given.ways, page=given.page,
     )  # fmt: skip
     results: dict[str, Any] = {"run": describe_run([]), "settings": asdict(settings)}
     if lengths:
-        asked = Asked(given.ways, lengths, given.rounds, given.density)
+        asked = Asked(given.ways, lengths, given.rounds, given.density, given.stock_page)
         measure_first_tokens(settings, asked, results)
     else:
         results = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))

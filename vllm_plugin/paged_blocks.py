@@ -12,7 +12,8 @@ from trianglemix.pytorch.paged_call import KeyPages, PagedInputs, attend_pages
 from trianglemix.vllm.row_split import Segment
 from trianglemix.vllm.sparse_segments import rows_of
 
-PAGE_SIZES: Final = (16, 32, 64, 128)
+PAGE_SIZES: Final = (32, 64, 128)
+"""Those that are read in place: pages of 16 take longer so than gathered (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PagedBlocks:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the kernels take pages and heads of these sizes, on a Hopper GPU."""
+        """Whether the kernels take heads of this size, on a Hopper GPU, and pages are worth it."""
         _, _, page, both = self.kv_cache.shape
         return page in PAGE_SIZES and both // 2 in HOPPER_HEAD_SIZES
 

@@ -137,13 +137,16 @@ def test_two_gpus_are_as_near_as_one(folder: Path, tmp_path: Path) -> None:
     _compare(folder, dense, served)
 
 
-@pytest.mark.parametrize("budget", [BUDGET, CUTTING_BUDGET])
+@pytest.mark.parametrize(("budget", "page"), [(BUDGET, 16), (BUDGET, 128), (CUTTING_BUDGET, 128)])
 def test_block_sparse_is_as_near_to_float32_as_dense_is(
-    folder: Path, tmp_path: Path, budget: int
+    folder: Path, tmp_path: Path, budget: int, page: int
 ) -> None:
-    """Steps that begin on tiles' edges, but for those of several prompts, and steps that do not."""
-    dense = _serve(folder, tmp_path / "stock", None, budget)
-    served = _serve(folder, tmp_path / "ours", BLOCKS_SECTION, budget)
+    """Steps that begin on tiles' edges, but for those of several prompts, and steps that do not.
+
+    Pages of 16 are gathered, larger ones read in place.
+    """
+    dense = _serve(folder, tmp_path / "stock", None, budget, block_size=page)
+    served = _serve(folder, tmp_path / "ours", BLOCKS_SECTION, budget, block_size=page)
     assert served["rounds"][0][0]["starts"] == list(range(0, LENGTHS[0], budget))
     _compare(folder, dense, served, "blocks")
     answers = [(answer, length) for round_, lengths in _rounds(served)

@@ -42,7 +42,14 @@ def test_pages_and_gathered_keys_give_the_same(
 
 @pytest.mark.parametrize(
     ("page", "size", "taken"),
-    [(16, 128, True), (128, 64, True), (48, 128, False), (256, 128, False), (16, 80, False)],
+    [
+        (32, 128, True),
+        (128, 64, True),
+        (16, 128, False),
+        (48, 128, False),
+        (256, 128, False),
+        (64, 80, False),
+    ],
 )
 def test_other_sizes_are_gathered(page: int, size: int, taken: bool) -> None:
     cache = torch.empty(3, 2, page, 2 * size, dtype=torch.float16)

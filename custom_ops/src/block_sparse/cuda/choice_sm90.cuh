@@ -165,8 +165,8 @@ struct ChoiceConsumer {
     named_barrier_arrive(4 + (strip + 1) % Tile::kGroups, 256);
   }
 
-  // Adds the next slot's keys, which are those of `block`. While the tensor cores are at its scores,
-  // the warpgroup ends the block before it, `open` (-1: none).
+  // Adds the next slot's keys, which are those of `block`. While the tensor cores are at its
+  // scores, the warpgroup ends the block before it, `open` (-1: none).
   __device__ __forceinline__ void visit(Sums& sums, int block, int open, bool plain) {
     float s[Tile::kKeys / 2];
     const int slot = slots.index;
