@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from trianglemix.custom_ops.triangle.contract import TrianglePattern
 from trianglemix.pytorch.block_choice import BlockSparse
-from trianglemix.pytorch.cuda_backend import why_not_device, why_not_heads
+from trianglemix.pytorch.cuda_backend import HOPPER_HEAD_SIZES, why_not_device, why_not_heads
 from trianglemix.vllm.backend import Step, TriangleBuilding, TriangleForward
 from trianglemix.vllm.engine_config import configuration
 from trianglemix.vllm.gathered_past import gather_past
 from trianglemix.vllm.paged import FlashCalls, PagedKeys, stream_paged
-from trianglemix.vllm.paged_blocks import PagedBlocks
+from trianglemix.vllm.paged_blocks import PagedBlocks, reads_pages
 from trianglemix.vllm.refusals import FLASH_ATTENTION
 from trianglemix.vllm.roles import BLOCK_SPARSE
 from trianglemix.vllm.sparse_segments import SegmentKernel
@@ -27,9 +28,24 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
 
+_LOGGER: Final = logging.getLogger("vllm.trianglemix")
+
 
 class TriangleFlashBuilder(TriangleBuilding, FlashAttentionMetadataBuilder):
     """Splits the steps; a step that may hold rows of a prompt is never a whole CUDA graph."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        page, head_size = kv_cache_spec.block_size, kv_cache_spec.head_size
+        sparse = any(layer.role == BLOCK_SPARSE for layer in self._layers)
+        if sparse and head_size in HOPPER_HEAD_SIZES and not reads_pages(page, head_size):
+            _LOGGER.warning(
+                "block-sparse layers copy keys out of pages of %d tokens, which takes longer than "
+                "to read larger ones in place; serve with --block-size 128",
+                page,
+            )
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:

@@ -16,6 +16,11 @@ PAGE_SIZES: Final = (32, 64, 128)
 """Those that are read in place: pages of 16 take longer so than gathered (docs/experiments.md)."""
 
 
+def reads_pages(page: int, head_size: int) -> bool:
+    """Whether the kernels take heads of this size, on a Hopper GPU, and pages are worth it."""
+    return page in PAGE_SIZES and head_size in HOPPER_HEAD_SIZES
+
+
 @dataclass(frozen=True)
 class PagedBlocks:
     """A `SegmentKernel` on a layer's pages, `kv_cache [pages, G, page, 2 D]`."""
@@ -25,9 +30,9 @@ class PagedBlocks:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the kernels take heads of this size, on a Hopper GPU, and pages are worth it."""
+        """Whether these pages are read in place."""
         _, _, page, both = self.kv_cache.shape
-        return page in PAGE_SIZES and both // 2 in HOPPER_HEAD_SIZES
+        return reads_pages(page, both // 2)
 
     def __call__(self, query: Tensor, table: Tensor, segment: Segment, output: Tensor) -> None:
         """See `SegmentKernel`."""

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def _common(requests: list[Request], table: torch.Tensor) -> CommonAttentionMeta
 
 def _spec(dtype: torch.dtype = torch.float16) -> FullAttentionSpec:
     spec = FullAttentionSpec()
-    spec.dtype = dtype
+    spec.dtype, spec.block_size, spec.head_size = dtype, stand_in.PAGE, stand_in.D
     return spec
 
 
@@ -117,6 +118,19 @@ def _check(requests: list[Request], keeps: Keeps, seed: int) -> bool:
     return role_of(keeps) in metadata.trianglemix
 
 
+def _check_warning() -> None:
+    """Pages that are gathered although larger ones would be read in place."""
+    for keeps, sizes, warns in (
+        (BlockRule(), (32,), True),
+        (BlockRule(), (stand_in.PAGE,), False),
+        (TrianglePattern(), (32,), False),
+    ):
+        paged_blocks.PAGE_SIZES = sizes
+        with patch.object(cuda, "_LOGGER") as log:
+            cuda.TriangleFlashBuilder(_spec(), NAMES, _engine(keeps), torch.device("cpu"))
+        assert log.warning.called is warns
+
+
 def _check_refusals() -> None:
     """Block-sparse layers that our kernels do not take stop the engine while it starts."""
     for spec, why in ((_spec(torch.float32), None), (_spec(), "no library")):
@@ -133,9 +147,13 @@ def main(seed: int) -> None:
     cuda.merge_attn_states = stand_in.merge
     torch.cuda.current_device = lambda: 0
     sparse_segments.block_sparse_attention = kernel_blocks  # torch.ops.trianglemix, on a CPU
-    paged_blocks.attend_pages = stand_in.attend_pages
+    in_pages = Mock(wraps=stand_in.attend_pages)
+    paged_blocks.attend_pages = in_pages
+    paged_blocks.HOPPER_HEAD_SIZES = (stand_in.D,)
     _check_refusals()
     cuda.why_not_device = lambda index: None
+    cuda.HOPPER_HEAD_SIZES = (stand_in.D,)
+    _check_warning()
     config = engine(TrianglePattern(4, 16, 8))
     support = cuda.TriangleFlashBuilder.get_cudagraph_support(config, None)
     assert support == AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
@@ -149,12 +167,15 @@ def main(seed: int) -> None:
     sparse = 0
     for step in range(BLOCK_STEPS):
         # In pages, and gathered as for other sizes.
-        paged_blocks.HOPPER_HEAD_SIZES = (stand_in.D,) if step % 2 else ()
+        paged_blocks.PAGE_SIZES = (stand_in.PAGE,) if step % 2 else ()
         rule = BlockRule(numbers.choice([0.3, 0.6, 0.9]), numbers.choice([0, 150]), 4,
                          numbers.choice([1, 128]), numbers.choice([1, 8, 128]))  # fmt: skip
         requests = _requests(numbers, 700)
         if requests[-1].end:
-            sparse += _check(requests, rule, seed + step)
+            calls = in_pages.call_count
+            was_sparse = _check(requests, rule, seed + step)
+            assert (in_pages.call_count > calls) == (was_sparse and step % 2 == 1)
+            sparse += was_sparse
     print(f"streamed {streamed} sparse {sparse}")
 
 
