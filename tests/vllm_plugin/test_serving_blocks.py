@@ -122,6 +122,18 @@ def test_prefix_hits(tmp_path: Path) -> None:
     check(after, expected_after_hit("qwen3", longer, 480, 500, TOKENS, "blocks"))
 
 
+def test_prefix_hits_on_pages_of_whole_tiles(tmp_path: Path) -> None:
+    """The rest of the prompt begins on a tile's edge: the answer of one pass."""
+    earlier, longer = prompt(500), prompt(1000)
+    rounds = [_round([earlier]), _round([longer])]
+    result = run_engine(
+        "llama", rounds, tmp_path, BLOCKS_SECTION, enable_prefix_caching=True, block_size=128
+    )
+    (after,) = result["rounds"][1]
+    assert (after["cached"], after["starts"]) == (384, [384])
+    check(after, expected("llama", longer, TOKENS, "blocks"))
+
+
 def test_a_hit_of_the_same_prompt_changes_nothing(tmp_path: Path) -> None:
     """What is read again are last rows, which were dense before."""
     rounds = [_round([prompt(1000)]), _round([prompt(1000)])]
