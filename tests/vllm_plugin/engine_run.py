@@ -3,14 +3,16 @@
     python engine_run.py JOB RESULT
 
 The job: `model`, `engine` (arguments of `LLM`), `register` (the plug-in, by hand) and `rounds`,
-each `{"prompts": [[ids]], "tokens": n, "budget": tokens of a step, or null}`. Prompts of a round
-are given at once. Each answer says at which tokens of its prompt steps began.
+each `{"prompts": [[ids]], "tokens": n, "budget": tokens of a step, or null}`, with "adapters" where
+prompts have some: a folder or null each. Prompts of a round are given at once. Each answer says at
+which tokens of its prompt steps began.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def _answer(
     )
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
     answers = []
-    for output in llm.generate(prompts, sampling, use_tqdm=False):
+    loras = _loras(asked["adapters"]) if "adapters" in asked else None
+    for output in llm.generate(prompts, sampling, use_tqdm=False, lora_request=loras):
         tokens = list(output.outputs[0].token_ids)
         steps = zip(output.outputs[0].logprobs, tokens, strict=True)
         logs = [step[token].logprob for step, token in steps]
@@ -62,6 +65,13 @@ def _answer(
         answer = {"tokens": tokens, "logs": logs, "cached": output.num_cached_tokens}
         answers.append(answer | {"starts": began})
     return answers
+
+
+def _loras(folders: list[str | None]) -> list[Any]:
+    from vllm.lora.request import LoRARequest
+
+    numbers = {folder: 1 + zlib.crc32(folder.encode()) % 1000 for folder in folders if folder}
+    return [folder and LoRARequest(folder, numbers[folder], folder) for folder in folders]
 
 
 def _watch_starts(scheduler: Any) -> dict[str, list[int]]:

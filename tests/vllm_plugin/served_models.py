@@ -110,9 +110,14 @@ def _model(family: str, served: str) -> Any:
 @lru_cache(maxsize=256)
 def expected(family: str, ids: tuple[int, ...], tokens: int, served: str = "triangle") -> Answer:
     """The answer of `trianglemix.pytorch.patch`, or of the dense model."""
+    return greedy_answer(_model(family, served), ids, tokens)
+
+
+def greedy_answer(model: Any, ids: tuple[int, ...], tokens: int) -> Answer:
+    """A transformers model's answer to a prompt."""
     import torch
 
-    made = _model(family, served).generate(
+    made = model.generate(
         torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
