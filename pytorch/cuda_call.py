@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from trianglemix.custom_ops.block_sparse.contract import TILE
 from trianglemix.custom_ops.contract import AttentionShape
 from trianglemix.custom_ops.cuda_library import (
     BFLOAT16,
@@ -131,7 +132,7 @@ def call_kernels(
     problem.prompt_length = prompt.data_ptr()
     problem.first_valid = first.data_ptr()
     if operator == "block_sparse":
-        problem.block_mask = None if block_mask is None else block_mask.data_ptr()
+        problem.block_mask = mask_address(block_mask, query, capacity)
     device = query.get_device()
     if device < 0 or device == current_device():
         _enqueue(prepared, query, (S, capacity))
@@ -139,6 +140,25 @@ def call_kernels(
         with torch.cuda.device(device):
             _enqueue(prepared, query, (S, capacity))
     return output
+
+
+def mask_address(block_mask: Tensor | None, query: Tensor, keys: int) -> int | None:
+    """Where the optional output lies; ConfigurationError where it is not uint8 `[B, H, C, C]`."""
+    if block_mask is None:
+        return None
+    size = -(-keys // TILE)
+    shape = [*query.shape[:2], size, size]
+    if (
+        block_mask.dtype != torch.uint8
+        or list(block_mask.shape) != shape
+        or not block_mask.is_contiguous()
+        or block_mask.device != query.device
+    ):
+        raise ConfigurationError(
+            f"block_mask is {block_mask.dtype} {list(block_mask.shape)} on {block_mask.device}, "
+            f"but must be contiguous uint8 {shape} on {query.device}"
+        )
+    return block_mask.data_ptr()
 
 
 def buffer_slots(x: Tensor) -> int | None:

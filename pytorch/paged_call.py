@@ -24,6 +24,7 @@ from trianglemix.pytorch.cuda_call import (
     check_devices,
     check_lengths,
     launch,
+    mask_address,
 )
 
 
@@ -91,7 +92,7 @@ def attend_pages(
     problem.seqlens_k = inputs.seqlens_k.data_ptr()
     problem.prompt_length = inputs.prompt_length.data_ptr()
     problem.pages = _structure(pages)
-    problem.block_mask = None if block_mask is None else block_mask.data_ptr()
+    problem.block_mask = mask_address(block_mask, query, inputs.total)
     address = ctypes.addressof(problem)
     on_cuda = query.device.type == "cuda"
     with torch.cuda.device(query.device) if on_cuda else nullcontext():

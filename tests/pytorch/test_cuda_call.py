@@ -289,9 +289,26 @@ def test_threads_share_nothing() -> None:
 
 def test_rules_and_masks_of_block_sparse_layers_arrive() -> None:
     rule = NUMBERS | {"mass": 0.5, "min_length": 600}
-    for mask, text in ((None, "mask 0"), (torch.zeros(8, dtype=torch.uint8), "mask 1")):
+    for mask, text in ((None, "mask 0"), (torch.zeros(2, 4, 1, 1, dtype=torch.uint8), "mask 1")):
         with pytest.raises(RuntimeError, match=f"mass 0.5 least 600 pattern 2 8 4 {text}"):
             run_kernels("block_sparse", small(), rule, mask)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(2, 4, 1, 1),
+        torch.zeros(8, dtype=torch.uint8),
+        torch.zeros(2, 4, 1, 2, dtype=torch.uint8),
+        torch.zeros(4, 2, 1, 1, dtype=torch.uint8),
+        torch.zeros(2, 4, 2, 2, dtype=torch.uint8)[..., :1, :1],
+        torch.zeros(2, 4, 1, 1, dtype=torch.uint8, device="meta"),
+    ],
+)
+def test_a_mask_that_the_kernels_would_write_past_is_refused(mask: Tensor) -> None:
+    rule = NUMBERS | {"mass": 0.5, "min_length": 600}
+    with pytest.raises(ConfigurationError, match=r"block_mask is .* must be contiguous uint8"):
+        run_kernels("block_sparse", small(), rule, mask)
 
 
 def test_nothing_to_do_gives_zeros() -> None:

@@ -93,7 +93,7 @@ def test_the_result_is_written_where_it_is_wanted() -> None:
 def test_rules_and_masks_arrive() -> None:
     rule = DENSE | {"mass": 0.5, "min_length": 600}
     with pytest.raises(RuntimeError, match=r"mass 0\.5 least 600 pattern 2 8 4 mask 1"):
-        attend_pages(by_pages(whole()), rule, block_mask=torch.zeros(8, dtype=torch.uint8))
+        attend_pages(by_pages(whole()), rule, block_mask=torch.zeros(2, 4, 1, 1, dtype=torch.uint8))
 
 
 def test_nothing_to_do_gives_zeros() -> None:
